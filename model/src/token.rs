@@ -71,7 +71,8 @@ mod tests {
         assert_eq!(golden, GOLDEN);
     }
 
-    const GOLDEN: [&str; 4] = ["", "", "", ""];
+    const GOLDEN: [&str; 4] =
+        ["5dada4af137ce7d9", "6446884e7459685e", "ace6fa8854cc261a", "aedde5273e1fc289"];
 
     #[test]
     fn partitions_tile_the_ring() {
