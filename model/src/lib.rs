@@ -6,7 +6,7 @@
 mod answer;
 mod clock;
 // mod codec;
-// mod consistency;
+mod consistency;
 mod ids;
 mod key;
 // mod keyspace;
@@ -14,7 +14,7 @@ mod key;
 mod limits;
 // mod metadata;
 // mod plan;
-// mod quorum;
+mod quorum;
 mod record;
 mod replicas;
 mod token;
@@ -23,7 +23,10 @@ mod version;
 pub use answer::{Refusal, WriteAnswer};
 pub use clock::{ClockError, HybridClock};
 // pub use codec::{DecodeError, Reader, Writer};
-// pub use consistency::{ConsistencyLevel, LevelError, Requirement, ScopeRequirement};
+pub use consistency::{
+    ConsistencyLevel, LevelError, Requirement, ScopeRequirement, UnknownLevel, overlaps,
+    satisfies_require_overlap,
+};
 pub use ids::{ClusterId, KeyspaceId, NodeId, NodeIndex, OperationId, StorageId};
 pub use key::{Key, KeyError, StorageKey};
 // pub use keyspace::{Keyspace, KeyspaceError};
@@ -31,7 +34,7 @@ pub use key::{Key, KeyError, StorageKey};
 pub use limits::Limits;
 // pub use metadata::{Metadata, MetadataHash};
 // pub use plan::{Plan, PlanError, plan};
-// pub use quorum::{Outcome, ReadTally, Vote, WriteTally};
+pub use quorum::{Outcome, ReadTally, Round, Vote, WriteTally};
 pub use record::{Record, RecordError, RecordKind};
 pub use replicas::{DcIndex, ReplicaIndex, ReplicaMask, ReplicaSet};
 pub use token::{PartitionIndex, Token};
