@@ -1,1 +1,26 @@
-//! proto
+//! The wire: generated messages, their conversion from and to the model, errors as gRPC statuses.
+//!
+//! Of all crates only this one knows both `model` and the generated types.
+
+mod convert;
+mod error;
+
+pub use convert::{ConvertError, node_id, refusal, storage_id};
+pub use error::{CallError, CallOutcome, Reason};
+
+/// The public interface.
+#[expect(missing_docs, reason = "generated; the documentation stands in the .proto files")]
+#[expect(unused_qualifications, reason = "generated")]
+pub mod v1 {
+    tonic::include_proto!("quorate.v1");
+}
+
+/// The interface between nodes.
+#[expect(missing_docs, reason = "generated; the documentation stands in the .proto files")]
+#[expect(unused_qualifications, reason = "generated")]
+pub mod internal {
+    tonic::include_proto!("quorate.internal.v1");
+}
+
+/// The encoded descriptors of all files, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

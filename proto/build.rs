@@ -1,0 +1,19 @@
+//! Compiles the protocol files without protoc.
+
+use std::{env, fs, path::PathBuf};
+
+use prost::Message;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = ["quorate/v1/kv.proto", "quorate/v1/admin.proto", "quorate/internal/v1/peer.proto"];
+    for file in files {
+        println!("cargo::rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(files, ["."])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    // No generated connect(): whoever opens a connection brings the connector, so that simulated
+    // networks can carry every call.
+    tonic_prost_build::configure().build_transport(false).bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}
