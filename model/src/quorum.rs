@@ -132,6 +132,15 @@ impl WriteTally {
         self.held.or(self.superseded)
     }
 
+    /// The replicas whose answers stand for an acknowledgement: where the stamp is ordered, all that
+    /// judged it.
+    pub fn acked(&self) -> ReplicaMask {
+        match self.round {
+            Round::First => self.held,
+            Round::Ordered => self.answered(),
+        }
+    }
+
     /// The replicas that may still answer.
     pub fn awaited(&self) -> ReplicaMask {
         self.awaited

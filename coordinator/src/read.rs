@@ -1,0 +1,475 @@
+//! One get. Rules: docs/protocol.md, G1 to G3; speculative reads of section 7.
+//!
+//! Decides whom to ask, when the answers suffice, what is written back before the client is
+//! answered, and what is repaired behind. Never waits, and never knows what slow means.
+//! Source: Attiya, Bar-Noy and Dolev (1995): a reader makes sure of what it returns.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use model::{
+    Hlc, ReadTally, Record, Refusal, ReplicaIndex, ReplicaMask, ReplicaSet, Requirement,
+    ScopeRequirement, Version, WriteAnswer,
+};
+
+use crate::{ReadError, order::Order};
+
+/// What a client wants read.
+#[derive(Clone, Debug)]
+pub struct ReadRequest {
+    /// What the level requires of the replicas.
+    pub requirement: Requirement,
+    /// The coordinator's clock: queries carry it, replicas merge it, expiry is judged at it (G3).
+    pub read_at: Hlc,
+}
+
+/// What happened to a read.
+#[derive(Clone, Debug)]
+pub enum ReadEvent {
+    /// A replica answered a query.
+    Answer {
+        /// Who answers.
+        from: ReplicaIndex,
+        /// The clock that the query carried.
+        read_at: Hlc,
+        /// The newest record there, tombstones and expired ones too; `None` for a key never written.
+        record: Option<Record>,
+        /// The replica's clock.
+        clock: Hlc,
+    },
+    /// A replica answered a write-back.
+    WroteBack {
+        /// Who answers.
+        from: ReplicaIndex,
+        /// The version written back.
+        version: Version,
+        /// The answer.
+        answer: WriteAnswer,
+        /// The newest record there, if the answer is Superseded.
+        newest: Option<Record>,
+    },
+    /// A replica did not answer the query or the write-back: no answer, whatever the reason.
+    Refused {
+        /// Who refuses.
+        from: ReplicaIndex,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Nothing can be sent to these replicas, and no answer comes.
+    Unreachable {
+        /// The replicas.
+        replicas: ReplicaMask,
+    },
+    /// A replica takes unusually long: ask one more.
+    Slow,
+    /// The client's time is over.
+    Deadline,
+}
+
+/// What a read wants done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadEffect {
+    /// Ask replicas for their newest record.
+    Query {
+        /// The replicas.
+        to: ReplicaMask,
+        /// The clock to carry.
+        read_at: Hlc,
+    },
+    /// Write a record to replicas, and tell what they answer.
+    WriteBack {
+        /// The replicas.
+        to: ReplicaMask,
+        /// The record.
+        record: Record,
+    },
+    /// Write a record to replicas. Behind the reply: no answer is awaited.
+    Repair {
+        /// The replicas.
+        to: ReplicaMask,
+        /// The record.
+        record: Record,
+    },
+    /// Answer the client. Comes exactly once.
+    Reply(Result<ReadReply, ReadError>),
+}
+
+/// What a read found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadReply {
+    /// The newest record, be it a tombstone or expired; `None` if the key was never written.
+    pub record: Option<Record>,
+    /// The value; `None` if the key is absent.
+    pub value: Option<Bytes>,
+    /// The version of the newest record; `Version::ABSENT` if the key was never written.
+    pub version: Version,
+    /// How many replicas were required.
+    pub required: u8,
+    /// The replicas that answered.
+    pub answered: ReplicaMask,
+    /// The replicas to which the newest record was or is written, because they held an older one.
+    pub repaired: ReplicaMask,
+}
+
+/// The state machine of one read.
+#[derive(Debug)]
+pub struct Read {
+    requirement: Requirement,
+    read_at: Hlc,
+    phase: Phase,
+    order: Order,
+    /// Neither unreachable nor known to refuse.
+    usable: ReplicaMask,
+    /// Those that were sent this round's query.
+    asked: ReplicaMask,
+    /// Those of them that may still answer.
+    awaited: ReplicaMask,
+    tally: ReadTally,
+    /// The record of the tally's newest version.
+    newest: Option<Record>,
+    /// The highest clock answered.
+    clock: Hlc,
+    /// Those that may still answer a write-back of the newest.
+    writing: ReplicaMask,
+    /// Those to which the newest was written.
+    repaired: ReplicaMask,
+    /// A newer record, answered when the newest was already being confirmed: only for repair (G1).
+    late: Option<(ReplicaIndex, Record)>,
+    refusals: Vec<(ReplicaIndex, Refusal)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Collects the required answers.
+    Query,
+    /// Has them, and makes sure that a quorum has held the newest.
+    Confirm,
+    /// The client has its answer; what was asked besides may still tell who is stale.
+    Replied,
+    Finished,
+}
+
+impl Read {
+    /// Starts a read of the required replicas, the first of `preferred` that are alive: all
+    /// replicas should be named there, fastest first, those of the own datacenter before others.
+    ///
+    /// Fails if too few are alive; then nothing is sent.
+    pub fn start(
+        request: ReadRequest,
+        replicas: Arc<ReplicaSet>,
+        alive: ReplicaMask,
+        preferred: &[ReplicaIndex],
+        effects: &mut Vec<ReadEffect>,
+    ) -> Result<Self, ReadError> {
+        let mut it = Self::prepare(request, &replicas, alive, preferred);
+        it.validate()?;
+        it.execute(0, effects);
+        Ok(it)
+    }
+
+    /// Takes one event. Late, repeated and stray ones change nothing but what is repaired.
+    pub fn handle(&mut self, event: ReadEvent, effects: &mut Vec<ReadEffect>) {
+        match event {
+            ReadEvent::Answer { from, read_at, record, clock } => {
+                if read_at == self.read_at && self.awaited.contains(from) {
+                    self.awaited.remove(from);
+                    self.clock = self.clock.max(clock);
+                    self.answered(from, record, effects);
+                }
+            }
+            ReadEvent::WroteBack { from, version, answer, newest } => {
+                let current = self.phase == Phase::Confirm && version == self.tally.newest();
+                if current && self.writing.contains(from) {
+                    self.writing.remove(from);
+                    self.wrote_back(from, answer, newest, effects);
+                }
+            }
+            ReadEvent::Refused { from, refusal } => {
+                if self.awaited.or(self.writing).contains(from) {
+                    self.refusals.push((from, refusal));
+                    self.give_up(ReplicaMask::only(from), effects);
+                }
+            }
+            ReadEvent::Unreachable { replicas } => self.give_up(replicas, effects),
+            ReadEvent::Slow => self.continue_with(1, effects),
+            ReadEvent::Deadline => {
+                if matches!(self.phase, Phase::Query | Phase::Confirm) {
+                    let (required, answered) = self.numbers();
+                    effects.push(ReadEffect::Reply(Err(ReadError::Timeout { required, answered })));
+                }
+                self.phase = Phase::Finished;
+            }
+        }
+    }
+
+    /// True if nothing more is awaited: the operation's table entry can go.
+    pub fn is_finished(&self) -> bool {
+        self.phase == Phase::Finished
+    }
+
+    fn prepare(
+        request: ReadRequest,
+        replicas: &ReplicaSet,
+        alive: ReplicaMask,
+        preferred: &[ReplicaIndex],
+    ) -> Self {
+        Self {
+            requirement: request.requirement,
+            read_at: request.read_at,
+            phase: Phase::Query,
+            order: Order::new(preferred, replicas.all()),
+            usable: alive.and(replicas.all()),
+            asked: ReplicaMask::EMPTY,
+            awaited: ReplicaMask::EMPTY,
+            tally: ReadTally::default(),
+            newest: None,
+            clock: Hlc::ZERO,
+            writing: ReplicaMask::EMPTY,
+            repaired: ReplicaMask::EMPTY,
+            late: None,
+            refusals: Vec::new(),
+        }
+    }
+
+    fn validate(&self) -> Result<(), ReadError> {
+        let lacks = |it: &&ScopeRequirement| it.count(self.usable) < it.required;
+        self.requirement.scopes().iter().find(lacks).map_or(Ok(()), |it| {
+            let (required, alive) = (it.required, it.count(self.usable));
+            Err(ReadError::Unavailable { datacenter: it.datacenter, required, alive })
+        })
+    }
+
+    /// Asks as many as the scopes still miss, and `more` of each scope beyond them.
+    fn execute(&mut self, more: u8, effects: &mut Vec<ReadEffect>) {
+        let mut to = ReplicaMask::EMPTY;
+        for scope in self.requirement.scopes() {
+            let answered = scope.count(self.tally.answered());
+            if answered >= scope.required {
+                continue;
+            }
+            let coming = answered + scope.count(self.awaited);
+            let missing = scope.required.saturating_sub(coming);
+            let left = scope.mask.and(self.usable).without(self.asked);
+            if scope.count(left) < missing {
+                return self.fail(effects);
+            }
+            to = to.or(self.order.pick(left, missing + more));
+        }
+        if !to.is_empty() {
+            self.asked = self.asked.or(to);
+            self.awaited = self.awaited.or(to);
+            effects.push(ReadEffect::Query { to, read_at: self.read_at });
+        }
+    }
+
+    fn answered(
+        &mut self,
+        from: ReplicaIndex,
+        record: Option<Record>,
+        effects: &mut Vec<ReadEffect>,
+    ) {
+        let version = record.as_ref().map_or(Version::ABSENT, Record::version);
+        match self.phase {
+            Phase::Query => {
+                if self.tally.record(from, version) {
+                    self.newest = record;
+                }
+                self.collect(effects);
+            }
+            Phase::Confirm if version > self.tally.newest() => {
+                self.late = record.map(|it| (from, it));
+            }
+            Phase::Confirm => {
+                self.tally.record(from, version);
+                self.collect(effects);
+            }
+            Phase::Replied => {
+                self.repair_late(from, record, effects);
+                self.close();
+            }
+            Phase::Finished => {}
+        }
+    }
+
+    /// Goes on as soon as the answers allow it: to the confirmation, or to the reply.
+    fn collect(&mut self, effects: &mut Vec<ReadEffect>) {
+        if !self.tally.is_answered(&self.requirement) {
+            return;
+        }
+        if self.requirement.is_ordered() && !self.tally.is_confirmed(&self.requirement) {
+            if self.phase == Phase::Query {
+                self.phase = Phase::Confirm;
+                self.write_back(0, effects);
+            }
+            return;
+        }
+        let expires = |it: &Record| !it.expired_at(self.read_at) && it.expired_at(self.clock);
+        if self.newest.as_ref().is_some_and(expires) {
+            self.read_again(effects);
+        } else {
+            self.finish(effects);
+        }
+    }
+
+    /// Writes the newest to as many as the scopes still miss for a quorum, and `more` of each scope
+    /// beyond them: first to those known to be stale, then to those not asked.
+    fn write_back(&mut self, more: u8, effects: &mut Vec<ReadEffect>) {
+        let mut to = ReplicaMask::EMPTY;
+        for scope in self.requirement.scopes() {
+            let holding = scope.count(self.tally.holding());
+            if holding >= scope.quorum {
+                continue;
+            }
+            let missing = scope.quorum.saturating_sub(holding + scope.count(self.writing));
+            let done = self.tally.holding().or(self.writing);
+            let left = scope.mask.and(self.usable).without(done);
+            if scope.count(left) < missing {
+                return self.fail(effects);
+            }
+            let stale = self.order.pick(left.and(self.tally.stale()), missing + more);
+            let others = missing + more - scope.count(stale);
+            to = to.or(stale).or(self.order.pick(left.without(self.tally.stale()), others));
+        }
+        if let Some(record) = self.newest.clone().filter(|_| !to.is_empty()) {
+            self.writing = self.writing.or(to);
+            self.repaired = self.repaired.or(to);
+            effects.push(ReadEffect::WriteBack { to, record });
+        }
+    }
+
+    fn wrote_back(
+        &mut self,
+        from: ReplicaIndex,
+        answer: WriteAnswer,
+        newest: Option<Record>,
+        effects: &mut Vec<ReadEffect>,
+    ) {
+        match (answer, newest) {
+            (WriteAnswer::Applied | WriteAnswer::Held, _) => {
+                self.tally.hold(from);
+                self.collect(effects);
+            }
+            // No confirmation (CE2): what is newer there is the newest now, and to be confirmed.
+            (WriteAnswer::Superseded { .. }, Some(record))
+                if self.tally.adopt(from, record.version()) =>
+            {
+                self.newest = Some(record);
+                self.writing = ReplicaMask::EMPTY;
+                self.repaired = ReplicaMask::EMPTY;
+                self.collect(effects);
+                self.continue_with(0, effects);
+            }
+            (WriteAnswer::Refused(refusal), _) => {
+                self.refusals.push((from, refusal));
+                self.give_up(ReplicaMask::only(from), effects);
+            }
+            (WriteAnswer::Superseded { .. }, _) => self.give_up(ReplicaMask::only(from), effects),
+        }
+    }
+
+    /// G3: some replica has seen a clock at which the record has expired. So that no later read
+    /// goes back behind it, this one carries that clock to a quorum and judges by it.
+    fn read_again(&mut self, effects: &mut Vec<ReadEffect>) {
+        self.read_at = self.clock;
+        self.phase = Phase::Query;
+        self.asked = ReplicaMask::EMPTY;
+        self.awaited = ReplicaMask::EMPTY;
+        self.tally = ReadTally::default();
+        self.newest = None;
+        self.writing = ReplicaMask::EMPTY;
+        self.repaired = ReplicaMask::EMPTY;
+        self.late = None;
+        self.execute(0, effects);
+    }
+
+    fn give_up(&mut self, replicas: ReplicaMask, effects: &mut Vec<ReadEffect>) {
+        self.usable = self.usable.without(replicas);
+        self.awaited = self.awaited.without(replicas);
+        self.writing = self.writing.without(replicas);
+        self.continue_with(0, effects);
+    }
+
+    fn continue_with(&mut self, more: u8, effects: &mut Vec<ReadEffect>) {
+        match self.phase {
+            Phase::Query => self.execute(more, effects),
+            Phase::Confirm => self.write_back(more, effects),
+            Phase::Replied => self.close(),
+            Phase::Finished => {}
+        }
+    }
+
+    /// Answers the client, then repairs those that answered an older version.
+    fn finish(&mut self, effects: &mut Vec<ReadEffect>) {
+        let stale = self.tally.stale().and(self.usable).without(self.repaired);
+        self.repaired = self.repaired.or(stale);
+        self.phase = Phase::Replied;
+        effects.push(ReadEffect::Reply(Ok(ReadReply {
+            value: self.newest.as_ref().and_then(|it| it.live_value(self.read_at)),
+            record: self.newest.clone(),
+            version: self.tally.newest(),
+            required: self.requirement.required(),
+            answered: self.tally.answered(),
+            repaired: self.repaired,
+        })));
+        if let Some(record) = self.newest.clone().filter(|_| !stale.is_empty()) {
+            effects.push(ReadEffect::Repair { to: stale, record });
+        }
+        if let Some((from, record)) = self.late.take() {
+            self.repair_late(from, Some(record), effects);
+        }
+        self.close();
+    }
+
+    /// Repairs whom an answer behind the reply shows to be stale: its sender, or all others.
+    fn repair_late(
+        &mut self,
+        from: ReplicaIndex,
+        record: Option<Record>,
+        effects: &mut Vec<ReadEffect>,
+    ) {
+        let version = record.as_ref().map_or(Version::ABSENT, Record::version);
+        let sender = ReplicaMask::only(from);
+        let to = if version == self.tally.newest() {
+            ReplicaMask::EMPTY
+        } else if version < self.tally.newest() {
+            sender.without(self.repaired)
+        } else {
+            let others = self.tally.answered().without(sender);
+            self.tally.adopt(from, version);
+            self.newest = record;
+            self.repaired = ReplicaMask::EMPTY;
+            others
+        };
+        let to = to.and(self.usable);
+        if let Some(record) = self.newest.clone().filter(|_| !to.is_empty()) {
+            effects.push(ReadEffect::Repair { to, record });
+        }
+    }
+
+    fn close(&mut self) {
+        if self.awaited.is_empty() {
+            self.phase = Phase::Finished;
+        }
+    }
+
+    fn fail(&mut self, effects: &mut Vec<ReadEffect>) {
+        self.phase = Phase::Finished;
+        let (required, answered) = self.numbers();
+        let refusals = std::mem::take(&mut self.refusals);
+        let mut corrupt = ReplicaMask::EMPTY;
+        for (from, _) in refusals.iter().filter(|it| it.1 == Refusal::Corrupt) {
+            corrupt.insert(*from);
+        }
+        effects.push(ReadEffect::Reply(Err(match corrupt.is_empty() {
+            true => ReadError::Failed { required, answered, refusals },
+            false => ReadError::Corrupt { required, answered, corrupt },
+        })));
+    }
+
+    /// Required and answered, for errors.
+    fn numbers(&self) -> (u8, u8) {
+        let confirming = self.phase == Phase::Confirm;
+        let of = if confirming { self.tally.holding() } else { self.tally.answered() };
+        (self.requirement.required(), self.requirement.scopes().iter().map(|it| it.count(of)).sum())
+    }
+}

@@ -1,0 +1,493 @@
+//! One put or delete. Rules: docs/protocol.md, P3 to P7, H1, H2 and H4.
+//!
+//! Decides what is sent to which replica, when the write is acknowledged, whether its stamp may be
+//! replaced, and who gets a hint. Never stamps by itself, never waits and never judges who is up.
+//! Source: Dynamo, 4.5 and 4.6; Attiya, Bar-Noy and Dolev (1995) for the query round.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use model::{
+    DcIndex, Hlc, Outcome, Record, Refusal, ReplicaIndex, ReplicaMask, ReplicaSet, RequestId,
+    Requirement, Round, ScopeRequirement, StorageKey, Version, Vote, WriteAnswer, WriteTally,
+};
+
+use crate::WriteError;
+
+/// What a client wants written.
+#[derive(Clone, Debug)]
+pub struct WriteRequest {
+    /// The key, encoded once.
+    pub key: StorageKey,
+    /// The value; `None` is a delete.
+    pub value: Option<Bytes>,
+    /// Names the request in every version it is given.
+    pub request: RequestId,
+    /// How long the value lives after its stamp, in milliseconds. A delete ignores it.
+    pub ttl_ms: Option<u64>,
+    /// What the level requires of the replicas.
+    pub requirement: Requirement,
+    /// Ask a quorum for its versions before stamping (P5). Without effect below quorum levels.
+    pub query_first: bool,
+}
+
+/// What happened to a write.
+#[derive(Clone, Debug)]
+pub enum WriteEvent {
+    /// A replica answered a mutation; or refused a version query, then `hlc` does not matter.
+    Answer {
+        /// Who answers.
+        from: ReplicaIndex,
+        /// The clock of the stamp that it answers.
+        hlc: Hlc,
+        /// The answer.
+        answer: WriteAnswer,
+    },
+    /// A replica answered a version query.
+    Queried {
+        /// Who answers.
+        from: ReplicaIndex,
+        /// The newest version there.
+        newest: Version,
+    },
+    /// Nothing can be sent to these replicas, and no answer comes: a connection was lost, a queue is
+    /// full, or a node was found down.
+    Unreachable {
+        /// The replicas.
+        replicas: ReplicaMask,
+    },
+    /// A hint is durable at this coordinator.
+    HintStored {
+        /// The replica it is kept for.
+        replica: ReplicaIndex,
+        /// The clock of its stamp.
+        hlc: Hlc,
+    },
+    /// A stamp above the one asked for by `NeedStamp`.
+    Stamped(Hlc),
+    /// The client's time is over.
+    Deadline,
+}
+
+/// What a write wants done, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WriteEffect {
+    /// Send the mutation to a replica, which passes it on.
+    Send {
+        /// The replica.
+        to: ReplicaIndex,
+        /// Its neighbours in its datacenter to which it must pass the mutation on.
+        pass_on: ReplicaMask,
+        /// The mutation.
+        record: Record,
+    },
+    /// Ask replicas for the newest version they hold.
+    Query {
+        /// The replicas.
+        to: ReplicaMask,
+    },
+    /// Give a stamp above this one, as `WriteEvent::Stamped`.
+    NeedStamp {
+        /// The highest clock among the versions answered.
+        above: Hlc,
+    },
+    /// Keep the mutation for a replica until it can be reached.
+    Hint {
+        /// The replica.
+        to: ReplicaIndex,
+        /// The mutation.
+        record: Record,
+        /// The dead stamp whose hint for this replica is to be dropped.
+        replaces: Option<Version>,
+    },
+    /// Answer the client. Comes exactly once.
+    Reply(Result<WriteReply, WriteError>),
+}
+
+/// What an acknowledged write can tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteReply {
+    /// The version of the write.
+    pub version: Version,
+    /// How many replicas were required.
+    pub required: u8,
+    /// The replicas that have judged the version so far.
+    pub answered: ReplicaMask,
+    /// Those of them where it is or was the newest.
+    pub applied: ReplicaMask,
+    /// True if a replica already held a version that wins over this one.
+    pub superseded_concurrent: bool,
+}
+
+/// The state machine of one write.
+#[derive(Debug)]
+pub struct Write {
+    request: WriteRequest,
+    replicas: Arc<ReplicaSet>,
+    local_dc: DcIndex,
+    phase: Phase,
+    /// Not known to be out of reach.
+    alive: ReplicaMask,
+    /// The mutation with the stamp in force; none before the first.
+    record: Option<Record>,
+    /// The stamp that died, if one did.
+    dead: Option<Version>,
+    tally: WriteTally,
+    /// The highest clock among the versions answered.
+    highest: Hlc,
+    /// Those asked to pass the stamp in force on, and not given up.
+    forwarders: ReplicaMask,
+    /// Those with a hint of the stamp in force.
+    hinted: ReplicaMask,
+    hint_durable: bool,
+    refusals: Vec<(ReplicaIndex, Refusal)>,
+    replied: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Awaits versions, to stamp above them; `stamp` is at hand.
+    Query {
+        stamp: Hlc,
+        awaited: ReplicaMask,
+        answered: ReplicaMask,
+    },
+    /// Awaits a stamp for the ordered round.
+    Stamp,
+    /// A stamp is out.
+    Collect,
+    Finished,
+}
+
+impl Write {
+    /// Starts a write with a stamp that the caller's clock gave for it.
+    ///
+    /// Fails if too few replicas are alive; then nothing is sent, and no hint is kept (H4).
+    pub fn start(
+        request: WriteRequest,
+        replicas: Arc<ReplicaSet>,
+        alive: ReplicaMask,
+        local_dc: DcIndex,
+        stamp: Hlc,
+        effects: &mut Vec<WriteEffect>,
+    ) -> Result<Self, WriteError> {
+        let mut it = Self::prepare(request, replicas, alive, local_dc);
+        it.validate()?;
+        if it.request.query_first && it.request.requirement.is_ordered() {
+            let awaited = it.alive.and(it.request.requirement.mask());
+            it.phase = Phase::Query { stamp, awaited, answered: ReplicaMask::EMPTY };
+            effects.push(WriteEffect::Query { to: awaited });
+        } else {
+            it.execute(Round::First, stamp, effects);
+        }
+        Ok(it)
+    }
+
+    /// Takes one event. Late, repeated and stray ones change nothing.
+    ///
+    /// Panics if a stamp is not above the one that `NeedStamp` named.
+    pub fn handle(&mut self, event: WriteEvent, effects: &mut Vec<WriteEffect>) {
+        match event {
+            WriteEvent::Answer { from, hlc, answer } => match self.phase {
+                Phase::Query { .. } => self.query_refused(from, answer, effects),
+                Phase::Collect if hlc == self.version().hlc => self.answered(from, answer, effects),
+                _ => {}
+            },
+            WriteEvent::Queried { from, newest } => self.queried(from, newest, effects),
+            WriteEvent::Unreachable { replicas } => self.unreachable(replicas, effects),
+            WriteEvent::HintStored { replica, hlc } => {
+                if self.phase == Phase::Collect && hlc == self.version().hlc {
+                    self.hint_durable |= self.hinted.contains(replica);
+                    self.collect(effects);
+                }
+            }
+            WriteEvent::Stamped(stamp) => {
+                if self.phase == Phase::Stamp {
+                    assert!(stamp > self.highest, "stamp {stamp} is not above {}", self.highest);
+                    self.execute(Round::Ordered, stamp, effects);
+                }
+            }
+            WriteEvent::Deadline => self.deadline(effects),
+        }
+    }
+
+    /// True if nothing more is awaited: the operation's table entry can go.
+    pub fn is_finished(&self) -> bool {
+        self.phase == Phase::Finished
+    }
+
+    fn prepare(
+        request: WriteRequest,
+        replicas: Arc<ReplicaSet>,
+        alive: ReplicaMask,
+        local_dc: DcIndex,
+    ) -> Self {
+        Self {
+            alive: alive.and(replicas.all()),
+            request,
+            replicas,
+            local_dc,
+            phase: Phase::Stamp,
+            record: None,
+            dead: None,
+            tally: WriteTally::new(Round::First, ReplicaMask::EMPTY),
+            highest: Hlc::ZERO,
+            forwarders: ReplicaMask::EMPTY,
+            hinted: ReplicaMask::EMPTY,
+            hint_durable: false,
+            refusals: Vec::new(),
+            replied: false,
+        }
+    }
+
+    fn validate(&self) -> Result<(), WriteError> {
+        let requirement = &self.request.requirement;
+        let lacks = |it: &&ScopeRequirement| it.count(self.alive) < it.required;
+        match requirement.scopes().iter().find(lacks) {
+            Some(it) if !requirement.is_any() => Err(WriteError::Unavailable {
+                datacenter: it.datacenter,
+                required: it.required,
+                alive: it.count(self.alive),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends a stamp to every replica that is alive, once to each other datacenter, and hints the
+    /// rest. What a dead stamp left as hints is replaced (P7).
+    fn execute(&mut self, round: Round, stamp: Hlc, effects: &mut Vec<WriteEffect>) {
+        let version = Version { hlc: stamp, request: self.request.request };
+        let value = self.request.value.as_deref();
+        let ttl_ms = self.request.ttl_ms.filter(|_| value.is_some());
+        let expiry_ms = ttl_ms.map_or(0, |it| stamp.ms().saturating_add(it));
+        let record = Record::encode(&self.request.key, version, expiry_ms, value);
+
+        self.dead = self.record.replace(record.clone()).map(|it| it.version());
+        self.phase = Phase::Collect;
+        self.tally = WriteTally::new(round, self.alive);
+        self.forwarders = ReplicaMask::EMPTY;
+        self.hint_durable = false;
+        for (datacenter, members) in self.replicas.datacenters() {
+            let mut up = members.and(self.alive).iter();
+            if *datacenter == self.local_dc {
+                effects.extend(up.map(|to| send(to, ReplicaMask::EMPTY, &record)));
+            } else if let Some(to) = up.next() {
+                let pass_on = members.and(self.alive).without(ReplicaMask::only(to));
+                if !pass_on.is_empty() {
+                    self.forwarders.insert(to);
+                }
+                effects.push(send(to, pass_on, &record));
+            }
+        }
+        let of_dead_stamp = std::mem::take(&mut self.hinted);
+        for to in of_dead_stamp.or(self.replicas.all().without(self.alive)).iter() {
+            let replaces = self.dead.filter(|_| of_dead_stamp.contains(to));
+            self.hinted.insert(to);
+            effects.push(WriteEffect::Hint { to, record: record.clone(), replaces });
+        }
+        self.collect(effects);
+    }
+
+    fn queried(&mut self, from: ReplicaIndex, newest: Version, effects: &mut Vec<WriteEffect>) {
+        if let Phase::Query { awaited, answered, .. } = &mut self.phase
+            && awaited.contains(from)
+        {
+            awaited.remove(from);
+            answered.insert(from);
+            self.highest = self.highest.max(newest.hlc);
+            self.collect_query(effects);
+        }
+    }
+
+    fn query_refused(
+        &mut self,
+        from: ReplicaIndex,
+        answer: WriteAnswer,
+        effects: &mut Vec<WriteEffect>,
+    ) {
+        if let Phase::Query { awaited, .. } = &mut self.phase
+            && let WriteAnswer::Refused(refusal) = answer
+            && awaited.contains(from)
+        {
+            awaited.remove(from);
+            self.refusals.push((from, refusal));
+            self.collect_query(effects);
+        }
+    }
+
+    fn answered(
+        &mut self,
+        from: ReplicaIndex,
+        answer: WriteAnswer,
+        effects: &mut Vec<WriteEffect>,
+    ) {
+        let vote = match answer {
+            WriteAnswer::Applied | WriteAnswer::Held => Vote::Held,
+            WriteAnswer::Superseded { never, .. } => Vote::Superseded { never },
+            WriteAnswer::Refused(_) => Vote::Failed,
+        };
+        if !self.tally.record(from, vote) {
+            return;
+        }
+        match answer {
+            WriteAnswer::Superseded { newest, .. } => self.highest = self.highest.max(newest.hlc),
+            WriteAnswer::Refused(refusal) => {
+                self.refusals.push((from, refusal));
+                if may_accept_later(refusal) {
+                    self.hint(from, effects);
+                }
+                // It may have refused to pass the mutation on, too.
+                self.relieve(from, effects);
+            }
+            WriteAnswer::Applied | WriteAnswer::Held => {}
+        }
+        self.collect(effects);
+    }
+
+    fn unreachable(&mut self, replicas: ReplicaMask, effects: &mut Vec<WriteEffect>) {
+        let lost = self.alive.and(replicas);
+        self.alive = self.alive.without(lost);
+        match &mut self.phase {
+            Phase::Query { awaited, .. } => {
+                *awaited = awaited.without(lost);
+                self.collect_query(effects);
+            }
+            Phase::Collect => {
+                for it in lost.iter() {
+                    if self.tally.record(it, Vote::Failed) {
+                        self.hint(it, effects);
+                    }
+                }
+                for it in lost.iter() {
+                    self.relieve(it, effects);
+                }
+                self.collect(effects);
+            }
+            Phase::Stamp | Phase::Finished => {}
+        }
+    }
+
+    /// Sends directly to those to whom a forwarder may not have passed the mutation on.
+    fn relieve(&mut self, forwarder: ReplicaIndex, effects: &mut Vec<WriteEffect>) {
+        if !self.forwarders.contains(forwarder) {
+            return;
+        }
+        self.forwarders.remove(forwarder);
+        let mut datacenters = self.replicas.datacenters().iter();
+        let neighbours = datacenters.find(|it| it.1.contains(forwarder)).map(|it| it.1);
+        let silent = neighbours.unwrap_or_default().and(self.tally.awaited());
+        let record = self.record.as_ref().expect("a forwarder was sent a record");
+        effects.extend(silent.iter().map(|to| send(to, ReplicaMask::EMPTY, record)));
+    }
+
+    fn hint(&mut self, to: ReplicaIndex, effects: &mut Vec<WriteEffect>) {
+        if self.hinted.insert(to) {
+            let record = self.record.clone().expect("hints follow a stamp");
+            effects.push(WriteEffect::Hint { to, record, replaces: None });
+        }
+    }
+
+    fn collect_query(&mut self, effects: &mut Vec<WriteEffect>) {
+        let Phase::Query { stamp, awaited, answered } = self.phase else { return };
+        let scopes = self.request.requirement.scopes();
+        if scopes.iter().all(|it| it.count(answered) >= it.quorum) {
+            if stamp > self.highest {
+                self.execute(Round::Ordered, stamp, effects);
+            } else {
+                self.phase = Phase::Stamp;
+                effects.push(WriteEffect::NeedStamp { above: self.highest });
+            }
+        } else if scopes.iter().any(|it| it.count(answered.or(awaited)) < it.quorum) {
+            let failed = self.failed();
+            self.finish(Err(failed), effects);
+            self.phase = Phase::Finished;
+        }
+    }
+
+    /// Judges the stamp in force, until the client has its answer; then waits for the silent.
+    fn collect(&mut self, effects: &mut Vec<WriteEffect>) {
+        let any = self.request.requirement.is_any();
+        if !self.replied {
+            match self.tally.outcome(&self.request.requirement) {
+                _ if any && self.hint_durable => self.finish(Ok(self.reply()), effects),
+                Outcome::Reached => self.finish(Ok(self.reply()), effects),
+                Outcome::Dead => {
+                    self.phase = Phase::Stamp;
+                    self.highest = self.highest.max(self.version().hlc);
+                    effects.push(WriteEffect::NeedStamp { above: self.highest });
+                    return;
+                }
+                // A hint on its way to the disk may still be the one that ANY requires.
+                Outcome::Lost if any && !self.hinted.is_empty() => {}
+                Outcome::Lost => {
+                    let failed = self.failed();
+                    self.finish(Err(failed), effects);
+                }
+                Outcome::Pending => {}
+            }
+        }
+        if self.replied && self.tally.awaited().is_empty() {
+            self.phase = Phase::Finished;
+        }
+    }
+
+    fn deadline(&mut self, effects: &mut Vec<WriteEffect>) {
+        if self.phase == Phase::Collect {
+            for it in self.tally.awaited().iter() {
+                self.hint(it, effects);
+            }
+        }
+        if !self.replied {
+            let (required, acked) = (self.request.requirement.required(), self.acked());
+            let timeout = WriteError::Timeout { required, acked, versions: self.stamped() };
+            self.finish(Err(timeout), effects);
+        }
+        self.phase = Phase::Finished;
+    }
+
+    fn finish(&mut self, reply: Result<WriteReply, WriteError>, effects: &mut Vec<WriteEffect>) {
+        self.replied = true;
+        effects.push(WriteEffect::Reply(reply));
+    }
+
+    fn reply(&self) -> WriteReply {
+        WriteReply {
+            version: self.version(),
+            required: self.request.requirement.required(),
+            answered: self.tally.answered(),
+            applied: self.tally.held(),
+            superseded_concurrent: !self.tally.superseded().is_empty(),
+        }
+    }
+
+    fn failed(&mut self) -> WriteError {
+        let refusals = std::mem::take(&mut self.refusals);
+        let (required, acked) = (self.request.requirement.required(), self.acked());
+        WriteError::Failed { required, acked, refusals, versions: self.stamped() }
+    }
+
+    fn acked(&self) -> u8 {
+        let acked = self.tally.acked();
+        self.request.requirement.scopes().iter().map(|it| it.count(acked)).sum()
+    }
+
+    fn version(&self) -> Version {
+        self.record.as_ref().map_or(Version::ABSENT, Record::version)
+    }
+
+    fn stamped(&self) -> Vec<Version> {
+        self.dead.into_iter().chain(self.record.as_ref().map(Record::version)).collect()
+    }
+}
+
+fn send(to: ReplicaIndex, pass_on: ReplicaMask, record: &Record) -> WriteEffect {
+    WriteEffect::Send { to, pass_on, record: record.clone() }
+}
+
+/// True for refusals that say nothing against the mutation itself.
+fn may_accept_later(refusal: Refusal) -> bool {
+    match refusal {
+        Refusal::StaleLayout | Refusal::NotReady | Refusal::Failed | Refusal::Overloaded => true,
+        Refusal::BelowFence | Refusal::ClockAhead | Refusal::Corrupt => false,
+    }
+}
