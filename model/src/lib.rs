@@ -5,14 +5,14 @@
 
 mod answer;
 mod clock;
-// mod codec;
+mod codec;
 mod consistency;
 mod ids;
 mod key;
-// mod keyspace;
-// mod layout;
+mod keyspace;
+mod layout;
 mod limits;
-// mod metadata;
+mod metadata;
 // mod plan;
 mod quorum;
 mod record;
@@ -22,17 +22,17 @@ mod version;
 
 pub use answer::{Refusal, WriteAnswer};
 pub use clock::{ClockError, HybridClock};
-// pub use codec::{DecodeError, Reader, Writer};
+pub use codec::{DecodeError, Reader, Writer};
 pub use consistency::{
     ConsistencyLevel, LevelError, Requirement, ScopeRequirement, UnknownLevel, overlaps,
     satisfies_require_overlap,
 };
 pub use ids::{ClusterId, KeyspaceId, NodeId, NodeIndex, OperationId, StorageId};
 pub use key::{Key, KeyError, StorageKey};
-// pub use keyspace::{Keyspace, KeyspaceError};
-// pub use layout::{Layout, LayoutError, NodeDescription};
+pub use keyspace::{ConflictType, Keyspace, KeyspaceError};
+pub use layout::{Layout, LayoutError, NodeDescription};
 pub use limits::Limits;
-// pub use metadata::{Metadata, MetadataHash};
+pub use metadata::{Change, ChangeError, FollowError, KeyspaceChange, Metadata, MetadataHash};
 // pub use plan::{Plan, PlanError, plan};
 pub use quorum::{Outcome, ReadTally, Round, Vote, WriteTally};
 pub use record::{Record, RecordError, RecordKind};

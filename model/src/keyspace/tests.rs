@@ -1,0 +1,1 @@
+//! Keyspaces: what is refused, with which numbers.

@@ -1,0 +1,1 @@
+//! Layouts: validation, encoding, replica sets.
