@@ -350,3 +350,6 @@ fn quorum(replicas: u8) -> u8 {
 fn count(mask: ReplicaMask) -> u8 {
     u8::try_from(mask.len()).expect("at most 32 replicas")
 }
+
+#[cfg(test)]
+mod tests;

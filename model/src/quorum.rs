@@ -215,3 +215,6 @@ impl ReadTally {
         self.answered.without(self.holding)
     }
 }
+
+#[cfg(test)]
+mod tests;
