@@ -1,1 +1,5 @@
 //! node
+
+pub mod commit;
+pub mod replica;
+pub mod storage;

@@ -1,0 +1,202 @@
+//! The commit path of a replica: the one writer of a node's storage.
+//!
+//! Everything that changes the disk is an item in a [`CommitQueue`]. One [`Committer`] takes what
+//! is queued as a group (no timer: groups form by themselves while the disk is busy), judges every
+//! mutation against what is stored and against the items before it, writes one batch, waits for
+//! the disk once, and only then answers the group (rules P2 and G4). It is the serialization point
+//! per key, and there is never a second one: two writers on one database cost more than they give.
+//!
+//! Decides nothing about levels, fences or clocks: who enqueues a mutation has checked these.
+
+mod committer;
+mod driver;
+mod hints;
+mod overlay;
+mod queue;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use model::{
+    KeyspaceId, NodeId, OperationId, PartitionIndex, Record, Refusal, StorageKey, Version,
+    WriteAnswer,
+};
+
+use crate::storage::{Durability, StorageError};
+
+pub use committer::Committer;
+pub use driver::{run_as_task, run_on_thread};
+pub use hints::{DirtyMark, Hint, HintPage, dirty_marks, hints_for};
+pub use queue::{CommitQueue, QueueLimits, Rejected};
+
+/// Called once a change of [`CommitItem::System`] is durable, or has failed. Runs on the commit
+/// thread: hand the news on and return.
+pub type SystemDone = Box<dyn FnOnce(Result<(), StorageError>) + Send>;
+
+/// One change of a node's storage. `D` says where the answer goes.
+pub enum CommitItem<D> {
+    /// A stamped write of one key, from a client's coordinator, a write-back or a repair.
+    Mutation {
+        /// Where the answer goes.
+        destination: D,
+        /// Given back in the answer.
+        operation: OperationId,
+        /// Given back in the answer.
+        slot: u32,
+        /// The key.
+        key: StorageKey,
+        /// The record, checked when it entered the process.
+        record: Record,
+        /// A write-back: an answer `Superseded` carries the record stored here (rule G1).
+        want_newest: bool,
+    },
+    /// A change of what the node knows about itself: metadata, clock ceiling, agreement.
+    System {
+        /// The key in [`crate::storage::Space::System`]; it does not begin with a zero byte.
+        key: Bytes,
+        /// The new value; `None` removes the key.
+        value: Option<Bytes>,
+        /// Hears of the outcome.
+        done: SystemDone,
+    },
+    /// A write kept for a replica that is away.
+    Hint {
+        /// Where the answer goes.
+        destination: D,
+        /// Given back in the answer.
+        operation: OperationId,
+        /// Given back in the answer.
+        slot: u32,
+        /// The replica that is away.
+        target: NodeId,
+        /// The key.
+        key: StorageKey,
+        /// The record.
+        record: Record,
+        /// The dead stamp that this record's stamp replaces: its hint must not stay (rule H2).
+        replaces: Option<Version>,
+    },
+    /// The target durably holds `version` or a newer one: its hint is no longer needed.
+    DropHint {
+        /// The replica that was away.
+        target: NodeId,
+        /// The key.
+        key: StorageKey,
+        /// What the target holds. A newer hint stays.
+        version: Version,
+    },
+    /// The exchange of everything under a dirty mark with its target has ended.
+    DropDirtyMark(DirtyMark),
+    /// Removes every row of a dropped keyspace. Its hints go when they are replayed.
+    DropKeyspace {
+        /// The keyspace's id, which is never used again.
+        keyspace: KeyspaceId,
+    },
+}
+
+impl<D> CommitItem<D> {
+    /// What the item counts against the queue's bytes.
+    fn bytes(&self) -> usize {
+        let held = match self {
+            Self::Mutation { key, record, .. } | Self::Hint { key, record, .. } => {
+                key.as_bytes().len() + record.as_bytes().len()
+            }
+            Self::System { key, value, .. } => key.len() + value.as_ref().map_or(0, Bytes::len),
+            Self::DropHint { key, .. } => key.as_bytes().len(),
+            Self::DropDirtyMark(_) | Self::DropKeyspace { .. } => 0,
+        };
+        held + size_of::<Self>()
+    }
+
+    /// True for what clients cause, and a full queue refuses. The rest is bounded by who enqueues
+    /// it, and refusing it would not help: a node that cannot raise its clock's ceiling stops.
+    fn is_refusable(&self) -> bool {
+        matches!(self, Self::Mutation { .. } | Self::Hint { .. })
+    }
+}
+
+/// What became of one mutation or hint. What it reports is durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitAnswer {
+    /// As in the item.
+    pub operation: OperationId,
+    /// As in the item.
+    pub slot: u32,
+    /// The version of the item's record.
+    pub version: Version,
+    /// The outcome.
+    pub kind: CommitAnswerKind,
+    /// The record stored here, if the item asked for it and a newer one is.
+    pub newest: Option<Record>,
+}
+
+/// The outcome of one mutation or hint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitAnswerKind {
+    /// The judgement of a mutation.
+    Mutation(WriteAnswer),
+    /// The hint, or a newer one for the same key, is kept.
+    HintStored,
+    /// The target's hints have reached their bound: the hint was not kept, and a durable mark says
+    /// which part of the ring the target must be compared for (rule H3).
+    HintMarkedDirty,
+    /// Neither hint nor mark is known to be kept.
+    HintRefused(Refusal),
+}
+
+/// What a [`Committer`] is told once.
+#[derive(Clone, Debug)]
+pub struct CommitSettings {
+    /// How groups are written. `Buffered` gives up rule G4 for keyspaces that agree to that.
+    pub durability: Durability,
+    /// The most bytes of hints kept for one target. Beyond it the exchange does the work, which
+    /// moves less than a replay of many overwrites would.
+    pub hint_bytes_per_target_max: u64,
+}
+
+impl Default for CommitSettings {
+    /// Synced; 128 MiB of hints per target: some minutes of a replica's share of full load, which
+    /// covers a restart, and little against the data of a node.
+    fn default() -> Self {
+        Self { durability: Durability::Synced, hint_bytes_per_target_max: 128 << 20 }
+    }
+}
+
+/// What a commit path has done since it was opened.
+#[derive(Debug, Default)]
+pub struct CommitCounters {
+    /// Groups written or judged.
+    pub groups: AtomicU64,
+    /// Items in them.
+    pub items: AtomicU64,
+    /// The most items of one group.
+    pub group_items_max: AtomicU64,
+    /// Records written.
+    pub records_written: AtomicU64,
+    /// Mutations answered `Superseded`.
+    pub superseded: AtomicU64,
+    /// Items refused because the stored bytes of their key are damaged. Alarm.
+    pub corrupt: AtomicU64,
+    /// Records of one version with different contents: a request id was used twice. Alarm.
+    pub conflicting_records: AtomicU64,
+    /// Hints kept.
+    pub hints_stored: AtomicU64,
+    /// Hints replaced by a dirty mark.
+    pub hints_marked_dirty: AtomicU64,
+    /// Groups refused because the disk was full.
+    pub groups_full: AtomicU64,
+    /// Groups refused because the storage had failed.
+    pub groups_failed: AtomicU64,
+}
+
+impl CommitCounters {
+    fn add(counter: &AtomicU64, count: usize) {
+        counter.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// The lane (database, log, commit thread) of a partition. One lane serves some sixteen cores; the
+/// number of lanes is on disk, so more of them is a migration and not a format.
+pub fn lane(_partition: PartitionIndex) -> usize {
+    0
+}

@@ -1,0 +1,370 @@
+//! Judges and writes one group at a time.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use model::{KeyspaceId, NodeId, Record, Refusal, StorageKey, Version, WriteAnswer};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::hints::{HintLedger, hint_bytes, hint_key};
+use super::overlay::Overlay;
+use super::{
+    CommitAnswer, CommitAnswerKind, CommitCounters, CommitItem, CommitSettings, DirtyMark,
+    SystemDone,
+};
+use crate::replica::{History, RecentVersions, Stored, decode_stored, judge};
+use crate::storage::{Space, Storage, StorageError, WriteBatch};
+
+/// The one writer of a storage.
+pub struct Committer<S> {
+    storage: Arc<S>,
+    settings: CommitSettings,
+    counters: Arc<CommitCounters>,
+    recent: RecentVersions,
+    ledger: HintLedger,
+    failure: Option<StorageError>,
+    group: Group,
+}
+
+/// What the group at hand has come to so far. Kept for its memory.
+struct Group {
+    batch: WriteBatch,
+    records: Overlay<Stored>,
+    hints: Overlay<Option<Record>>,
+    done: Vec<SystemDone>,
+    /// A lone item needs no overlay.
+    alone: bool,
+}
+
+impl<S: Storage> Committer<S> {
+    /// Takes over the writing of a storage, which nobody else may write from now on.
+    pub fn open(storage: Arc<S>, settings: CommitSettings) -> Result<Self, StorageError> {
+        let ledger = HintLedger::load(&*storage)?;
+        let batch = WriteBatch::new();
+        let (records, hints) = (Overlay::new(), Overlay::new());
+        let group = Group { batch, records, hints, done: Vec::new(), alone: false };
+        let counters = Arc::default();
+        let recent = RecentVersions::new();
+        Ok(Self { storage, settings, counters, recent, ledger, failure: None, group })
+    }
+
+    /// What this committer counts.
+    pub fn counters(&self) -> Arc<CommitCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// The storage.
+    pub fn storage(&self) -> &Arc<S> {
+        &self.storage
+    }
+
+    /// Drains a group: judges its items in order, writes them in one batch, and appends an answer
+    /// for every mutation and hint once the batch is durable.
+    ///
+    /// On an error nothing of the group is known to be written and every answer is a refusal:
+    /// `Overloaded` if the disk is full, and the next group may succeed; `Failed` if the storage
+    /// has failed, and then no group ever succeeds again: the node must stop.
+    pub fn commit<D>(
+        &mut self,
+        group: &mut Vec<CommitItem<D>>,
+        answers: &mut Vec<(D, CommitAnswer)>,
+    ) -> Result<(), StorageError> {
+        self.counters.groups.fetch_add(1, Ordering::Relaxed);
+        CommitCounters::add(&self.counters.items, group.len());
+        let items = u64::try_from(group.len()).unwrap_or(u64::MAX);
+        self.counters.group_items_max.fetch_max(items, Ordering::Relaxed);
+
+        let first_answer = answers.len();
+        self.group.alone = group.len() == 1;
+        for item in group.drain(..) {
+            self.stage(item, answers);
+        }
+        let written = self.write();
+        if let Err(error) = &written {
+            self.undo(error);
+            let refusal = refusal_of(error);
+            for (_, answer) in &mut answers[first_answer..] {
+                answer.refuse(refusal);
+            }
+        }
+        self.ledger.keep();
+        self.group.batch.clear();
+        self.group.records.clear();
+        self.group.hints.clear();
+        for done in self.group.done.drain(..) {
+            done(written.clone());
+        }
+        written
+    }
+
+    fn stage<D>(&mut self, item: CommitItem<D>, answers: &mut Vec<(D, CommitAnswer)>) {
+        match item {
+            CommitItem::Mutation { destination, operation, slot, key, record, want_newest } => {
+                let version = record.version();
+                let (answer, newest) = self.stage_mutation(&key, record, want_newest);
+                let kind = CommitAnswerKind::Mutation(answer);
+                answers
+                    .push((destination, CommitAnswer { operation, slot, version, kind, newest }));
+            }
+            CommitItem::Hint { destination, operation, slot, target, key, record, replaces } => {
+                let version = record.version();
+                let kind = self.stage_hint(target, &key, record, replaces);
+                answers.push((
+                    destination,
+                    CommitAnswer { operation, slot, version, kind, newest: None },
+                ));
+            }
+            CommitItem::System { key, value, done } => {
+                match value {
+                    Some(value) => self.group.batch.put(Space::System, &key, [&value]),
+                    None => self.group.batch.delete(Space::System, &key),
+                }
+                self.group.done.push(done);
+            }
+            CommitItem::DropHint { target, key, version } => self.stage_drop(target, &key, version),
+            CommitItem::DropDirtyMark(mark) => {
+                self.group.batch.delete(Space::System, &mark.system_key());
+            }
+            CommitItem::DropKeyspace { keyspace } => self.stage_drop_keyspace(keyspace),
+        }
+    }
+
+    /// Judges a mutation and, if it is newer than what is here, adds it to the batch.
+    fn stage_mutation(
+        &mut self,
+        key: &StorageKey,
+        record: Record,
+        want_newest: bool,
+    ) -> (WriteAnswer, Option<Record>) {
+        let hash = xxh3_64(key.as_bytes());
+        let stored = match self.stored(hash, key) {
+            Ok(stored) => stored,
+            Err(refusal) => return (WriteAnswer::Refused(refusal), None),
+        };
+        let version = record.version();
+        let Some(stored) = stored else {
+            self.stage_record(hash, key, Stored { record, previous: model::Hlc::ZERO });
+            return (WriteAnswer::Applied, None);
+        };
+        let current = stored.record.version();
+        let recent = self.recent.of(hash, key.as_bytes(), current);
+        let answer = judge(Some(History { current, previous: stored.previous, recent }), version);
+        if version > current {
+            self.recent.replace(hash, key.as_bytes(), current, version);
+            self.stage_record(hash, key, Stored { record, previous: current.hlc });
+        } else if version == current && record.crc() != stored.record.crc() {
+            self.settle_conflict(hash, key, record, stored);
+        } else if matches!(answer, WriteAnswer::Superseded { .. }) {
+            self.counters.superseded.fetch_add(1, Ordering::Relaxed);
+            return (answer, want_newest.then_some(stored.record));
+        }
+        (answer, None)
+    }
+
+    /// Two records of one version with different contents: the higher checksum wins on every
+    /// replica, whatever the order of arrival. Only a request id that was used twice leads here.
+    fn settle_conflict(&mut self, hash: u64, key: &StorageKey, record: Record, stored: Stored) {
+        self.counters.conflicting_records.fetch_add(1, Ordering::Relaxed);
+        let (version, wins) = (record.version(), record.crc() > stored.record.crc());
+        tracing::error!(?key, %version, wins, "two records of one version differ");
+        if wins {
+            self.stage_record(hash, key, Stored { record, previous: stored.previous });
+        }
+    }
+
+    fn stage_record(&mut self, hash: u64, key: &StorageKey, stored: Stored) {
+        let value = [&stored.record.as_bytes()[..], &stored.trailer()];
+        self.group.batch.put(Space::Data, key.as_bytes(), value);
+        self.counters.records_written.fetch_add(1, Ordering::Relaxed);
+        if !self.group.alone {
+            self.group.records.set(hash, key.as_bytes(), stored);
+        }
+    }
+
+    /// What is stored for a key, the group's earlier items included.
+    fn stored(&self, hash: u64, key: &StorageKey) -> Result<Option<Stored>, Refusal> {
+        if let Some(stored) = self.group.records.get(hash, key.as_bytes()) {
+            return Ok(Some(stored.clone()));
+        }
+        let bytes = self.read(Space::Data, key.as_bytes())?;
+        let stored = bytes.map(|it| decode_stored(key, it)).transpose();
+        stored.map_err(|error| self.note_corrupt(key.as_bytes(), &error))
+    }
+
+    fn read(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, Refusal> {
+        if self.failure.is_some() {
+            return Err(Refusal::Failed);
+        }
+        self.storage.get(space, key).map_err(|error| match error {
+            StorageError::Corruption { .. } => self.note_corrupt(key, &error),
+            StorageError::Full { .. } | StorageError::Failed { .. } => {
+                tracing::error!(%error, "the stored version could not be read");
+                Refusal::Failed
+            }
+        })
+    }
+
+    fn note_corrupt(&self, key: &[u8], error: &(dyn Error + 'static)) -> Refusal {
+        self.counters.corrupt.fetch_add(1, Ordering::Relaxed);
+        let key = key.escape_ascii();
+        tracing::error!(%key, error, "stored bytes are damaged; the key is left as it is");
+        Refusal::Corrupt
+    }
+
+    /// Keeps a hint, or a dirty mark past the bound. Of two hints for a key the newer one stays:
+    /// versions commute.
+    fn stage_hint(
+        &mut self,
+        target: NodeId,
+        key: &StorageKey,
+        record: Record,
+        replaces: Option<Version>,
+    ) -> CommitAnswerKind {
+        let row = hint_key(target, key);
+        let hash = xxh3_64(&row);
+        let (old, damaged_bytes) = match self.stored_hint(hash, &row, key) {
+            Ok(StoredHint::Absent) => (None, 0),
+            Ok(StoredHint::Sound(old)) => (Some(old), 0),
+            Ok(StoredHint::Damaged { bytes }) => (None, bytes),
+            Err(refusal) => return CommitAnswerKind::HintRefused(refusal),
+        };
+        if old.as_ref().is_some_and(|it| it.version() >= record.version()) {
+            return CommitAnswerKind::HintStored;
+        }
+        let old_bytes = old.as_ref().map_or(damaged_bytes, |it| hint_bytes(&row, it.as_bytes()));
+        let new_bytes = hint_bytes(&row, record.as_bytes());
+        let bytes = self.ledger.bytes(target).saturating_sub(old_bytes) + new_bytes;
+        if damaged_bytes > 0 {
+            // What it said is lost, and it may have been the newer one.
+            self.mark_dirty(target, key);
+        }
+        if bytes <= self.settings.hint_bytes_per_target_max {
+            self.group.batch.put(Space::Hints, &row, [record.as_bytes()]);
+            self.group.hints.set(hash, &row, Some(record));
+            self.ledger.change(target, old_bytes, new_bytes);
+            self.counters.hints_stored.fetch_add(1, Ordering::Relaxed);
+            return CommitAnswerKind::HintStored;
+        }
+        if old.is_some_and(|it| Some(it.version()) == replaces) {
+            self.remove_hint(hash, &row, target, old_bytes);
+        }
+        self.mark_dirty(target, key);
+        CommitAnswerKind::HintMarkedDirty
+    }
+
+    fn stage_drop(&mut self, target: NodeId, key: &StorageKey, version: Version) {
+        let row = hint_key(target, key);
+        let hash = xxh3_64(&row);
+        match self.stored_hint(hash, &row, key) {
+            Ok(StoredHint::Sound(hint)) if hint.version() <= version => {
+                self.remove_hint(hash, &row, target, hint_bytes(&row, hint.as_bytes()));
+            }
+            Ok(StoredHint::Damaged { bytes }) => {
+                self.remove_hint(hash, &row, target, bytes);
+                self.mark_dirty(target, key);
+            }
+            // A hint that cannot be dropped is replayed once more: versions commute.
+            Ok(StoredHint::Absent | StoredHint::Sound(_)) | Err(_) => {}
+        }
+    }
+
+    fn remove_hint(&mut self, hash: u64, row: &Bytes, target: NodeId, bytes: u64) {
+        self.group.batch.delete(Space::Hints, row);
+        self.group.hints.set(hash, row, None);
+        self.ledger.change(target, bytes, 0);
+    }
+
+    fn mark_dirty(&mut self, target: NodeId, key: &StorageKey) {
+        let mark = DirtyMark::of(target, key).system_key();
+        self.group.batch.put(Space::System, &mark, []);
+        self.counters.hints_marked_dirty.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn stored_hint(&self, hash: u64, row: &[u8], key: &StorageKey) -> Result<StoredHint, Refusal> {
+        if let Some(hint) = self.group.hints.get(hash, row) {
+            return Ok(hint.clone().map_or(StoredHint::Absent, StoredHint::Sound));
+        }
+        let Some(bytes) = self.read(Space::Hints, row)? else { return Ok(StoredHint::Absent) };
+        let counted = hint_bytes(row, &bytes);
+        Ok(match Record::check(key, bytes) {
+            Ok(record) => StoredHint::Sound(record),
+            Err(error) => {
+                self.note_corrupt(row, &error);
+                StoredHint::Damaged { bytes: counted }
+            }
+        })
+    }
+
+    fn stage_drop_keyspace(&mut self, keyspace: KeyspaceId) {
+        let start = keyspace.0.to_be_bytes();
+        let end = match keyspace.0.checked_add(1) {
+            Some(next) => next.to_be_bytes().to_vec(),
+            None => vec![0xff; STORAGE_KEY_BYTES_MAX],
+        };
+        // The overlay keeps what the group has written before: other keyspaces need it, and nothing
+        // asks for this one again.
+        self.group.batch.delete_range(Space::Data, &start, &end);
+    }
+
+    fn write(&mut self) -> Result<(), StorageError> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        self.ledger.stage(&mut self.group.batch);
+        if self.group.batch.is_empty() {
+            return Ok(());
+        }
+        self.storage.write(&self.group.batch, self.settings.durability)
+    }
+
+    /// Takes back what staging the group has noted in memory, and latches a failure.
+    fn undo(&mut self, error: &StorageError) {
+        self.ledger.undo();
+        self.recent.clear();
+        if let StorageError::Full { .. } = error {
+            self.counters.groups_full.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(%error, "a group of writes was refused");
+            return;
+        }
+        self.counters.groups_failed.fetch_add(1, Ordering::Relaxed);
+        if self.failure.is_none() {
+            tracing::error!(%error, "storage has failed; this node accepts no more writes");
+            self.failure = Some(error.clone());
+        }
+    }
+}
+
+enum StoredHint {
+    Absent,
+    Sound(Record),
+    Damaged { bytes: u64 },
+}
+
+impl CommitAnswer {
+    /// Turns the answer of a group that was not written into a refusal.
+    fn refuse(&mut self, refusal: Refusal) {
+        self.newest = None;
+        self.kind = match self.kind {
+            CommitAnswerKind::Mutation(_) => {
+                CommitAnswerKind::Mutation(WriteAnswer::Refused(refusal))
+            }
+            _ => CommitAnswerKind::HintRefused(refusal),
+        };
+    }
+}
+
+fn refusal_of(error: &StorageError) -> Refusal {
+    match error {
+        StorageError::Full { .. } => Refusal::Overloaded,
+        StorageError::Corruption { .. } | StorageError::Failed { .. } => Refusal::Failed,
+    }
+}
+
+/// Above every storage key: the head, an escaped partition key of 4 KiB, its end, a sort key of
+/// 1 KiB, and a byte.
+const STORAGE_KEY_BYTES_MAX: usize = 12 + 2 * (4 << 10) + 2 + (1 << 10) + 1;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! RocksDB's settings, and the memory and threads that databases of one process share.
+
+use rocksdb::{
+    BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, Env, LogLevel, Options,
+    WriteBufferManager,
+};
+
+use super::super::StorageError;
+
+/// Memory and threads that all databases of one process share. Make one per process.
+#[derive(Clone)]
+pub struct RocksShared {
+    env: Env,
+    cache: Cache,
+    write_buffers: WriteBufferManager,
+    memtable_bytes: usize,
+}
+
+/// The sizes of [`RocksShared`].
+#[derive(Clone, Copy, Debug)]
+pub struct RocksLimits {
+    /// Block cache of the process; index blocks, filters and memtables count against it.
+    pub cache_bytes: usize,
+    /// Memtables of the process. The sum may pass it by a memtable for each database.
+    pub write_buffer_bytes: usize,
+    /// The memtable of one database. The log behind it is what a restart has to read: 8 MiB take
+    /// some 50 ms, larger ones gain no speed.
+    pub memtable_bytes: usize,
+}
+
+impl Default for RocksLimits {
+    /// 64 MiB of cache, of which memtables take at most 32, 8 for a database.
+    fn default() -> Self {
+        Self { cache_bytes: 64 << 20, write_buffer_bytes: 32 << 20, memtable_bytes: 8 << 20 }
+    }
+}
+
+impl RocksShared {
+    /// Sets up what the databases of this process share: two threads for compactions, one for
+    /// flushes.
+    pub fn new(limits: RocksLimits) -> Result<Self, StorageError> {
+        let env = Env::new().map_err(|it| StorageError::Failed { message: it.to_string() })?;
+        let cache = Cache::new_lru_cache(limits.cache_bytes);
+        let write_buffers = WriteBufferManager::new_write_buffer_manager_with_cache(
+            limits.write_buffer_bytes,
+            false,
+            cache.clone(),
+        );
+        let mut shared = Self { env, cache, write_buffers, memtable_bytes: limits.memtable_bytes };
+        shared.env.set_low_priority_background_threads(COMPACTION_THREADS);
+        shared.env.set_high_priority_background_threads(FLUSH_THREADS);
+        Ok(shared)
+    }
+
+    /// Bytes of the block cache in use, memtables included.
+    pub fn cache_used_bytes(&self) -> usize {
+        self.cache.get_usage()
+    }
+
+    /// The settings of a database and of each of its column families.
+    pub(super) fn options(&self) -> Options {
+        let mut tables = BlockBasedOptions::default();
+        tables.set_block_cache(&self.cache);
+        tables.set_cache_index_and_filter_blocks(true);
+        tables.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
+
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_env(&self.env);
+        options.set_block_based_table_factory(&tables);
+        options.set_compression_type(DBCompressionType::Lz4);
+        options.set_bottommost_compression_type(DBCompressionType::Zstd);
+        options.set_max_open_files(OPEN_FILES_MAX);
+        options.set_max_background_jobs(COMPACTION_THREADS + FLUSH_THREADS);
+
+        // The log behind the memtables is what a restart reads. A column family that is hardly ever
+        // written would keep old logs alive for ever, hence the bound over all of them.
+        options.set_write_buffer_size(self.memtable_bytes);
+        options.set_write_buffer_manager(&self.write_buffers);
+        options.set_max_total_wal_size(2 * self.memtable_bytes as u64);
+
+        // The default recovery drops, silently, acknowledged writes behind a damaged record. This
+        // one refuses to open instead, and only takes a torn tail for what it is.
+        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+        options.set_track_and_verify_wals_in_manifest(true);
+        options.set_paranoid_checks(true);
+
+        options.set_stats_dump_period_sec(0);
+        options.set_stats_persist_period_sec(0);
+        options.set_log_level(LogLevel::Warn);
+        options.set_max_log_file_size(EVENT_LOG_BYTES_MAX);
+        options.set_keep_log_file_num(EVENT_LOGS_KEPT);
+        options
+    }
+}
+
+const COMPACTION_THREADS: i32 = 2;
+const FLUSH_THREADS: i32 = 1;
+const OPEN_FILES_MAX: i32 = 512;
+const BLOOM_BITS_PER_KEY: f64 = 10.0;
+const EVENT_LOG_BYTES_MAX: usize = 1 << 20;
+const EVENT_LOGS_KEPT: usize = 3;
