@@ -3,10 +3,10 @@
 //! A call's error always tells a stable reason, the numbers behind it, and whether a write happened.
 //! Conventions: google.rpc details as AIP-193 has them.
 
-use std::{collections::BTreeMap, collections::HashMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, StatusExt};
+use tonic_types::{BadRequest, ErrorDetail, ErrorInfo, RetryInfo, StatusExt};
 
 use crate::v1;
 
@@ -227,8 +227,8 @@ impl CallError {
         self
     }
 
-    fn wire_metadata(&self) -> HashMap<String, String> {
-        let mut metadata: HashMap<_, _> = self.metadata.clone().into_iter().collect();
+    fn wire_metadata(&self) -> BTreeMap<String, String> {
+        let mut metadata = self.metadata.clone();
         metadata.insert("outcome".to_owned(), self.outcome.as_str().to_owned());
         if self.clock != 0 {
             metadata.insert("clock".to_owned(), self.clock.to_string());
@@ -248,8 +248,7 @@ impl CallError {
 
     /// From one key's error in the answer to a batch.
     pub fn from_key_error(error: v1::KeyError) -> Self {
-        let metadata = error.metadata.into_iter().collect();
-        Self::assemble(Code::from_i32(error.code), error.message, &error.reason, metadata)
+        Self::assemble(Code::from_i32(error.code), error.message, &error.reason, error.metadata)
     }
 
     fn assemble(
@@ -281,15 +280,21 @@ impl std::error::Error for CallError {}
 
 impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
-        let mut details = ErrorDetails::new();
-        details.set_error_info(error.reason.as_str(), DOMAIN, error.wire_metadata());
+        let mut details: Vec<ErrorDetail> = vec![
+            ErrorInfo {
+                reason: error.reason.as_str().to_owned(),
+                domain: DOMAIN.to_owned(),
+                metadata: error.wire_metadata().into_iter().collect(),
+            }
+            .into(),
+        ];
         if let Some(field) = &error.field {
-            details.add_bad_request_violation(field.as_str(), error.message.as_str());
+            details.push(BadRequest::with_violation(field.as_str(), error.message.as_str()).into());
         }
         if let Some(delay) = error.retry_after {
-            details.set_retry_info(Some(delay));
+            details.push(RetryInfo::new(Some(delay)).into());
         }
-        Self::with_error_details(error.code, error.message, details)
+        Self::with_error_details_vec(error.code, error.message, details)
     }
 }
 

@@ -11,6 +11,7 @@ pub use error::{CallError, CallOutcome, Reason};
 /// The public interface.
 #[expect(missing_docs, reason = "generated; the documentation stands in the .proto files")]
 #[expect(unused_qualifications, reason = "generated")]
+#[expect(clippy::allow_attributes_without_reason, clippy::too_many_lines, reason = "generated")]
 pub mod v1 {
     tonic::include_proto!("quorate.v1");
 }
@@ -18,6 +19,7 @@ pub mod v1 {
 /// The interface between nodes.
 #[expect(missing_docs, reason = "generated; the documentation stands in the .proto files")]
 #[expect(unused_qualifications, reason = "generated")]
+#[expect(clippy::allow_attributes_without_reason, reason = "generated")]
 pub mod internal {
     tonic::include_proto!("quorate.internal.v1");
 }
