@@ -1,0 +1,77 @@
+# `make demo` shows what the database does; `make test` proves it. Each installs what the machine
+# lacks, builds RocksDB once into the cache folder, and builds everything else with cargo.
+# Inputs: XDG_CACHE_HOME, CARGO_TARGET_DIR. Everything this file writes lies outside the checkout.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test build release lint deny bench ci env prepare prepare-test clean-cache
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/quorate
+CARGO_TARGET_DIR ?= $(CACHE)/target
+ROCKSDB_LIB_DIR := $(shell .ci/rocksdb --path)
+ROCKSDB_STATIC := 1
+PATH := $(PATH):$(HOME)/.cargo/bin
+export CARGO_TARGET_DIR ROCKSDB_LIB_DIR ROCKSDB_STATIC PATH
+
+ROCKSDB := $(ROCKSDB_LIB_DIR)/librocksdb.a
+QUORATE := $(CARGO_TARGET_DIR)/release/quorate
+REQUIREMENTS := tests/python/requirements.txt
+PYTHON_ENV := $(CACHE)/python-$(firstword $(shell cksum < $(REQUIREMENTS)))
+PYTHON := $(PYTHON_ENV)/bin/python
+
+help: ## Lists the targets.
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: release ## Three datacenters in one process: writes, reads, a datacenter lost and back.
+	$(QUORATE) demo
+
+test: release prepare-test $(PYTHON_ENV)/ready ## Every test: units, properties, tidy, real processes, a Python client.
+	QUORATE_BIN=$(QUORATE) QUORATE_TEST_PYTHON=$(PYTHON) cargo test --workspace --locked
+
+build: $(ROCKSDB) ## Builds everything for development.
+	cargo build --workspace --all-targets --locked
+
+release: $(ROCKSDB) ## Builds the binary `quorate`, optimised.
+	cargo build --release --package cli --locked
+
+lint: $(ROCKSDB) ## Formatting, clippy, documentation and dependencies; a warning is an error.
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	.ci/deny
+
+deny: prepare ## Licences, bans and sources of all dependencies.
+	.ci/deny
+
+bench: release ## The bars of docs/performance.md, measured on this machine.
+	$(QUORATE) bench bars
+
+ci: ## What continuous integration runs.
+	.ci/run
+
+env: ## Prints what a plain cargo call needs: eval "$$(make -s env)".
+	@echo 'export CARGO_TARGET_DIR="$(CARGO_TARGET_DIR)"'
+	@echo 'export ROCKSDB_LIB_DIR="$(ROCKSDB_LIB_DIR)" ROCKSDB_STATIC=$(ROCKSDB_STATIC)'
+	@echo 'export QUORATE_BIN="$(QUORATE)" QUORATE_TEST_PYTHON="$(PYTHON)"'
+
+prepare: ## Installs the compilers that the machine lacks.
+	@.ci/prepare build
+
+prepare-test:
+	@.ci/prepare test
+
+# Order-only: `prepare` always runs, and never makes the archive or the environment stale.
+$(ROCKSDB): | prepare
+	.ci/rocksdb
+
+# The folder's name carries the requirements; `ready` says that the installation was completed.
+$(PYTHON_ENV)/ready: | prepare-test
+	rm -rf $(PYTHON_ENV)
+	python3 -m venv $(PYTHON_ENV)
+	$(PYTHON) -m pip install --quiet --requirement $(REQUIREMENTS)
+	touch $@
+
+clean-cache: ## Removes all that the builds left in the cache folder, RocksDB too.
+	rm -rf "$(CACHE)"
