@@ -16,6 +16,10 @@ use crate::storage::{Storage, StorageError};
 /// Starts the commit thread. `deliver` gets the answers of one group and drains them; `failed` is
 /// called for every group that was refused because of the disk, and after
 /// [`StorageError::Failed`] the node must stop. Errors if the system gives no thread.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the commit thread of a real node, which waits for its disk; the simulator runs the task"
+)]
 pub fn run_on_thread<S: Storage, D: Send + 'static>(
     queue: Arc<CommitQueue<D>>,
     mut committer: Committer<S>,
@@ -90,3 +94,6 @@ async fn yield_once() {
     })
     .await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -84,7 +84,8 @@ mod tests {
         assert_eq!(decode_stored(&key(), stored().encode()), Ok(stored()));
     }
 
-    const GOLDEN: &str = "";
+    const GOLDEN: &str = "01000000000000000102000000000000abcd0000000000000003c30d0d8f6869\
+                          000000000000009925cb32a3";
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_found() {
