@@ -277,7 +277,9 @@ impl Read {
                 self.collect(effects);
             }
             Phase::Confirm if version > self.tally.newest() => {
-                self.late = record.map(|it| (from, it));
+                if self.late.as_ref().is_none_or(|it| version > it.1.version()) {
+                    self.late = record.map(|it| (from, it));
+                }
             }
             Phase::Confirm => {
                 self.tally.record(from, version);
@@ -453,8 +455,8 @@ impl Read {
     }
 
     fn fail(&mut self, effects: &mut Vec<ReadEffect>) {
-        self.phase = Phase::Finished;
         let (required, answered) = self.numbers();
+        self.phase = Phase::Finished;
         let refusals = std::mem::take(&mut self.refusals);
         let mut corrupt = ReplicaMask::EMPTY;
         for (from, _) in refusals.iter().filter(|it| it.1 == Refusal::Corrupt) {

@@ -411,7 +411,7 @@ impl Write {
             match self.tally.outcome(&self.request.requirement) {
                 _ if any && self.hint_durable => self.finish(Ok(self.reply()), effects),
                 Outcome::Reached => self.finish(Ok(self.reply()), effects),
-                Outcome::Dead => {
+                Outcome::Dead if self.validate().is_ok() => {
                     self.phase = Phase::Stamp;
                     self.highest = self.highest.max(self.version().hlc);
                     effects.push(WriteEffect::NeedStamp { above: self.highest });
@@ -419,7 +419,8 @@ impl Write {
                 }
                 // A hint on its way to the disk may still be the one that ANY requires.
                 Outcome::Lost if any && !self.hinted.is_empty() => {}
-                Outcome::Lost => {
+                // A second stamp that cannot be acknowledged would only add to what is unknown.
+                Outcome::Dead | Outcome::Lost => {
                     let failed = self.failed();
                     self.finish(Err(failed), effects);
                 }
