@@ -488,7 +488,11 @@ fn send(to: ReplicaIndex, pass_on: ReplicaMask, record: &Record) -> WriteEffect 
 /// True for refusals that say nothing against the mutation itself.
 fn may_accept_later(refusal: Refusal) -> bool {
     match refusal {
-        Refusal::StaleLayout | Refusal::NotReady | Refusal::Failed | Refusal::Overloaded => true,
+        Refusal::StaleLayout
+        | Refusal::NotReady
+        | Refusal::Failed
+        | Refusal::DiskFull
+        | Refusal::Overloaded => true,
         Refusal::BelowFence | Refusal::ClockAhead | Refusal::Corrupt => false,
     }
 }

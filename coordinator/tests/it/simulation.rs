@@ -169,21 +169,21 @@ impl World {
         }
         let at = eligible.get(pick % eligible.len().max(1)).copied();
         match (kind, at) {
-            (0..60, Some(at)) => {
+            (0..66, Some(at)) => {
                 let message = self.messages.swap_remove(at);
                 self.deliver(message);
             }
-            (60..64, Some(at)) => self.deliver(self.messages[at].clone()),
-            (64..68, Some(at)) => drop(self.messages.swap_remove(at)),
-            (68..80, _) => self.focus = operation,
-            (80..84, _) => {
+            (66..69, Some(at)) => self.deliver(self.messages[at].clone()),
+            (69..72, Some(at)) => drop(self.messages.swap_remove(at)),
+            (72..86, _) => self.focus = operation,
+            (86..89, _) => {
                 let mask = ReplicaMask::only(self.replica(pick / 16));
                 self.tell_both(operation, &WriteEvent::Unreachable { replicas: mask }, || {
                     ReadEvent::Unreachable { replicas: mask }
                 });
             }
-            (84..87, _) => self.to_read(operation, ReadEvent::Slow),
-            (87, _) => self.tell_both(operation, &WriteEvent::Deadline, || ReadEvent::Deadline),
+            (89..91, _) => self.to_read(operation, ReadEvent::Slow),
+            (91, _) => self.tell_both(operation, &WriteEvent::Deadline, || ReadEvent::Deadline),
             _ => self.start_next(),
         }
     }
@@ -403,7 +403,15 @@ fn plans(operations_max: usize) -> impl Strategy<Value = Vec<Plan>> {
         preferred,
         dead,
     });
-    vec(plan, 2..=operations_max)
+    let any = vec(plan.clone(), 2..=operations_max);
+    // Two writes that race with reads: what most executions that break the rules need.
+    let race = (vec(plan, 5..=operations_max.max(6)), 1usize..4);
+    let race = race.prop_map(|(plans, second)| {
+        let is_write = |at: usize| at == 0 || at == second;
+        let plan = |(at, it)| Plan { write: is_write(at), query_first: false, dead: 0, ..it };
+        plans.into_iter().enumerate().map(plan).collect()
+    });
+    prop_oneof![any, race]
 }
 
 fn settings() -> impl Strategy<Value = Setting> {
@@ -438,7 +446,7 @@ proptest! {
     fn quorum_operations_are_linearizable(
         setting in settings(),
         plans in plans(7),
-        choices in vec(any::<u32>(), 20..140),
+        choices in vec(any::<u32>(), 20..180),
     ) {
         let mut world = World::new(setting, plans);
         for choice in choices {

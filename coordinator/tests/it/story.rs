@@ -266,6 +266,7 @@ fn refusal(name: &str) -> Refusal {
         "ClockAhead" => Refusal::ClockAhead,
         "Corrupt" => Refusal::Corrupt,
         "Failed" => Refusal::Failed,
+        "DiskFull" => Refusal::DiskFull,
         "Overloaded" => Refusal::Overloaded,
         other => panic!("unknown refusal {other}"),
     }
