@@ -102,6 +102,23 @@ fn misnumbered(decisions: &[(&str, &str)]) -> Vec<String> {
     complaints
 }
 
+/// Rules of the protocol that comments name and docs/protocol.md does not define.
+fn undefined_rules(file: &File, protocol: &str) -> Vec<String> {
+    let comments = file.text.lines().filter_map(|it| it.split_once("//").map(|(_, it)| it));
+    let named = comments.flat_map(words).filter(|it| is_rule(it));
+    let defined =
+        |it: &str| protocol.contains(&format!("**{it}.")) || protocol.contains(&format!("**{it},"));
+    let undefined = named.filter(|it| !defined(it));
+    undefined.map(|it| format!("{}: docs/protocol.md defines no {it}", file.path)).collect()
+}
+
+/// `P3`, `F10`, or a counter-example as `CE8`.
+fn is_rule(word: &str) -> bool {
+    let name = word.trim_end_matches(|it: char| it.is_ascii_digit());
+    ["P", "G", "X", "F", "M", "H", "L", "C", "S", "CE"].contains(&name)
+        && (1..=2).contains(&(word.len() - name.len()))
+}
+
 fn documents(tree: &Tree) -> impl Iterator<Item = &File> {
     tree.files.iter().filter(|it| it.path.ends_with(".md"))
 }
@@ -158,6 +175,20 @@ fn commands_exist() {
     );
     let readme = tree.text("README.md");
     assert!(readme.contains("make demo") && readme.contains("make test"));
+}
+
+#[test]
+fn rules_are_defined() {
+    let file =
+        File { path: "a.rs".to_owned(), text: "fn P9() {} // by P3 and F12, see CE8".to_owned() };
+    let complaints = undefined_rules(&file, "**P3.** One stamp.\n**CE8, late.**");
+    assert_eq!(complaints, ["a.rs: docs/protocol.md defines no F12"]);
+
+    let tree = Tree::read();
+    let protocol = tree.text("docs/protocol.md");
+    let code = |it: &&File| it.path.ends_with(".rs") || it.path.ends_with(".proto");
+    let ours = tree.files.iter().filter(code).filter(|it| !it.path.starts_with("tests/tidy/"));
+    assert_none(&ours.flat_map(|it| undefined_rules(it, protocol)).collect::<Vec<_>>());
 }
 
 #[test]
