@@ -159,3 +159,6 @@ impl Judge<'_> {
         MergedRow { key: key.clone(), newest: newest.clone(), settled, stale: tally.stale() }
     }
 }
+
+#[cfg(test)]
+mod tests;

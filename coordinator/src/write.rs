@@ -266,7 +266,6 @@ impl Write {
         self.phase = Phase::Collect;
         self.tally = WriteTally::new(round, self.alive);
         self.forwarders = ReplicaMask::EMPTY;
-        self.hint_durable = false;
         for (datacenter, members) in self.replicas.datacenters() {
             let mut up = members.and(self.alive).iter();
             if *datacenter == self.local_dc {

@@ -182,7 +182,7 @@ impl World {
                     ReadEvent::Unreachable { replicas: mask }
                 });
             }
-            (89..91, _) => self.to_read(operation, ReadEvent::Slow),
+            (89..91, _) => self.tell_read(operation, ReadEvent::Slow),
             (91, _) => self.tell_both(operation, &WriteEvent::Deadline, || ReadEvent::Deadline),
             _ => self.start_next(),
         }
@@ -199,8 +199,8 @@ impl World {
         read: impl FnOnce() -> ReadEvent,
     ) {
         match self.machines.get(operation) {
-            Some(Machine::Write(_)) => self.to_write(operation, write.clone()),
-            Some(Machine::Read(_)) => self.to_read(operation, read()),
+            Some(Machine::Write(_)) => self.tell_write(operation, write.clone()),
+            Some(Machine::Read(_)) => self.tell_read(operation, read()),
             _ => {}
         }
     }
@@ -255,8 +255,8 @@ impl World {
 
     fn deliver(&mut self, message: Message) {
         match message {
-            Message::ToWrite(id, event) => self.to_write(id, event),
-            Message::ToRead(id, event) => self.to_read(id, event),
+            Message::ToWrite(id, event) => self.tell_write(id, event),
+            Message::ToRead(id, event) => self.tell_read(id, event),
             Message::Request { to, operation, body } => self.serve(to, operation, body),
         }
     }
@@ -298,7 +298,7 @@ impl World {
         self.messages.extend(answer);
     }
 
-    fn to_write(&mut self, id: usize, event: WriteEvent) {
+    fn tell_write(&mut self, id: usize, event: WriteEvent) {
         if let Machine::Write(it) = &mut self.machines[id] {
             let mut effects = Vec::new();
             it.handle(event, &mut effects);
@@ -309,7 +309,7 @@ impl World {
         }
     }
 
-    fn to_read(&mut self, id: usize, event: ReadEvent) {
+    fn tell_read(&mut self, id: usize, event: ReadEvent) {
         if let Some(Machine::Read(it)) = self.machines.get_mut(id) {
             let mut effects = Vec::new();
             it.handle(event, &mut effects);
