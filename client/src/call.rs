@@ -1,0 +1,418 @@
+//! One unary call: chosen node, deadline, clock, retries. All calls go through here but scans, which
+//! share its parts.
+//!
+//! The way of a call that succeeds at once takes no lock: one snapshot of the cluster, one counter of
+//! the node, one atomic of the clock.
+
+use std::{
+    error::Error as _,
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use model::{ConsistencyLevel, Token};
+use proto::{CallError, CallOutcome, Reason};
+use tokio::time::Instant;
+use tonic::{
+    Request, Response, Status, TimeoutExpired,
+    metadata::{Ascii, MetadataValue},
+    transport::Channel,
+};
+
+use crate::{
+    cluster::Cluster,
+    config::ATTEMPTS_LIMIT,
+    error::Error,
+    node::{InFlight, Node},
+    retry::{self, Decision, Progress},
+    routing::{self, NodeState, Query},
+};
+
+/// A unary call: how its request is made and sent, and what its answer says of clock and coordinator.
+pub(crate) trait Call: Sync {
+    /// Its name in errors.
+    const NAME: &'static str;
+    /// False if it changes nothing.
+    const WRITES: bool;
+    type Request: Send;
+    type Response: Send;
+
+    /// The request, with the highest clock seen. Made anew for each attempt.
+    fn request(&self, clock: u64) -> Self::Request;
+
+    fn send(
+        channel: Channel,
+        bytes_max: usize,
+        request: Request<Self::Request>,
+    ) -> impl Future<Output = Result<Response<Self::Response>, Status>> + Send;
+
+    /// The clock of an answer, and its coordinator as an index into the layout's nodes.
+    fn learned(response: &Self::Response) -> (u64, Option<u32>);
+}
+
+/// Where a call may go.
+#[derive(Clone, Copy)]
+pub(crate) enum Route<'a> {
+    /// To a replica of a key.
+    Key { keyspace: &'a str, token: Token, stays_local: bool },
+    /// To any node; first to the one that the client was connected to.
+    Home,
+    /// To this node alone.
+    Node(&'a Arc<Node>),
+}
+
+/// What may be said of any call.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CallOptions {
+    pub(crate) consistency: Option<ConsistencyLevel>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) traceparent: Option<Box<str>>,
+}
+
+impl CallOptions {
+    /// The trace context as a header's value.
+    pub(crate) fn trace_header(
+        &self,
+        call: &'static str,
+    ) -> Result<Option<MetadataValue<Ascii>>, Error> {
+        let parse = |text: &str| {
+            text.parse().ok().ok_or_else(|| {
+                let message = format!("{text:?} is no trace context");
+                let cause = CallError::new(Reason::InvalidField, message);
+                Error::refused(call, cause.at_field("traceparent"))
+            })
+        };
+        self.traceparent.as_deref().map(parse).transpose()
+    }
+}
+
+/// One attempt that failed.
+pub(crate) struct Failure {
+    pub(crate) progress: Progress,
+    pub(crate) error: CallError,
+}
+
+/// The nodes that a call was tried on.
+#[derive(Default)]
+pub(crate) struct Attempts {
+    tried: Vec<Arc<Node>>,
+    /// The failure to report: the last, unless a node had said more than that it cannot be reached.
+    worst: Option<(Arc<str>, Failure)>,
+}
+
+impl Attempts {
+    pub(crate) fn has_tried(&self, node: &Arc<Node>) -> bool {
+        self.tried.iter().any(|it| Arc::ptr_eq(it, node))
+    }
+
+    /// Notes a failure; returns what to do, unless the attempts are used up.
+    pub(crate) fn note(
+        &mut self,
+        cluster: &Cluster,
+        node: &Arc<Node>,
+        writes: bool,
+        failure: Failure,
+        route: &Route<'_>,
+    ) -> Decision {
+        let expected = match route {
+            Route::Key { keyspace, .. } => cluster.topology().has_keyspace(keyspace),
+            Route::Home | Route::Node(_) => false,
+        };
+        let decision = retry::decide(writes, failure.progress, &failure.error, expected);
+        cluster.learn_from(node, &failure);
+        self.tried.push(node.clone());
+        // All earlier failures were of the kind that is retried: no write among them happened. So it
+        // is honest to report an earlier one, and more helpful than "connection refused".
+        let says_more = failure.progress == Progress::Answered
+            || self.worst.as_ref().is_none_or(|it| it.1.progress != Progress::Answered)
+            || (writes && failure.error.outcome == CallOutcome::Unknown);
+        if says_more {
+            self.worst = Some((node.address().clone(), failure));
+        }
+        let count = self.count();
+        if count >= cluster.config().attempts_max.min(ATTEMPTS_LIMIT) {
+            return Decision::GiveUp;
+        }
+        decision
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.tried.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The error to report.
+    pub(crate) fn into_error(self, call: &'static str, writes: bool) -> Error {
+        let count = self.count();
+        match self.worst {
+            Some((node, failure)) => Error::new(call, writes, Some(node), count, failure.error),
+            None => no_node(call, writes),
+        }
+    }
+}
+
+pub(crate) fn no_node(call: &'static str, writes: bool) -> Error {
+    let message = "no node of the cluster has an address that can be connected to";
+    let mut cause = CallError::new(Reason::ConnectionLost, message);
+    cause.outcome = CallOutcome::NotApplied;
+    Error::new(call, writes, None, 0, cause)
+}
+
+impl Cluster {
+    /// Makes a call, and makes it again where that is safe.
+    pub(crate) async fn call<C: Call>(
+        &self,
+        call: &C,
+        route: Route<'_>,
+        options: &CallOptions,
+    ) -> Result<C::Response, Error> {
+        let (response, _) = self.call_and_tell(call, route, options).await?;
+        Ok(response)
+    }
+
+    /// Like [`call`](Self::call); also tells which node answered.
+    pub(crate) async fn call_and_tell<C: Call>(
+        &self,
+        call: &C,
+        route: Route<'_>,
+        options: &CallOptions,
+    ) -> Result<(C::Response, InFlight), Error> {
+        let trace = options.trace_header(C::NAME)?;
+        let timeout = options.timeout.unwrap_or(self.config().request_timeout);
+        let deadline = Instant::now() + timeout;
+        let mut remaining = timeout;
+        let mut attempts = Attempts::default();
+        loop {
+            let Some(node) = self.choose(&route, &attempts) else {
+                return Err(attempts.into_error(C::NAME, C::WRITES));
+            };
+            let budget = self.budget::<C>(remaining, &attempts);
+            let node = InFlight::new(node);
+            let request = call.request(self.clock());
+            let failure =
+                match self.attempt::<C>(node.node(), request, budget, trace.as_ref()).await {
+                    Ok(response) => {
+                        let (clock, coordinator) = C::learned(&response);
+                        self.observe(clock);
+                        self.note_answer(node.node(), coordinator);
+                        return Ok((response, node));
+                    }
+                    Err(failure) => failure,
+                };
+            let decision = attempts.note(self, node.node(), C::WRITES, failure, &route);
+            drop(node);
+            remaining = deadline.saturating_duration_since(Instant::now());
+            match self.pause_before_next(decision, &route, &attempts, remaining).await {
+                true => remaining = deadline.saturating_duration_since(Instant::now()),
+                false => return Err(attempts.into_error(C::NAME, C::WRITES)),
+            }
+        }
+    }
+
+    /// Waits as decided. False if there is no next attempt, or no time for one.
+    pub(crate) async fn pause_before_next(
+        &self,
+        decision: Decision,
+        route: &Route<'_>,
+        attempts: &Attempts,
+        remaining: Duration,
+    ) -> bool {
+        let asked_for = match decision {
+            Decision::GiveUp => return false,
+            Decision::Elsewhere => {
+                let fresh = self
+                    .choose(route, attempts)
+                    .is_some_and(|it| !attempts.has_tried(&it) && !it.is_broken());
+                if fresh {
+                    return !remaining.is_zero();
+                }
+                Duration::ZERO
+            }
+            Decision::After(asked_for) => asked_for,
+        };
+        let config = self.config();
+        let (first, max) = (config.retry_delay, config.retry_delay_max);
+        let pause = retry::pause(first, max, attempts.count(), asked_for, self.draw());
+        if pause >= remaining {
+            return false;
+        }
+        tokio::time::sleep(pause).await;
+        true
+    }
+
+    /// The time for one attempt. A read leaves half for another node, should this one hang; a write
+    /// can have no second attempt after that.
+    fn budget<C: Call>(&self, remaining: Duration, attempts: &Attempts) -> Duration {
+        let is_last = attempts.count() + 1 >= self.config().attempts_max;
+        if C::WRITES || is_last { remaining } else { remaining / 2 }
+    }
+
+    /// The best node for the next attempt.
+    pub(crate) fn choose(&self, route: &Route<'_>, attempts: &Attempts) -> Option<Arc<Node>> {
+        let view = self.view();
+        let query = match *route {
+            Route::Node(node) => return Some(node.clone()),
+            Route::Home => {
+                let home = view.home();
+                if home.is_some_and(|it| !attempts.has_tried(it) && !it.is_broken()) {
+                    return home.cloned();
+                }
+                Query {
+                    keyspace: "",
+                    token: Token::default(),
+                    datacenter: self.datacenter(),
+                    stays_local: false,
+                    draw: self.draw(),
+                }
+            }
+            Route::Key { keyspace, token, stays_local } => Query {
+                keyspace,
+                token,
+                datacenter: self.datacenter(),
+                stays_local,
+                draw: self.draw(),
+            },
+        };
+        let state = |index: model::NodeIndex| match view.node(index) {
+            None => NodeState { unusable: true, ..NodeState::default() },
+            Some(node) => NodeState {
+                in_flight: node.in_flight(),
+                broken: node.is_broken(),
+                answering: node.is_answering(),
+                tried: attempts.has_tried(node),
+                unusable: false,
+            },
+        };
+        let chosen = routing::choose(view.topology(), &query, state).and_then(|it| view.node(it));
+        match chosen {
+            Some(node) => Some(node.clone()),
+            // Before the first layout, nobody but the configured addresses is known.
+            None if view.topology().nodes().is_empty() => {
+                let rank = |it: &&Arc<Node>| (it.is_broken(), attempts.has_tried(it));
+                view.seeds().iter().min_by_key(rank).cloned()
+            }
+            None => None,
+        }
+    }
+
+    async fn attempt<C: Call>(
+        &self,
+        node: &Node,
+        request: C::Request,
+        budget: Duration,
+        trace: Option<&MetadataValue<Ascii>>,
+    ) -> Result<C::Response, Failure> {
+        let mut request = Request::new(request);
+        self.set_headers(&mut request, budget, trace);
+        let sending = C::send(node.channel(), self.config().message_bytes_max, request);
+        // Around the whole call: tonic's own timer, set by the header, ends with the answer's head.
+        match tokio::time::timeout(budget, sending).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(failure(&status, C::WRITES, budget)),
+            Err(_) => Err(Failure {
+                progress: Progress::NoAnswer,
+                error: no_answer_in_time(C::WRITES, budget),
+            }),
+        }
+    }
+
+    /// Sets the deadline and the trace context of a request.
+    pub(crate) fn set_headers<T>(
+        &self,
+        request: &mut Request<T>,
+        budget: Duration,
+        trace: Option<&MetadataValue<Ascii>>,
+    ) {
+        match self.timeout_header(budget) {
+            Some(prepared) => drop(request.metadata_mut().insert("grpc-timeout", prepared)),
+            None => request.set_timeout(budget),
+        }
+        if let Some(trace) = trace {
+            request.metadata_mut().insert("traceparent", trace.clone());
+        }
+    }
+
+    /// Notes what a failed attempt says of its node and of the cluster.
+    pub(crate) fn learn_from(&self, node: &Node, failure: &Failure) {
+        self.observe(failure.error.clock);
+        let lost = failure.error.reason == Reason::ConnectionLost;
+        if failure.progress == Progress::Answered {
+            node.note_answer();
+        } else if lost {
+            tracing::debug!(node = %node.address(), error = %failure.error, "connection lost");
+            node.note_broken();
+        }
+        let outdated = matches!(
+            failure.error.reason,
+            Reason::KeyspaceNotFound | Reason::NoLayout | Reason::Draining | Reason::StorageFailed
+        );
+        if lost || outdated {
+            self.wake_background();
+        }
+    }
+
+    /// Notes an answer, and compares who coordinated with who was asked: they differ when the layout
+    /// has changed.
+    pub(crate) fn note_answer(&self, node: &Arc<Node>, coordinator: Option<u32>) {
+        node.note_answer();
+        let Some(coordinator) = coordinator else { return };
+        let known = u16::try_from(coordinator).ok().map(model::NodeIndex);
+        let view = self.view();
+        let as_known = known
+            .and_then(|it| view.node(it))
+            .is_some_and(|it| Arc::ptr_eq(it, node) || !view.is_in_layout(node));
+        if !as_known && !view.topology().nodes().is_empty() {
+            self.wake_background();
+        }
+    }
+
+    /// Merges a clock that a node told (P1).
+    pub(crate) fn observe(&self, clock: u64) {
+        // Mostly it is not above: a read spares the cache line that a write would take.
+        if clock > self.clock() {
+            self.clock_cell().fetch_max(clock, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Tells how far a call got, by the error that tonic made of it.
+pub(crate) fn failure(status: &Status, writes: bool, budget: Duration) -> Failure {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            let mut error = CallError::new(Reason::ConnectionLost, connect_message(status));
+            error.outcome = CallOutcome::NotApplied;
+            return Failure { progress: Progress::NeverSent, error };
+        }
+        if error.is::<TimeoutExpired>() {
+            let error = no_answer_in_time(writes, budget);
+            return Failure { progress: Progress::NoAnswer, error };
+        }
+        source = error.source();
+    }
+    let mut error = CallError::from(status);
+    // With a source it was made on this side, by the transport: no node said this.
+    if status.source().is_some() && error.reason == Reason::Other {
+        error.reason = Reason::ConnectionLost;
+    }
+    let lost = error.reason == Reason::ConnectionLost;
+    Failure { progress: if lost { Progress::NoAnswer } else { Progress::Answered }, error }
+}
+
+/// What the operating system said of a failed connection: the innermost cause.
+fn connect_message(status: &Status) -> String {
+    let mut innermost = status.message().to_owned();
+    let mut source = status.source();
+    while let Some(error) = source {
+        innermost = error.to_string();
+        source = error.source();
+    }
+    format!("cannot connect: {innermost}")
+}
+
+pub(crate) fn no_answer_in_time(writes: bool, budget: Duration) -> CallError {
+    let reason = if writes { Reason::WriteTimeout } else { Reason::ReadTimeout };
+    let mut error = CallError::new(reason, format!("the node did not answer within {budget:?}"));
+    error.outcome = CallOutcome::Unknown;
+    error
+}

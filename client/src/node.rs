@@ -1,0 +1,106 @@
+//! One node as this client sees it: its channels, its calls in flight, and whether it answers.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU8, AtomicUsize, Ordering},
+};
+
+use tonic::transport::{Channel, Endpoint};
+
+use crate::connect::{Dialer, InvalidAddress};
+
+/// A node that can be called. Its connections open when they are first used.
+#[derive(Debug)]
+pub(crate) struct Node {
+    address: Arc<str>,
+    endpoint: Endpoint,
+    dialer: Arc<Dialer>,
+    channels: OnceLock<Box<[Channel]>>,
+    next_channel: AtomicUsize,
+    in_flight: AtomicUsize,
+    health: AtomicU8,
+}
+
+impl Node {
+    pub(crate) fn new(address: &str, dialer: Arc<Dialer>) -> Result<Self, InvalidAddress> {
+        Ok(Self {
+            address: address.into(),
+            endpoint: dialer.endpoint(address)?,
+            dialer,
+            channels: OnceLock::new(),
+            next_channel: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            health: AtomicU8::new(UNTRIED),
+        })
+    }
+
+    /// `host:port`.
+    pub(crate) fn address(&self) -> &Arc<str> {
+        &self.address
+    }
+
+    /// One of its channels, in turn.
+    pub(crate) fn channel(&self) -> Channel {
+        let channels =
+            self.channels.get_or_init(|| self.dialer.channels(&self.endpoint, &self.address));
+        if let [only] = &**channels {
+            return only.clone();
+        }
+        let turn = self.next_channel.fetch_add(1, Ordering::Relaxed);
+        channels[turn % channels.len()].clone()
+    }
+
+    /// Calls sent there and not yet answered.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// True from a broken connection to the next answer. Calls go elsewhere while they can; the
+    /// background task asks it until it answers.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.health.load(Ordering::Relaxed) == BROKEN
+    }
+
+    /// True from an answer to the next broken connection: whoever says that it is down errs.
+    pub(crate) fn is_answering(&self) -> bool {
+        self.health.load(Ordering::Relaxed) == ANSWERING
+    }
+
+    /// Notes that its connection broke, or could not be made.
+    pub(crate) fn note_broken(&self) {
+        self.health.store(BROKEN, Ordering::Relaxed);
+    }
+
+    /// Notes that it answered, with whatever.
+    pub(crate) fn note_answer(&self) {
+        // Nearly always so already: a store would take the cache line from all other threads.
+        if !self.is_answering() {
+            self.health.store(ANSWERING, Ordering::Relaxed);
+        }
+    }
+}
+
+const UNTRIED: u8 = 0;
+const ANSWERING: u8 = 1;
+const BROKEN: u8 = 2;
+
+/// Counts one call as in flight until it is dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight(Arc<Node>);
+
+impl InFlight {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        node.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(node)
+    }
+
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
