@@ -11,7 +11,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let descriptors = protox::compile(files, ["."])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    // Reflection shows clients what is meant for them.
+    let public = protox::compile(&files[..2], ["."])?;
+    fs::write(out.join("public_descriptors.bin"), public.encode_to_vec())?;
     // No generated connect(): whoever opens a connection brings the connector, so that simulated
     // networks can carry every call. Ordered maps: equal messages have equal bytes.
     tonic_prost_build::configure()

@@ -39,4 +39,6 @@ pub enum Refusal {
     Failed,
     /// A queue or budget of the replica is full.
     Overloaded,
+    /// The disk is full. Nothing was applied; reads go on.
+    DiskFull,
 }

@@ -134,6 +134,7 @@ impl From<Refusal> for internal::Refusal {
             Refusal::Corrupt => Self::Corrupt,
             Refusal::Failed => Self::Failed,
             Refusal::Overloaded => Self::Overloaded,
+            Refusal::DiskFull => Self::DiskFull,
         }
     }
 }
@@ -149,6 +150,7 @@ pub fn refusal(value: i32) -> Option<Refusal> {
         Ok(Wire::ClockAhead) => Some(Refusal::ClockAhead),
         Ok(Wire::Corrupt) => Some(Refusal::Corrupt),
         Ok(Wire::Overloaded) => Some(Refusal::Overloaded),
+        Ok(Wire::DiskFull) => Some(Refusal::DiskFull),
         Ok(Wire::Failed) | Err(_) => Some(Refusal::Failed),
     }
 }

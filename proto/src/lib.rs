@@ -24,5 +24,6 @@ pub mod internal {
     tonic::include_proto!("quorate.internal.v1");
 }
 
-/// The encoded descriptors of all files, for server reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+/// The encoded descriptors of the public interface, for server reflection.
+pub const PUBLIC_DESCRIPTORS: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/public_descriptors.bin"));

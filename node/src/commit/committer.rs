@@ -357,7 +357,7 @@ impl CommitAnswer {
 
 fn refusal_of(error: &StorageError) -> Refusal {
     match error {
-        StorageError::Full { .. } => Refusal::Overloaded,
+        StorageError::Full { .. } => Refusal::DiskFull,
         StorageError::Corruption { .. } | StorageError::Failed { .. } => Refusal::Failed,
     }
 }
