@@ -1,5 +1,22 @@
-//! node
+//! One node: a replica of its partitions, and a coordinator for whoever asks.
+//!
+//! `io` is the only place with sockets, timers and threads; everything else takes time, randomness
+//! and messages as arguments. The simulator runs all of it on a simulated world.
 
+pub mod agreement;
+mod clock;
 pub mod commit;
+pub mod config;
+mod counters;
+pub mod io;
+mod liveness;
+mod local_read;
+mod membership;
+mod operation;
+mod outbox;
 pub mod replica;
+mod reply;
+mod shared;
 pub mod storage;
+mod view;
+mod wheel;
