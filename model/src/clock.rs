@@ -42,6 +42,11 @@ impl HybridClock {
         Self { last: ceiling, ceiling, offset_max_ms }
     }
 
+    /// A clock in a known state, for callers that keep the state elsewhere.
+    pub fn resume(last: Hlc, ceiling: Hlc, offset_max_ms: u64) -> Self {
+        Self { last, ceiling, offset_max_ms }
+    }
+
     /// The highest reading seen or given. What messages carry.
     pub fn highest(&self) -> Hlc {
         self.last

@@ -266,4 +266,4 @@ fn shape_of(by_datacenter: &[(DcIndex, u8)]) -> ReplicaSet {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

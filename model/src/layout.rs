@@ -201,6 +201,13 @@ impl Layout {
         self.nodes.iter().filter(|it| it.datacenter == *name).count()
     }
 
+    /// In how many partitions' preference lists a node stands, for the longest of them.
+    pub fn partitions_of(&self, node: NodeIndex) -> u32 {
+        let lists = self.assignment.iter().flatten();
+        let count = lists.filter(|it| it.contains(&node)).count();
+        u32::try_from(count).expect("a node stands once in each partition's list")
+    }
+
     /// The preference list of a partition in a datacenter: `LIST_MAX` distinct nodes, or all that
     /// are there. Panics with indexes out of range.
     pub fn list(&self, dc: DcIndex, partition: PartitionIndex) -> &[NodeIndex] {

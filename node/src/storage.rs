@@ -17,7 +17,7 @@ mod format;
 pub mod memory;
 pub mod rocks;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 
@@ -47,6 +47,37 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Sizes, cheap enough to ask for every second.
     fn statistics(&self) -> StorageStatistics;
+}
+
+/// A shared engine is an engine.
+impl<S: Storage + ?Sized> Storage for Arc<S> {
+    fn try_get(&self, space: Space, key: &[u8]) -> Result<TryGet, StorageError> {
+        (**self).try_get(space, key)
+    }
+
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        (**self).get(space, key)
+    }
+
+    fn range(&self, request: &RangeRequest) -> Result<RangePage, StorageError> {
+        (**self).range(request)
+    }
+
+    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), StorageError> {
+        (**self).write(batch, durability)
+    }
+
+    fn checkpoint(&self, path: &Path) -> Result<(), StorageError> {
+        (**self).checkpoint(path)
+    }
+
+    fn flush(&self) -> Result<(), StorageError> {
+        (**self).flush()
+    }
+
+    fn statistics(&self) -> StorageStatistics {
+        (**self).statistics()
+    }
 }
 
 /// The separate key spaces of a node. Keys of different spaces never meet.

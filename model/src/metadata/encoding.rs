@@ -48,7 +48,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Metadata, DecodeError> {
     ids.sort_unstable();
     let distinct = ids.windows(2).all(|it| it[0] < it[1]);
     let given = ids.iter().all(|it| (1..next_keyspace_id).contains(it));
-    let numbered = (1..u64::MAX).contains(&sequence) && (sequence == 1) == (parent == MetadataHash::NONE);
+    let numbered =
+        (1..u64::MAX).contains(&sequence) && (sequence == 1) == (parent == MetadataHash::NONE);
     if !sorted || !distinct || !given || !numbered {
         return Err(invalid);
     }

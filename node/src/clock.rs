@@ -1,0 +1,101 @@
+//! The node's clock, shared by its loops without a lock. The rules are those of `HybridClock`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use model::{ClockError, Hlc, HybridClock, Timestamp};
+
+/// One node's hybrid logical clock.
+#[derive(Debug)]
+pub struct NodeClock {
+    last: AtomicU64,
+    ceiling: AtomicU64,
+    offset_max_ms: u64,
+}
+
+impl NodeClock {
+    /// A clock that resumes at the durable ceiling of the last run (zero for a new node).
+    pub fn new(ceiling: Hlc, offset_max_ms: u64) -> Self {
+        Self {
+            last: AtomicU64::new(ceiling.0),
+            ceiling: AtomicU64::new(ceiling.0),
+            offset_max_ms,
+        }
+    }
+
+    /// The highest reading seen or given.
+    pub fn highest(&self) -> Hlc {
+        Hlc(self.last.load(Ordering::Acquire))
+    }
+
+    /// The durable ceiling in force.
+    pub fn ceiling(&self) -> Hlc {
+        Hlc(self.ceiling.load(Ordering::Acquire))
+    }
+
+    /// The present reading. Later readings and stamps are not below it.
+    pub fn read(&self, wall: Timestamp) -> Hlc {
+        let now = Hlc::from_ms(wall.0);
+        Hlc(self.last.fetch_max(now.0, Ordering::AcqRel)).max(now)
+    }
+
+    /// A stamp above everything seen, given or read before. See [`HybridClock::stamp`].
+    pub fn stamp(&self, wall: Timestamp) -> Result<Hlc, ClockError> {
+        loop {
+            let before = self.highest();
+            let stamp = self.snapshot(before).stamp(wall)?;
+            let swapped = self.last.compare_exchange_weak(
+                before.0,
+                stamp.0,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+            if swapped.is_ok() {
+                return Ok(stamp);
+            }
+        }
+    }
+
+    /// Merges a remote reading, or refuses it as too far ahead. See [`HybridClock::observe`].
+    pub fn observe(&self, wall: Timestamp, remote: Hlc) -> Result<(), ClockError> {
+        let before = self.highest();
+        if remote > before {
+            self.snapshot(before).check(wall, remote)?;
+            self.last.fetch_max(remote.0, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// Notes that a ceiling is durable.
+    pub fn raise_ceiling(&self, ceiling: Hlc) {
+        self.ceiling.fetch_max(ceiling.0, Ordering::AcqRel);
+    }
+
+    /// The ceiling to make durable now, if it is time to.
+    pub fn wanted_ceiling(&self, wall: Timestamp) -> Option<Hlc> {
+        let it = self.snapshot(self.highest());
+        it.wants_ceiling(wall).then(|| it.next_ceiling(wall))
+    }
+
+    fn snapshot(&self, last: Hlc) -> HybridClock {
+        HybridClock::resume(last, self.ceiling(), self.offset_max_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stamps_wait_for_the_ceiling_and_pass_what_was_seen() {
+        let clock = NodeClock::new(Hlc::ZERO, 500);
+        let wall = Timestamp(10_000);
+        assert!(clock.stamp(wall).is_err());
+        clock.raise_ceiling(clock.wanted_ceiling(wall).unwrap());
+        let first = clock.stamp(wall).unwrap();
+        clock.observe(wall, Hlc::from_ms(10_400)).unwrap();
+        assert!(clock.stamp(wall).unwrap() > Hlc::from_ms(10_400));
+        assert!(clock.observe(wall, Hlc::from_ms(12_000)).is_err());
+        assert!(first < clock.read(Timestamp(1)));
+        assert_eq!(clock.wanted_ceiling(Timestamp(10_300)), None, "ceiling is at 11,000");
+    }
+}

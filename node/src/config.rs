@@ -1,0 +1,128 @@
+//! What a node is told at its start. Every bound of the node stands here, with unit and reason.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use model::{Layout, Limits};
+
+/// The settings of one node.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The data directory; made if it does not exist. One node at a time owns it.
+    pub data: PathBuf,
+    /// Where clients connect. Port 0 takes any free one.
+    pub listen: SocketAddr,
+    /// Where nodes connect. A separate port, so that it can be closed to clients and so that a
+    /// flood of clients cannot keep nodes apart.
+    pub peer_listen: SocketAddr,
+    /// What clients are told to connect to, if not `listen`: behind address translation, or when
+    /// listening on all interfaces.
+    pub advertise: Option<SocketAddr>,
+    /// What nodes are told to connect to, if not `peer_listen`.
+    pub peer_advertise: Option<SocketAddr>,
+    /// The datacenter. Replication is per datacenter; fixed for the life of the data directory.
+    pub datacenter: String,
+    /// The rack: replicas of a partition are spread over racks.
+    pub rack: String,
+    /// Peer addresses (`host:port`) of nodes to find the cluster through. May name this node.
+    pub join: Vec<String>,
+    /// Nodes of another name are refused, before there is a cluster id to tell clusters apart.
+    pub cluster_name: String,
+    /// This node's weight in layouts: a node of capacity 2 holds twice as many partitions as one of
+    /// capacity 1.
+    pub capacity: u32,
+    /// I/O loops. One suffices to about four cores; more loops cost CPU per operation.
+    pub io_threads: usize,
+    /// What requests may ask for.
+    pub limits: Limits,
+    /// The deadline of a call that names none, and the longest that one may name, in milliseconds.
+    pub request_timeout_ms: u64,
+    /// How far ahead of this node's clock a reading may lie before it is refused, in milliseconds.
+    pub clock_offset_max_ms: u64,
+    /// Client connections at once; more are closed as they come.
+    pub connections_max: usize,
+    /// Streams of one connection at once. HTTP/2 makes a client wait for a free one.
+    pub streams_per_connection_max: u32,
+    /// Operations at once; more are refused with OVERLOADED. An operation holds about 1 KiB.
+    pub operations_in_flight_max: usize,
+    /// Bytes queued for one peer; beyond it the peer counts as unreachable for what follows.
+    pub peer_queue_bytes_max: usize,
+    /// How long a connection may take to its first request, in milliseconds: half-open and idle
+    /// strangers are closed then.
+    pub first_request_timeout_ms: u64,
+    /// How long a stop waits for operations in flight, in milliseconds.
+    pub shutdown_grace_ms: u64,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from("quorate-data"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            peer_listen: SocketAddr::from(([127, 0, 0, 1], 7401)),
+            advertise: None,
+            peer_advertise: None,
+            datacenter: "dc1".to_owned(),
+            rack: "rack1".to_owned(),
+            join: Vec::new(),
+            cluster_name: "quorate".to_owned(),
+            capacity: 1,
+            io_threads: 1,
+            limits: Limits::default(),
+            request_timeout_ms: 5_000,
+            clock_offset_max_ms: 500,
+            connections_max: 4_096,
+            streams_per_connection_max: 1_024,
+            operations_in_flight_max: 65_536,
+            peer_queue_bytes_max: 64 << 20,
+            first_request_timeout_ms: 10_000,
+            shutdown_grace_ms: 5_000,
+        }
+    }
+}
+
+/// Which setting cannot be used, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {problem}")]
+pub struct ConfigError {
+    /// The setting.
+    pub setting: &'static str,
+    /// What is wrong with it, with limit and actual.
+    pub problem: String,
+}
+
+impl NodeConfig {
+    /// Checks the settings that a person chooses.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let error = |setting, problem: String| Err(ConfigError { setting, problem });
+        for (setting, name) in [("datacenter", &self.datacenter), ("rack", &self.rack)] {
+            let limit = Layout::NAME_BYTES_MAX;
+            if name.is_empty() || name.len() > limit {
+                let actual = name.len();
+                return error(setting, format!("has {actual} bytes; 1 to {limit} are allowed"));
+            }
+            if !name.bytes().all(|it| it.is_ascii_alphanumeric() || b"-_.".contains(&it)) {
+                return error(setting, format!("{name:?} has characters beyond a-z, 0-9, - _ ."));
+            }
+        }
+        if self.capacity == 0 || self.capacity > Layout::CAPACITY_MAX {
+            let limit = Layout::CAPACITY_MAX;
+            return error("capacity", format!("{} is not within 1 to {limit}", self.capacity));
+        }
+        if self.io_threads == 0 || self.io_threads > IO_THREADS_MAX {
+            let actual = self.io_threads;
+            return error("io_threads", format!("{actual} is not within 1 to {IO_THREADS_MAX}"));
+        }
+        if self.request_timeout_ms == 0 || self.request_timeout_ms > REQUEST_TIMEOUT_MS_MAX {
+            let actual = self.request_timeout_ms;
+            let problem = format!("{actual} is not within 1 to {REQUEST_TIMEOUT_MS_MAX}");
+            return error("request_timeout_ms", problem);
+        }
+        Ok(())
+    }
+}
+
+/// Loops have four bits in the id of an operation.
+pub const IO_THREADS_MAX: usize = 16;
+
+/// Requests must be over long before a fence can reach them (rule F1).
+const REQUEST_TIMEOUT_MS_MAX: u64 = 60_000;

@@ -1,0 +1,26 @@
+//! The server's only I/O: connections, timers and the calls that clients and peers make.
+
+mod accept;
+mod admin;
+mod answers;
+mod call;
+mod change;
+mod control;
+mod coordinate;
+mod gossip;
+mod guard;
+mod io_loop;
+mod kv;
+mod links;
+mod real;
+mod scan;
+mod serve;
+mod start;
+mod world;
+
+pub use change::Changes;
+pub use gossip::{Directory, Gossip, GossipEvent};
+pub use io_loop::IoLoop;
+pub use real::{SystemClock, TcpNetwork};
+pub use start::{Node, RunningNode, StartError, StopReason, start};
+pub use world::{Blocking, Boxed, BoxedStream, Listener, Network, Stream, WallClock, World};

@@ -1,0 +1,257 @@
+//! Accepts connections and serves them: clients on one port, nodes on another.
+
+use std::{
+    convert::Infallible,
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_util::Stream;
+use proto::{
+    CallError, Reason,
+    internal::peer_service_server::PeerServiceServer,
+    v1::{admin_service_server::AdminServiceServer, kv_service_server::KvServiceServer},
+};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Status,
+    body::Body,
+    transport::{
+        Server,
+        server::{Connected, TcpConnectInfo},
+    },
+};
+use tonic_health::pb::health_server::{Health, HealthServer};
+
+use super::{
+    admin::AdminApi,
+    guard::GuardedStream,
+    io_loop::IoLoop,
+    kv::KvApi,
+    links::{Links, PeerApi, frame_bytes_max},
+    world::{BoxedStream, Listener},
+};
+use crate::counters::Counters;
+
+/// Accepted connections on their way to the HTTP/2 server.
+struct Incoming<T>(mpsc::Receiver<T>);
+
+impl<T> Stream for Incoming<T> {
+    type Item = Result<T, Infallible>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context).map(|it| it.map(Ok))
+    }
+}
+
+/// Accepts for as long as the node lives. `admit` turns a connection into what is served, or drops
+/// it.
+async fn accept<T>(
+    mut listener: Box<dyn Listener>,
+    admitted: mpsc::Sender<T>,
+    admit: impl Fn(BoxedStream) -> Option<T>,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                if let Some(it) = admit(stream)
+                    && admitted.send(it).await.is_err()
+                {
+                    return;
+                }
+            }
+            Err(error) => {
+                // Out of file descriptors, or a connection that was gone before it was accepted.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
+}
+
+const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
+/// Connections accepted and not yet served.
+const BACKLOG: usize = 64;
+
+/// Serves clients on one loop until `stop`, then lets open calls end.
+pub async fn serve_clients(
+    io: Arc<IoLoop>,
+    listener: Box<dyn Listener>,
+    health: HealthServer<impl Health>,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let shared = Arc::clone(&io.shared);
+    let permits = Arc::new(Semaphore::new(shared.config.connections_max));
+    let (admitted, incoming) = mpsc::channel(BACKLOG);
+    let guarded = Arc::clone(&shared);
+    let accepting = tokio::spawn(accept(listener, admitted, move |stream| {
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            Counters::count(&guarded.counters.connections_refused);
+            return None;
+        };
+        Counters::count(&guarded.counters.connections_accepted);
+        guarded.connections.fetch_add(1, Ordering::Relaxed);
+        Some(GuardedStream::new(stream, Arc::clone(&guarded), permit))
+    }));
+    let limits = &shared.config.limits;
+    // The client's clock and names come on top of keys and values.
+    let message_bytes_max = limits.batch_bytes_max.max(limits.value_bytes_max) + (64 << 10);
+    let answer_bytes_max = usize::MAX;
+    let reflection = |builder: tonic_reflection::server::Builder<'static>| {
+        builder
+            .register_encoded_file_descriptor_set(proto::PUBLIC_DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let reflection_v1 = reflection(tonic_reflection::server::Builder::configure())
+        .build_v1()
+        .expect("the descriptors were checked when they were compiled");
+    let reflection_v1alpha = reflection(tonic_reflection::server::Builder::configure())
+        .build_v1alpha()
+        .expect("the descriptors were checked when they were compiled");
+    let message_limit = message_bytes_max;
+    let backstop = Duration::from_millis(shared.config.request_timeout_ms + BACKSTOP_MS);
+    let served = limited(shared.config.streams_per_connection_max)
+        .timeout(backstop)
+        .layer(tower::util::MapResponseLayer::new(move |response| explain(response, message_limit)))
+        .add_service(
+            KvServiceServer::new(KvApi { io: Arc::clone(&io) })
+                .max_decoding_message_size(message_bytes_max)
+                .max_encoding_message_size(answer_bytes_max),
+        )
+        .add_service(AdminServiceServer::new(AdminApi { io }))
+        .add_service(health)
+        .add_service(reflection_v1)
+        .add_service(reflection_v1alpha)
+        .serve_with_incoming_shutdown(Incoming(incoming), stop.cancelled_owned())
+        .await;
+    accepting.abort();
+    served
+}
+
+/// Serves the other nodes on one loop until `stop`.
+pub async fn serve_peers(
+    io: Arc<IoLoop>,
+    links: Links,
+    listener: Box<dyn Listener>,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let (admitted, incoming) = mpsc::channel(BACKLOG);
+    let accepting = tokio::spawn(accept(listener, admitted, |stream| Some(PeerStream(stream))));
+    let limit = frame_bytes_max(&io.shared);
+    let served = limited(PEER_STREAMS_MAX)
+        .initial_stream_window_size(PEER_WINDOW_BYTES)
+        .initial_connection_window_size(PEER_WINDOW_BYTES)
+        .add_service(
+            PeerServiceServer::new(PeerApi { io, links })
+                .max_decoding_message_size(limit)
+                .max_encoding_message_size(limit),
+        )
+        .serve_with_incoming_shutdown(Incoming(incoming), stop.cancelled_owned())
+        .await;
+    accepting.abort();
+    served
+}
+
+/// A server with every limit said: several of the library's defaults are none.
+fn limited(streams_max: u32) -> Server {
+    Server::builder()
+        .max_concurrent_streams(streams_max)
+        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+}
+
+const RESETS_MAX: usize = 1_024;
+const PENDING_RESETS_MAX: usize = 20;
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A node opens one stream a connection; a few more leave room for reconnects.
+const PEER_STREAMS_MAX: u32 = 16;
+const PEER_WINDOW_BYTES: u32 = 4 << 20;
+/// Beyond a call's own deadline: for requests whose bytes never come.
+const BACKSTOP_MS: u64 = 5_000;
+
+/// Gives the transport's own refusals the form of ours. Successful answers carry their status in
+/// trailers and are not touched.
+fn explain(response: http::Response<Body>, message_bytes_max: usize) -> http::Response<Body> {
+    let headers = response.headers();
+    let Some(code) = headers.get("grpc-status") else { return response };
+    if headers.contains_key("grpc-status-details-bin") {
+        return response;
+    }
+    let error = match code.as_bytes() {
+        b"11" => {
+            let message = format!("the message is larger than {message_bytes_max} bytes");
+            CallError::new(Reason::MessageTooLarge, message).with("limit", message_bytes_max)
+        }
+        b"13" => {
+            let message = "the message is no valid protobuf of its type";
+            CallError::new(Reason::MalformedMessage, message)
+        }
+        b"1" => {
+            let message = "the request did not arrive whole in time";
+            CallError::new(Reason::DeadlinePassed, message)
+        }
+        _ => return response,
+    };
+    Status::from(error).into_http()
+}
+
+/// A node's connection.
+struct PeerStream(BoxedStream);
+
+impl tokio::io::AsyncRead for PeerStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl tokio::io::AsyncWrite for PeerStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+}
+
+impl Connected for PeerStream {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        TcpConnectInfo { local_addr: None, remote_addr: None }
+    }
+}
+

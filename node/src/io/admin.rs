@@ -1,0 +1,585 @@
+//! The administration interface: status, topology, layouts, keyspaces, and where a key lives.
+
+use std::{collections::BTreeMap, sync::Arc, sync::atomic::Ordering};
+
+use bytes::Bytes;
+use model::{
+    Change, ChangeError, ClusterId, ConsistencyLevel, Key, Keyspace, KeyspaceChange, KeyspaceId,
+    Metadata, NodeDescription, NodeIndex, Plan, Record, StorageKey, plan,
+};
+use proto::{
+    CallError, Reason,
+    internal::{Query, QueryAnswer},
+    v1::{self, admin_service_server::AdminService},
+};
+use rand::RngExt;
+use tokio::sync::oneshot;
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use super::{
+    call::{Call, level_of},
+    change::{ProposeError, successor},
+    io_loop::{Alarm, IoLoop},
+};
+use crate::{operation::Operation, shared::Shared, view::View};
+
+/// The administration interface on one loop.
+pub struct AdminApi {
+    /// The loop.
+    pub io: Arc<IoLoop>,
+}
+
+impl AdminApi {
+    /// The nodes that a layout can name now: this one, and those whose links are up.
+    fn members(&self) -> Vec<NodeDescription> {
+        let shared = &self.io.shared;
+        let mut members = vec![super::gossip::own_member(shared).description()];
+        let directory = shared.directory.borrow().clone();
+        let state = self.io.lock();
+        let now_us = shared.elapsed_us();
+        for peer in state.peers.iter() {
+            if peer.status.is_up(now_us)
+                && let Some(member) = directory.get(&peer.node)
+            {
+                members.push(member.description());
+            }
+        }
+        members
+    }
+
+    fn plan(&self, partitions: u32) -> Result<Plan, CallError> {
+        let view = self.io.shared.view.load();
+        let before = view.metadata().map(|it| Arc::clone(it.layout()));
+        let partitions = match (&before, partitions) {
+            (Some(before), 0) => before.partitions(),
+            (None, 0) => PARTITIONS_DEFAULT,
+            (_, wanted) => wanted,
+        };
+        plan(&self.members(), before.as_deref(), partitions)
+            .map_err(|error| CallError::new(Reason::LayoutInvalid, error.to_string()))
+    }
+
+    fn commit_plan(&self, request: &v1::CommitLayoutRequest) -> Result<Plan, CallError> {
+        if let Some(metadata) = self.io.shared.view.load().metadata() {
+            let message = format!(
+                "layout {} is in force, and this version of Quorate makes only the first: nodes \
+                 cannot be added or removed yet",
+                metadata.layout().version()
+            );
+            return Err(CallError::new(Reason::LayoutInvalid, message));
+        }
+        let plan = self.plan(request.partitions)?;
+        if plan.hash != request.plan_hash {
+            let message = "the members have changed since the plan was made: plan again";
+            return Err(CallError::new(Reason::PlanChanged, message)
+                .with("planned", format!("{:016x}", request.plan_hash))
+                .with("now", format!("{:016x}", plan.hash)));
+        }
+        Ok(plan)
+    }
+
+    async fn commit(&self, plan: Plan) -> Result<Arc<Metadata>, CallError> {
+        let (cluster, key) = {
+            let random = &mut self.io.lock().random;
+            (ClusterId(random.random()), random.random::<u128>().to_be_bytes())
+        };
+        let make = |before: Option<&Metadata>| match before {
+            None => Metadata::genesis(cluster, key, plan.layout.clone()),
+            Some(before) => Err(ChangeError::LayoutVersion {
+                required: before.layout().version() + 1,
+                actual: plan.layout.version(),
+            }),
+        };
+        self.io.propose(make).await.map_err(propose_error)
+    }
+
+    async fn change(&self, change: Change) -> Result<Arc<Metadata>, CallError> {
+        if self.io.shared.view.load().metadata().is_none() {
+            let message = "the cluster has no layout yet: plan and commit one";
+            return Err(CallError::new(Reason::NoLayout, message));
+        }
+        let limits = &self.io.shared.config.limits;
+        let make = |before: Option<&Metadata>| successor(before, change.clone(), limits);
+        self.io.propose(make).await.map_err(propose_error)
+    }
+
+    /// Fills in what a new keyspace leaves open.
+    fn new_keyspace(&self, wire: v1::Keyspace) -> Result<Keyspace, CallError> {
+        let view = self.io.shared.view.load();
+        let layout = view.metadata().map(|it| Arc::clone(it.layout()));
+        let layout = layout
+            .ok_or_else(|| CallError::new(Reason::NoLayout, "the cluster has no layout yet"))?;
+        let mut replicas = Vec::new();
+        for it in &wire.replicas {
+            let count = u8::try_from(it.replicas).unwrap_or(u8::MAX);
+            replicas.push((it.datacenter.clone(), count));
+        }
+        if replicas.is_empty() {
+            for (at, name) in layout.datacenters().iter().enumerate() {
+                let dc = model::DcIndex(u8::try_from(at).expect("few datacenters"));
+                let nodes = u8::try_from(layout.nodes_in(dc)).unwrap_or(u8::MAX);
+                replicas.push((name.clone(), nodes.min(REPLICAS_DEFAULT)));
+            }
+        }
+        replicas.sort();
+        let default = match replicas.len() {
+            1 => ConsistencyLevel::Quorum,
+            _ => ConsistencyLevel::LocalQuorum,
+        };
+        Ok(Keyspace {
+            id: KeyspaceId(0),
+            name: wire.name,
+            replicas,
+            read_level: level_of(wire.read_consistency.as_ref(), default)?,
+            write_level: level_of(wire.write_consistency.as_ref(), default)?,
+            default_ttl_seconds: Some(wire.default_ttl_seconds).filter(|it| *it > 0),
+            require_overlap: wire.require_overlap,
+            allow_any: wire.allow_any,
+            conflict: model::ConflictType::default(),
+        })
+    }
+
+    async fn alter(&self, request: v1::AlterKeyspaceRequest) -> Result<v1::Keyspace, CallError> {
+        let level = |wire: Option<v1::Consistency>| {
+            let level = wire.as_ref().map(v1::Consistency::level).transpose();
+            level.map(Option::flatten).map_err(|error| {
+                CallError::new(Reason::InvalidConsistency, error.to_string())
+                    .at_field("consistency")
+            })
+        };
+        let change = KeyspaceChange {
+            replicas: None,
+            read_level: level(request.read_consistency)?,
+            write_level: level(request.write_consistency)?,
+            default_ttl_seconds: request.default_ttl_seconds.map(|it| Some(it).filter(|it| *it > 0)),
+            require_overlap: request.require_overlap,
+            allow_any: request.allow_any,
+        };
+        let (name, accept_weak) = (request.name, request.accept_weak_defaults);
+        let metadata = self.change(Change::AlterKeyspace { name: name.clone(), change, accept_weak });
+        created(&*metadata.await?, &name)
+    }
+
+    async fn drop_keyspace_call(&self, name: String) -> Result<(), CallError> {
+        self.change(Change::DropKeyspace { name }).await.map(drop)
+    }
+
+    async fn explain_call(
+        &self,
+        metadata: &MetadataMap,
+        request: v1::ExplainRequest,
+    ) -> Result<v1::ExplainResponse, CallError> {
+        let mut call = Call::admit(&self.io, metadata, 0)?;
+        let explain_us = self.io.now_us() + EXPLAIN_TIMEOUT_US;
+        call.deadline_us = call.deadline_us.min(explain_us);
+        let keyspace = call.keyspace(&request.keyspace)?;
+        let key: Key = call.key(request.key)?;
+        let token = key.token();
+        let partition = call.view.partition(token);
+        let set = Arc::clone(keyspace.replica_set(partition));
+        let storage_key = StorageKey::encode(keyspace.keyspace.id, token, &key);
+        let answers: Vec<_> =
+            set.nodes().iter().map(|node| (*node, self.probe(&call, *node, &storage_key))).collect();
+        let now_ms = call.shared.wall().0;
+        let mut replicas = Vec::new();
+        for (node, answer) in answers {
+            replicas.push(replica_state(&call.view, node, &storage_key, answer.await, now_ms));
+        }
+        let newest = replicas.iter().filter_map(|it| it.version.clone());
+        let newest = newest.max_by_key(|it| (it.clock, it.request_id));
+        let same = |it: &v1::ReplicaState| {
+            it.answered && it.refusal.is_empty() && it.version == newest && it.digest == replicas[0].digest
+        };
+        let agreed = replicas.iter().all(same);
+        Ok(v1::ExplainResponse {
+            token: token.0,
+            partition: u32::from(partition.0),
+            replicas,
+            newest,
+            agreed,
+        })
+    }
+
+    /// Asks one replica for a key, without repair; `None` if it does not answer in time.
+    fn probe(
+        &self,
+        call: &Call<'_>,
+        node: NodeIndex,
+        key: &StorageKey,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Option<QueryAnswer>> + Send>> {
+        let shared = Arc::clone(call.shared);
+        let mut state = self.io.lock();
+        state.peers.follow(&call.view);
+        if state.peers.own() == Some(node) {
+            let key = key.clone();
+            return Box::pin(async move {
+                let read = shared.blocking(move |it| it.read_blocking(&key)).await;
+                let mut answer = QueryAnswer::default();
+                match read {
+                    Ok(record) => answer.record = record.map(Record::into_bytes).unwrap_or_default(),
+                    Err(refusal) => answer.refusal = proto::internal::Refusal::from(refusal).into(),
+                }
+                Some(answer)
+            });
+        }
+        let (answer, result) = oneshot::channel();
+        let token = state.operations.insert(Operation::Probe { node, answer });
+        self.io.set_alarm(&mut state, call.deadline_us, token, Alarm::Deadline);
+        let query = Query {
+            operation: token.with_sequence(0).0,
+            key: key.as_bytes().clone(),
+            ..Query::default()
+        };
+        let sent = state.peers.get(node).is_some_and(|it| {
+            it.outbox.push(query.key.len() + 48, |frame| frame.queries.push(query)).is_ok()
+        });
+        if !sent {
+            state.operations.remove(token);
+        }
+        drop(state);
+        Box::pin(async move { result.await.ok() })
+    }
+}
+
+#[tonic::async_trait]
+impl AdminService for AdminApi {
+    async fn get_cluster_status(
+        &self,
+        _: Request<v1::GetClusterStatusRequest>,
+    ) -> Result<Response<v1::GetClusterStatusResponse>, Status> {
+        let shared = &self.io.shared;
+        let view = shared.view.load();
+        let nodes = self.node_infos(&view);
+        let own = shared.identity.node.to_bytes();
+        let answered_by = nodes.iter().position(|it| it.node_id == own[..]).unwrap_or_default();
+        let layout = view.metadata().map(|it| it.layout());
+        Ok(Response::new(v1::GetClusterStatusResponse {
+            cluster_id: cluster_id(shared),
+            nodes,
+            answered_by: u32::try_from(answered_by).unwrap_or(u32::MAX),
+            layout_version: layout.map_or(0, |it| it.version()),
+            layout_hash: view.layout_hash(),
+            partitions: layout.map_or(0, |it| it.partitions()),
+            metadata_sequence: view.sequence(),
+            keyspaces: keyspaces(&view),
+            counters: self.counters(),
+            clock: shared.clock.highest().0,
+        }))
+    }
+
+    async fn get_topology(
+        &self,
+        request: Request<v1::GetTopologyRequest>,
+    ) -> Result<Response<v1::GetTopologyResponse>, Status> {
+        let shared = &self.io.shared;
+        let view = shared.view.load();
+        let layout = view.metadata().map(|it| Arc::clone(it.layout()));
+        let known = request.into_inner().known_layout_hash;
+        let assignments = match &layout {
+            Some(layout) if known != layout.hash() => assignments(layout),
+            _ => Vec::new(),
+        };
+        let mut nodes = self.node_infos(&view);
+        nodes.retain(|it| it.in_layout);
+        Ok(Response::new(v1::GetTopologyResponse {
+            cluster_id: cluster_id(shared),
+            layout_version: layout.as_ref().map_or(0, |it| it.version()),
+            layout_hash: view.layout_hash(),
+            partitions: layout.as_ref().map_or(0, |it| it.partitions()),
+            nodes,
+            assignments,
+            keyspaces: keyspaces(&view),
+            local_datacenter: shared.config.datacenter.clone(),
+            metadata_sequence: view.sequence(),
+            answered_by: view.own().map(|it| it.0.into()),
+        }))
+    }
+
+    async fn create_keyspace(
+        &self,
+        request: Request<v1::CreateKeyspaceRequest>,
+    ) -> Result<Response<v1::CreateKeyspaceResponse>, Status> {
+        let request = request.into_inner();
+        let missing = || CallError::new(Reason::KeyspaceInvalid, "no keyspace is described");
+        let keyspace = self.new_keyspace(request.keyspace.ok_or_else(missing)?)?;
+        let (name, accept_weak) = (keyspace.name.clone(), request.accept_weak_defaults);
+        let metadata = self.change(Change::CreateKeyspace { keyspace, accept_weak }).await?;
+        let keyspace = Some(created(&*metadata, &name)?);
+        Ok(Response::new(v1::CreateKeyspaceResponse { keyspace }))
+    }
+
+    async fn alter_keyspace(
+        &self,
+        request: Request<v1::AlterKeyspaceRequest>,
+    ) -> Result<Response<v1::AlterKeyspaceResponse>, Status> {
+        let keyspace = Some(self.alter(request.into_inner()).await?);
+        Ok(Response::new(v1::AlterKeyspaceResponse { keyspace }))
+    }
+
+    async fn drop_keyspace(
+        &self,
+        request: Request<v1::DropKeyspaceRequest>,
+    ) -> Result<Response<v1::DropKeyspaceResponse>, Status> {
+        self.drop_keyspace_call(request.into_inner().name).await?;
+        Ok(Response::new(v1::DropKeyspaceResponse {}))
+    }
+
+    async fn list_keyspaces(
+        &self,
+        _: Request<v1::ListKeyspacesRequest>,
+    ) -> Result<Response<v1::ListKeyspacesResponse>, Status> {
+        let keyspaces = keyspaces(&self.io.shared.view.load());
+        Ok(Response::new(v1::ListKeyspacesResponse { keyspaces }))
+    }
+
+    async fn plan_layout(
+        &self,
+        request: Request<v1::PlanLayoutRequest>,
+    ) -> Result<Response<v1::PlanLayoutResponse>, Status> {
+        let plan = self.plan(request.into_inner().partitions)?;
+        let nodes = plan.layout.nodes().iter().map(|node| {
+            let moves = plan.moves.iter().find(|it| it.node == node.id);
+            let moves = moves.map(|it| it.with_replicas(REPLICAS_DEFAULT)).unwrap_or_default();
+            v1::PlannedNode {
+                node: Some(node_info(node)),
+                partitions: moves.partitions,
+                gains: moves.gains,
+                losses: moves.losses,
+            }
+        });
+        Ok(Response::new(v1::PlanLayoutResponse {
+            plan_hash: plan.hash,
+            layout_version: plan.layout.version(),
+            nodes: nodes.collect(),
+            violations: plan.violations.clone(),
+            partitions: plan.layout.partitions(),
+        }))
+    }
+
+    async fn commit_layout(
+        &self,
+        request: Request<v1::CommitLayoutRequest>,
+    ) -> Result<Response<v1::CommitLayoutResponse>, Status> {
+        let plan = self.commit_plan(&request.into_inner())?;
+        let metadata = self.commit(plan).await?;
+        Ok(Response::new(v1::CommitLayoutResponse {
+            layout_version: metadata.layout().version(),
+            layout_hash: metadata.layout().hash(),
+            cluster_id: Bytes::copy_from_slice(&metadata.cluster().to_bytes()),
+        }))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        Ok(Response::new(self.explain_call(&metadata, request).await?))
+    }
+}
+
+impl AdminApi {
+    /// The layout's nodes in its order, then the others known.
+    fn node_infos(&self, view: &View) -> Vec<v1::NodeInfo> {
+        let shared = &self.io.shared;
+        let directory = shared.directory.borrow().clone();
+        let mut infos: Vec<v1::NodeInfo> = Vec::new();
+        if let Some(metadata) = view.metadata() {
+            let layout = metadata.layout();
+            for (at, node) in layout.nodes().iter().enumerate() {
+                let present = directory.get(&node.id).map(|it| it.description());
+                let index = NodeIndex(u16::try_from(at).expect("few nodes"));
+                infos.push(v1::NodeInfo {
+                    in_layout: true,
+                    partitions: layout.partitions_of(index),
+                    ..node_info(present.as_ref().unwrap_or(node))
+                });
+            }
+        }
+        let own = super::gossip::own_member(shared);
+        for member in directory.values().chain([&own]) {
+            let info = node_info(&member.description());
+            if infos.iter().all(|it| it.node_id != info.node_id) {
+                infos.push(info);
+            }
+        }
+        let state = self.io.lock();
+        let now_us = shared.elapsed_us();
+        for info in &mut infos {
+            let node = proto::node_id(&info.node_id);
+            if node == shared.identity.node {
+                info.up = true;
+                info.software_version = env!("CARGO_PKG_VERSION").to_owned();
+                info.storage_id = Bytes::copy_from_slice(&shared.identity.storage.to_bytes());
+                continue;
+            }
+            let status = shared.status(node);
+            let heard_us = status.last_heard_us.load(Ordering::Relaxed);
+            info.up = state.peers.by_node(node).is_some() && status.is_up(now_us);
+            info.last_heard_ms = now_us.saturating_sub(heard_us).max(1_000) / 1_000;
+        }
+        infos
+    }
+
+    fn counters(&self) -> BTreeMap<String, u64> {
+        let shared = &self.io.shared;
+        let commits = shared.commit_counters.load();
+        let commit_figures = [
+            ("commit_groups", &commits.groups),
+            ("commit_items", &commits.items),
+            ("records_written", &commits.records_written),
+            ("mutations_superseded", &commits.superseded),
+            ("records_corrupt", &commits.corrupt),
+            ("records_conflicting", &commits.conflicting_records),
+            ("hints_stored", &commits.hints_stored),
+            ("hints_marked_dirty", &commits.hints_marked_dirty),
+        ];
+        let storage = shared.world.storage.statistics();
+        let mut counters: BTreeMap<String, u64> = BTreeMap::new();
+        for (name, value) in shared.counters.values() {
+            counters.insert(name.to_owned(), value);
+        }
+        for (name, value) in commit_figures {
+            counters.insert(name.to_owned(), value.load(Ordering::Relaxed));
+        }
+        counters.insert("connections".to_owned(), shared.connections.load(Ordering::Relaxed));
+        let in_flight = self.io.lock().operations.len();
+        counters.insert("operations_in_flight".to_owned(), u64::try_from(in_flight).unwrap_or(u64::MAX));
+        counters.insert("storage_data_rows".to_owned(), storage.data_rows);
+        counters.insert("storage_hint_rows".to_owned(), storage.hint_rows);
+        counters.insert("storage_file_bytes".to_owned(), storage.file_bytes);
+        counters.insert("storage_memory_bytes".to_owned(), storage.memory_bytes);
+        counters
+    }
+}
+
+const PARTITIONS_DEFAULT: u32 = 256;
+const REPLICAS_DEFAULT: u8 = 3;
+const EXPLAIN_TIMEOUT_US: u64 = 1_000_000;
+
+fn cluster_id(shared: &Shared) -> Bytes {
+    let cluster = shared.cluster();
+    if cluster.is_nil() { Bytes::new() } else { Bytes::copy_from_slice(&cluster.to_bytes()) }
+}
+
+fn node_info(node: &NodeDescription) -> v1::NodeInfo {
+    v1::NodeInfo {
+        node_id: Bytes::copy_from_slice(&node.id.to_bytes()),
+        datacenter: node.datacenter.clone(),
+        rack: node.rack.clone(),
+        client_address: node.client_address.to_string(),
+        peer_address: node.peer_address.to_string(),
+        capacity: node.capacity,
+        ..v1::NodeInfo::default()
+    }
+}
+
+fn assignments(layout: &model::Layout) -> Vec<v1::Assignment> {
+    let datacenters = layout.datacenters().iter().enumerate();
+    let assignment = |(at, name): (usize, &String)| {
+        let dc = model::DcIndex(u8::try_from(at).expect("few datacenters"));
+        let lists: Vec<_> = layout.partition_indexes().map(|it| layout.list(dc, it)).collect();
+        let list_length = lists.first().map_or(0, |it| it.len());
+        v1::Assignment {
+            datacenter: name.clone(),
+            nodes: lists.into_iter().flatten().map(|it| it.0.into()).collect(),
+            list_length: u32::try_from(list_length).expect("short lists"),
+        }
+    };
+    datacenters.map(assignment).collect()
+}
+
+fn keyspaces(view: &View) -> Vec<v1::Keyspace> {
+    let keyspaces = view.metadata().map(|it| it.keyspaces()).unwrap_or_default();
+    keyspaces.iter().map(keyspace_message).collect()
+}
+
+fn keyspace_message(it: &Keyspace) -> v1::Keyspace {
+    let replicas = it.replicas.iter().map(|(datacenter, replicas)| v1::DatacenterReplicas {
+        datacenter: datacenter.clone(),
+        replicas: u32::from(*replicas),
+    });
+    v1::Keyspace {
+        name: it.name.clone(),
+        replicas: replicas.collect(),
+        read_consistency: Some(it.read_level.into()),
+        write_consistency: Some(it.write_level.into()),
+        default_ttl_seconds: it.default_ttl_seconds.unwrap_or_default(),
+        require_overlap: it.require_overlap,
+        allow_any: it.allow_any,
+        id: it.id.0,
+    }
+}
+
+fn created(metadata: &Metadata, name: &str) -> Result<v1::Keyspace, CallError> {
+    metadata.keyspace(name).map(keyspace_message).ok_or_else(|| {
+        let message = format!("keyspace {name:?} was dropped by someone else meanwhile");
+        CallError::new(Reason::KeyspaceNotFound, message)
+    })
+}
+
+fn replica_state(
+    view: &View,
+    node: NodeIndex,
+    key: &StorageKey,
+    answer: Option<QueryAnswer>,
+    now_ms: u64,
+) -> v1::ReplicaState {
+    let description = view.metadata().map(|it| it.layout().node(node));
+    let mut state = v1::ReplicaState {
+        node: node.0.into(),
+        datacenter: description.map(|it| it.datacenter.clone()).unwrap_or_default(),
+        address: description.map(|it| it.client_address.to_string()).unwrap_or_default(),
+        answered: answer.is_some(),
+        ..v1::ReplicaState::default()
+    };
+    let Some(answer) = answer else { return state };
+    if let Some(refusal) = proto::refusal(answer.refusal) {
+        state.refusal = format!("{refusal:?}").to_uppercase();
+        return state;
+    }
+    if answer.record.is_empty() {
+        return state;
+    }
+    match Record::check(key, answer.record) {
+        Ok(record) => {
+            state.holds_record = true;
+            state.version = Some(record.version().into());
+            state.tombstone = record.kind() == model::RecordKind::Tombstone;
+            state.expires_at_ms = record.expiry_ms();
+            state.digest = record.crc();
+            state.value_bytes = u64::try_from(record.value().len()).unwrap_or(u64::MAX);
+            state.age_ms = now_ms.saturating_sub(record.version().hlc.ms());
+        }
+        Err(_) => state.refusal = "CORRUPT".to_owned(),
+    }
+    state
+}
+
+fn propose_error(error: ProposeError) -> CallError {
+    let message = error.to_string();
+    match error {
+        ProposeError::Change(change) => change_error(&change),
+        ProposeError::Undecided { required, agreed, .. } => {
+            CallError::new(Reason::AgreementFailed, message)
+                .with("required", required)
+                .with("received", agreed)
+        }
+        ProposeError::Refused { .. } | ProposeError::Conflict { .. } => {
+            CallError::new(Reason::AgreementFailed, message)
+        }
+        ProposeError::Storage(_) => CallError::new(Reason::StorageFailed, message),
+    }
+}
+
+fn change_error(error: &ChangeError) -> CallError {
+    let reason = match error {
+        ChangeError::Exists { .. } => Reason::KeyspaceExists,
+        ChangeError::NotFound { .. } => Reason::KeyspaceNotFound,
+        ChangeError::LayoutVersion { .. } => Reason::PlanChanged,
+        ChangeError::Partitions { .. } | ChangeError::LayoutTooSmall { .. } => Reason::LayoutInvalid,
+        _ => Reason::KeyspaceInvalid,
+    };
+    CallError::new(reason, error.to_string()).at_field("keyspace")
+}
+

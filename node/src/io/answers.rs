@@ -1,0 +1,277 @@
+//! Answers on their way back to the operations that wait for them.
+
+use std::sync::Arc;
+
+use coordinator::{ReadEvent, WriteEvent};
+use model::{
+    Hlc, NodeIndex, OperationId, Record, Refusal, ReplicaIndex, RequestId, StorageKey, Version,
+    WriteAnswer,
+};
+use proto::internal::{Frame, QueryAnswer};
+
+use super::{
+    coordinate::VERSION_QUERY,
+    io_loop::{IoLoop, LoopState},
+    world::Blocking,
+};
+use crate::{
+    commit::{CommitAnswer, CommitAnswerKind, CommitItem},
+    counters::Counters,
+    local_read::LocalRead,
+    operation::{Operation, ReadRound, Token},
+    shared::Destination,
+};
+
+impl IoLoop {
+    /// Takes the commit path's answers for this node's own replicas.
+    pub fn commit_answers(&self, answers: &mut Vec<CommitAnswer>) {
+        if answers.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        let own = state.peers.own();
+        for answer in answers.drain(..) {
+            match answer.kind {
+                CommitAnswerKind::Mutation(kind) => {
+                    let Some(own) = own else { continue };
+                    self.mutation_answer(&mut state, own, answer.operation, kind, answer.newest);
+                }
+                CommitAnswerKind::HintStored => {
+                    let (token, _) = Token::of(answer.operation);
+                    let replica = ReplicaIndex(u8::try_from(answer.slot).unwrap_or(u8::MAX));
+                    let hlc = answer.version.hlc;
+                    self.write_event(&mut state, token, WriteEvent::HintStored { replica, hlc });
+                }
+                // A hint that was not kept changes nothing: it promised nothing (H1).
+                CommitAnswerKind::HintMarkedDirty | CommitAnswerKind::HintRefused(_) => {}
+            }
+        }
+        self.push_local(&mut state);
+    }
+
+    /// Answers what the commit queue did not take.
+    pub fn refuse_local(
+        &self,
+        state: &mut LoopState,
+        refusal: Refusal,
+        items: Vec<CommitItem<Destination>>,
+    ) {
+        let Some(own) = state.peers.own() else { return };
+        for item in items {
+            if let CommitItem::Mutation { destination: Destination::Loop(_), operation, .. } = item {
+                self.mutation_answer(state, own, operation, WriteAnswer::Refused(refusal), None);
+            }
+        }
+        // What the refusals caused is not pushed again: the queue has just been full.
+        state.local.clear();
+    }
+
+    /// Takes the answers in a peer's frame.
+    pub fn peer_answers(&self, from: NodeIndex, frame: &mut Frame) {
+        let clock = Hlc(frame.clock);
+        let trusted = self.shared.clock.observe(self.shared.wall(), clock).is_ok();
+        if !trusted {
+            Counters::count(&self.shared.counters.clocks_refused);
+        }
+        let mut state = self.lock();
+        for operation in frame.applied.drain(..) {
+            let answer =
+                if trusted { WriteAnswer::Applied } else { WriteAnswer::Refused(Refusal::ClockAhead) };
+            self.mutation_answer(&mut state, from, OperationId(operation), answer, None);
+        }
+        for answer in frame.mutation_answers.drain(..) {
+            let operation = OperationId(answer.operation);
+            let mut kind = answer.answer();
+            if !trusted {
+                kind = WriteAnswer::Refused(Refusal::ClockAhead);
+            }
+            let newest = self.checked_newest(&mut state, operation, answer.newest_record);
+            self.mutation_answer(&mut state, from, operation, kind, newest);
+        }
+        for mut answer in frame.query_answers.drain(..) {
+            if !trusted {
+                answer.refusal = proto::internal::Refusal::ClockAhead.into();
+            }
+            self.query_answer(&mut state, from, answer, clock);
+        }
+        for mut answer in frame.range_answers.drain(..) {
+            if !trusted {
+                answer.refusal = proto::internal::Refusal::ClockAhead.into();
+            }
+            let (token, _) = Token::of(OperationId(answer.operation));
+            if let Some(Operation::Range { .. }) = state.operations.get_mut(token)
+                && let Some(Operation::Range { answer: to, .. }) = state.operations.remove(token)
+            {
+                // A failed send is a scan whose client hung up.
+                let _ = to.send((answer, clock));
+            }
+        }
+        self.push_local(&mut state);
+    }
+
+    /// The newer record that an answer to a write-back carries, checked on arrival.
+    fn checked_newest(
+        &self,
+        state: &mut LoopState,
+        operation: OperationId,
+        bytes: bytes::Bytes,
+    ) -> Option<Record> {
+        if bytes.is_empty() {
+            return None;
+        }
+        let Some(Operation::Read(read)) = state.operations.get_mut(Token::of(operation).0) else {
+            return None;
+        };
+        let checked = Record::check(&read.key, bytes);
+        if let Err(error) = &checked {
+            Counters::count(&self.shared.counters.checksum_failures);
+            tracing::warn!(%error, "a peer's record is damaged");
+        }
+        checked.ok()
+    }
+
+    fn mutation_answer(
+        &self,
+        state: &mut LoopState,
+        node: NodeIndex,
+        operation: OperationId,
+        answer: WriteAnswer,
+        newest: Option<Record>,
+    ) {
+        let (token, sequence) = Token::of(operation);
+        match state.operations.get_mut(token) {
+            Some(Operation::Write(write)) => {
+                let (Some(from), Some(hlc)) =
+                    (write.replicas.replica(node), write.stamps.get(sequence).copied())
+                else {
+                    return;
+                };
+                self.write_event(state, token, WriteEvent::Answer { from, hlc, answer });
+            }
+            Some(Operation::Read(read)) => {
+                let (Some(from), Some(ReadRound::WriteBack(version))) =
+                    (read.replicas.replica(node), read.rounds.get(sequence).copied())
+                else {
+                    return;
+                };
+                let event = match answer {
+                    WriteAnswer::Refused(refusal) => ReadEvent::Refused { from, refusal },
+                    answer => ReadEvent::WroteBack { from, version, answer, newest },
+                };
+                self.read_event(state, token, event);
+            }
+            Some(Operation::Hint(hint)) if hint.target == node => {
+                if let Some(Operation::Hint(hint)) = state.operations.remove(token) {
+                    // Deleted after a durable answer, or when the fence says it is too old (H2).
+                    let settled = !matches!(answer, WriteAnswer::Refused(refusal) if refusal != Refusal::BelowFence);
+                    let _ = hint.done.send(settled);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn query_answer(
+        &self,
+        state: &mut LoopState,
+        node: NodeIndex,
+        answer: QueryAnswer,
+        clock: Hlc,
+    ) {
+        let (token, sequence) = Token::of(OperationId(answer.operation));
+        let refusal = proto::refusal(answer.refusal);
+        match state.operations.get_mut(token) {
+            Some(Operation::Read(read)) => {
+                let (Some(from), Some(ReadRound::Query(read_at))) =
+                    (read.replicas.replica(node), read.rounds.get(sequence).copied())
+                else {
+                    return;
+                };
+                let event = match refusal {
+                    Some(refusal) => ReadEvent::Refused { from, refusal },
+                    None => self.read_answer(from, read_at, &read.key, answer.record, clock),
+                };
+                self.read_event(state, token, event);
+            }
+            Some(Operation::Write(write)) if sequence == usize::from(VERSION_QUERY) => {
+                let Some(from) = write.replicas.replica(node) else { return };
+                let request = RequestId(answer.newest_request);
+                let newest = Version { hlc: Hlc(answer.newest_clock), request };
+                let event = match refusal {
+                    Some(refusal) => WriteEvent::Answer {
+                        from,
+                        hlc: Hlc::ZERO,
+                        answer: WriteAnswer::Refused(refusal),
+                    },
+                    None => WriteEvent::Queried { from, newest },
+                };
+                self.write_event(state, token, event);
+            }
+            Some(Operation::Probe { node: asked, .. }) if *asked == node => {
+                if let Some(Operation::Probe { answer: to, .. }) = state.operations.remove(token) {
+                    // A failed send is a caller that hung up.
+                    let _ = to.send(answer);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn read_answer(
+        &self,
+        from: ReplicaIndex,
+        read_at: Hlc,
+        key: &StorageKey,
+        bytes: bytes::Bytes,
+        clock: Hlc,
+    ) -> ReadEvent {
+        if bytes.is_empty() {
+            return ReadEvent::Answer { from, read_at, record: None, clock };
+        }
+        match Record::check(key, bytes) {
+            Ok(record) => ReadEvent::Answer { from, read_at, record: Some(record), clock },
+            Err(error) => {
+                Counters::count(&self.shared.counters.checksum_failures);
+                tracing::warn!(%error, "a peer's record is damaged");
+                ReadEvent::Refused { from, refusal: Refusal::Corrupt }
+            }
+        }
+    }
+
+    /// Reads this node's own replica: at once if memory knows, else behind the caller's back.
+    pub fn read_own(
+        &self,
+        from: ReplicaIndex,
+        operation: OperationId,
+        read_at: Hlc,
+        key: &StorageKey,
+    ) -> Option<ReadEvent> {
+        let event = |read: Result<Option<Record>, Refusal>, clock| match read {
+            Ok(record) => ReadEvent::Answer { from, read_at, record, clock },
+            Err(refusal) => ReadEvent::Refused { from, refusal },
+        };
+        match self.shared.read_inline(key) {
+            LocalRead::Here(read) => return Some(event(read, self.shared.clock.highest())),
+            LocalRead::WouldBlock => Counters::count(&self.shared.counters.reads_from_disk),
+        }
+        let shared = Arc::clone(&self.shared);
+        if shared.world.blocking == Blocking::Inline {
+            return Some(event(shared.read_blocking(key), shared.clock.highest()));
+        }
+        let Some(this) = self.this.upgrade() else { return None };
+        let key = key.clone();
+        let (token, _) = Token::of(operation);
+        tokio::spawn(async move {
+            let read = shared.blocking(move |shared| shared.read_blocking(&key)).await;
+            let clock = this.shared.clock.highest();
+            let mut state = this.lock();
+            let event = match read {
+                Ok(record) => ReadEvent::Answer { from, read_at, record, clock },
+                Err(refusal) => ReadEvent::Refused { from, refusal },
+            };
+            this.read_event(&mut state, token, event);
+            this.push_local(&mut state);
+        });
+        None
+    }
+}

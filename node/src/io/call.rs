@@ -1,0 +1,355 @@
+//! What all calls of clients have in common: admission, keyspace, level, deadline, errors.
+
+use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use arc_swap::Guard;
+use coordinator::{ReadError, WriteError};
+use model::{
+    ConsistencyLevel, DcIndex, Hlc, Key, KeyError, LevelError, Refusal, ReplicaMask, ReplicaSet,
+};
+use proto::{CallError, CallOutcome, Reason, v1};
+use tonic::metadata::MetadataMap;
+
+use super::{coordinate::Full, io_loop::IoLoop};
+use crate::{
+    shared::Shared,
+    view::{KeyspaceView, View},
+};
+
+/// A call of a client that has been admitted.
+pub struct Call<'a> {
+    /// What the node's loops share.
+    pub shared: &'a Arc<Shared>,
+    /// The metadata that the call is planned by.
+    pub view: Guard<Arc<View>>,
+    /// When the client has to have its answer, on the loop's clock.
+    pub deadline_us: u64,
+    /// W3C trace context, if the client sent one.
+    pub traceparent: Option<Arc<str>>,
+}
+
+impl<'a> Call<'a> {
+    /// Admits a call, or says why not. `clock` is the highest that the client has seen.
+    pub fn admit(io: &'a IoLoop, metadata: &MetadataMap, clock: u64) -> Result<Self, CallError> {
+        let shared = &io.shared;
+        if shared.draining.load(Ordering::Relaxed) {
+            return Err(CallError::new(Reason::Draining, "this node is stopping").retry_after(RETRY));
+        }
+        let view = shared.view.load();
+        if view.metadata().is_none() {
+            let message = "the cluster has no layout yet: plan and commit one";
+            return Err(CallError::new(Reason::NoLayout, message).retry_after(RETRY));
+        }
+        let timeout = effective_timeout(shared, metadata)?;
+        let timeout_us = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
+        shared.clock.observe(shared.wall(), Hlc(clock)).map_err(|error| {
+            CallError::new(Reason::ClockAhead, format!("the clock given is refused: {error}"))
+                .at_field("clock")
+                .with("limit_ms", shared.config.clock_offset_max_ms)
+        })?;
+        let traceparent = metadata.get("traceparent").and_then(|it| it.to_str().ok());
+        let traceparent = traceparent.filter(|it| it.len() <= TRACEPARENT_BYTES_MAX).map(Arc::from);
+        let deadline_us = io.now_us() + timeout_us;
+        Ok(Self { shared, view, deadline_us, traceparent })
+    }
+
+    /// A keyspace by name.
+    pub fn keyspace(&self, name: &str) -> Result<&Arc<KeyspaceView>, CallError> {
+        self.view.keyspace(name).ok_or_else(|| {
+            CallError::new(Reason::KeyspaceNotFound, format!("there is no keyspace {name:?}"))
+                .at_field("keyspace")
+                .with("keyspace", name)
+        })
+    }
+
+    /// A row's name, checked.
+    pub fn key(&self, key: Option<v1::Key>) -> Result<Key, CallError> {
+        let key = key.ok_or_else(|| {
+            CallError::new(Reason::KeyEmpty, "the request names no key").at_field("key")
+        })?;
+        let key = Key::from(key);
+        key.validate(&self.shared.config.limits).map_err(key_error)?;
+        Ok(key)
+    }
+
+    /// Refuses writes that this node could not take part in.
+    pub fn check_writable(&self) -> Result<(), CallError> {
+        match self.shared.failure() {
+            None => Ok(()),
+            Some(error) => {
+                let message = format!("this node's storage has failed: {error}");
+                Err(CallError::new(Reason::StorageFailed, message).retry_after(RETRY))
+            }
+        }
+    }
+
+    /// Who took part in a call.
+    pub fn participation(
+        &self,
+        required: u8,
+        answered: ReplicaMask,
+        replicas: &ReplicaSet,
+        overlap: bool,
+    ) -> v1::Participation {
+        let answered = answered.iter().map(|it| u32::from(replicas.node(it).0)).collect();
+        self.participation_of(required, answered, overlap)
+    }
+
+    /// Who took part in a call for several keys.
+    pub fn participation_of(
+        &self,
+        required: u8,
+        answered: Vec<u32>,
+        overlap: bool,
+    ) -> v1::Participation {
+        let coordinator = self.view.own().map_or(u32::MAX, |it| it.0.into());
+        v1::Participation { required: required.into(), answered, coordinator, overlap }
+    }
+
+    /// The highest clock, for the reply.
+    pub fn clock(&self) -> u64 {
+        self.shared.clock.highest().0
+    }
+
+    fn datacenter_name(&self, dc: DcIndex) -> String {
+        let names = self.view.metadata().map(|it| it.layout().datacenters());
+        let name = names.and_then(|it| it.get(usize::from(dc.0)));
+        name.cloned().unwrap_or_default()
+    }
+
+    /// A write's failure, as its client sees it.
+    pub fn write_error(&self, level: ConsistencyLevel, error: &WriteError) -> CallError {
+        let unknown = error.outcome_unknown();
+        let call = match error {
+            WriteError::Unavailable { datacenter, required, alive } => {
+                return self.unavailable(level, *datacenter, *required, *alive);
+            }
+            WriteError::Timeout { required, acked, .. } => {
+                let message = format!(
+                    "{acked} of {required} required replicas acknowledged in time; {}",
+                    fate(unknown)
+                );
+                numbers(CallError::new(Reason::WriteTimeout, message), level, *required, *acked)
+            }
+            WriteError::Failed { required, acked, refusals, .. } => {
+                let kinds = refusals.iter().map(|it| it.1);
+                if let Some(error) = overload(kinds.clone(), unknown) {
+                    return numbers(error, level, *required, *acked);
+                }
+                let message = format!(
+                    "{acked} of {required} required replicas acknowledged, and the others cannot any \
+                     more{}; {}",
+                    refused_by(kinds),
+                    fate(unknown)
+                );
+                numbers(CallError::new(Reason::WriteFailed, message), level, *required, *acked)
+            }
+        };
+        let versions: Vec<_> = error.versions().iter().map(ToString::to_string).collect();
+        let mut call = call.with_clock(self.clock());
+        if unknown {
+            call = call.with("versions", versions.join(","));
+        } else {
+            call.outcome = CallOutcome::NotApplied;
+        }
+        call
+    }
+
+    /// A read's failure, as its client sees it.
+    pub fn read_error(&self, level: ConsistencyLevel, error: &ReadError) -> CallError {
+        let call = match error {
+            ReadError::Unavailable { datacenter, required, alive } => {
+                return self.unavailable(level, *datacenter, *required, *alive);
+            }
+            ReadError::Timeout { required, answered } => {
+                let message = format!("{answered} of {required} required replicas answered in time");
+                numbers(CallError::new(Reason::ReadTimeout, message), level, *required, *answered)
+            }
+            ReadError::Failed { required, answered, refusals } => {
+                let message = format!(
+                    "{answered} of {required} required replicas answered, and no others are left{}",
+                    refused_by(refusals.iter().map(|it| it.1))
+                );
+                let call = CallError::new(Reason::ReadFailed, message).retry_after(RETRY);
+                numbers(call, level, *required, *answered)
+            }
+            ReadError::Corrupt { required, answered, .. } => {
+                let message = "the copies that could be read fail their checksum; other replicas, \
+                               once they are up, may have a good one";
+                numbers(CallError::new(Reason::ChecksumMismatch, message), level, *required, *answered)
+            }
+        };
+        call.with_clock(self.clock())
+    }
+
+    fn unavailable(
+        &self,
+        level: ConsistencyLevel,
+        datacenter: Option<DcIndex>,
+        required: u8,
+        alive: u8,
+    ) -> CallError {
+        let name = datacenter.map(|it| self.datacenter_name(it));
+        let place = name.as_ref().map(|it| format!(" in {it}")).unwrap_or_default();
+        let message = format!(
+            "{level} needs {required} replicas{place}, and {alive} are up; nothing was sent"
+        );
+        let mut call = CallError::new(Reason::NotEnoughReplicas, message)
+            .with("level", level)
+            .with("required", required)
+            .with("alive", alive)
+            .retry_after(RETRY)
+            .with_clock(self.clock());
+        if let Some(name) = name {
+            call = call.with("datacenter", name);
+        }
+        call
+    }
+}
+
+/// When a client may try again what could not be served just now.
+pub const RETRY: Duration = Duration::from_millis(250);
+
+const TRACEPARENT_BYTES_MAX: usize = 128;
+
+fn fate(unknown: bool) -> &'static str {
+    if unknown {
+        "the write may have been applied, or may still be"
+    } else {
+        "nothing was applied"
+    }
+}
+
+fn numbers(error: CallError, level: ConsistencyLevel, required: u8, received: u8) -> CallError {
+    error.with("level", level).with("required", required).with("received", received)
+}
+
+/// Refusals that tell the client more than "failed" does.
+fn overload(mut kinds: impl Iterator<Item = Refusal> + Clone, unknown: bool) -> Option<CallError> {
+    if unknown && kinds.clone().any(|it| !matches!(it, Refusal::Overloaded | Refusal::DiskFull)) {
+        return None;
+    }
+    let reason = if kinds.clone().any(|it| it == Refusal::DiskFull) {
+        Reason::DiskFull
+    } else if kinds.any(|it| it == Refusal::Overloaded) {
+        Reason::Overloaded
+    } else {
+        return None;
+    };
+    let message = match reason {
+        Reason::DiskFull => "too many replicas have a full disk",
+        _ => "too many replicas have as much work as they take",
+    };
+    let mut error = CallError::new(reason, format!("{message}; {}", fate(unknown)));
+    if unknown {
+        error.outcome = CallOutcome::Unknown;
+    } else {
+        error = error.retry_after(RETRY);
+    }
+    Some(error)
+}
+
+fn refused_by(kinds: impl Iterator<Item = Refusal>) -> String {
+    let mut names: Vec<_> = kinds.map(|it| format!("{it:?}")).collect();
+    names.sort();
+    names.dedup();
+    if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
+}
+
+fn key_error(error: KeyError) -> CallError {
+    match error {
+        KeyError::Empty => CallError::new(Reason::KeyEmpty, error.to_string()).at_field("key"),
+        KeyError::TooLarge { limit, actual } | KeyError::SortKeyTooLarge { limit, actual } => {
+            CallError::new(Reason::KeyTooLarge, error.to_string())
+                .at_field("key")
+                .with("limit", limit)
+                .with("actual", actual)
+        }
+    }
+}
+
+/// A level that makes no sense for the keyspace.
+pub fn level_error(error: &LevelError) -> CallError {
+    CallError::new(Reason::InvalidConsistency, error.to_string()).at_field("consistency")
+}
+
+/// The level of a call: its own, or the keyspace's default.
+pub fn level_of(
+    wanted: Option<&v1::Consistency>,
+    default: ConsistencyLevel,
+) -> Result<ConsistencyLevel, CallError> {
+    let wanted = wanted.map(v1::Consistency::level).transpose().map_err(|error| {
+        CallError::new(Reason::InvalidConsistency, error.to_string()).at_field("consistency")
+    })?;
+    Ok(wanted.flatten().unwrap_or(default))
+}
+
+/// A level that the keyspace's `require_overlap` does not allow.
+pub fn overlap_error(level: ConsistencyLevel, keyspace: &KeyspaceView) -> CallError {
+    let message = format!(
+        "keyspace {:?} requires R + W > N, 2W > N and 2R > N, which {level} does not give against \
+         its defaults (reads {}, writes {})",
+        keyspace.keyspace.name, keyspace.keyspace.read_level, keyspace.keyspace.write_level
+    );
+    CallError::new(Reason::OverlapRequired, message).at_field("consistency").with("level", level)
+}
+
+impl From<Full> for CallError {
+    fn from(full: Full) -> Self {
+        let message = format!("this node has {} operations in flight, its limit", full.limit);
+        Self::new(Reason::Overloaded, message).with("limit", full.limit).retry_after(RETRY)
+    }
+}
+
+/// The time that a call has: the client's, a little shortened so that our answer comes before the
+/// transport gives up, and at most the node's own.
+fn effective_timeout(shared: &Shared, metadata: &MetadataMap) -> Result<Duration, CallError> {
+    let own = Duration::from_millis(shared.config.request_timeout_ms);
+    let header = metadata.get("grpc-timeout").and_then(|it| it.to_str().ok());
+    // One that cannot be parsed is ignored, as the transport does.
+    let Some(wanted) = header.and_then(parse_timeout) else { return Ok(own) };
+    if wanted.is_zero() {
+        return Err(CallError::new(Reason::DeadlinePassed, "the call's deadline had passed"));
+    }
+    let margin = (wanted / 10).clamp(MARGIN_MIN, MARGIN_MAX).min(wanted / 2);
+    Ok((wanted - margin).min(own))
+}
+
+const MARGIN_MIN: Duration = Duration::from_millis(6);
+const MARGIN_MAX: Duration = Duration::from_millis(50);
+
+/// Reads a `grpc-timeout`: up to eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let unit = text.chars().last()?;
+    let digits = text.strip_suffix(unit)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|it| it.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        'H' => Some(Duration::from_secs(count * 3600)),
+        'M' => Some(Duration::from_secs(count * 60)),
+        'S' => Some(Duration::from_secs(count)),
+        'm' => Some(Duration::from_millis(count)),
+        'u' => Some(Duration::from_micros(count)),
+        'n' => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts() {
+        let check = |text, expected| assert_eq!(parse_timeout(text), expected, "{text}");
+        check("100m", Some(Duration::from_millis(100)));
+        check("2S", Some(Duration::from_secs(2)));
+        check("0n", Some(Duration::ZERO));
+        check("99999999H", Some(Duration::from_secs(99_999_999 * 3600)));
+        for bad in ["", "m", "1", "-1S", "1.5S", "123456789S", "1x", "1é"] {
+            check(bad, None);
+        }
+    }
+}

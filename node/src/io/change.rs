@@ -1,0 +1,253 @@
+//! Changes of the metadata: proposes them, takes part in others' proposals, keeps promises on disk.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use model::{Change, ChangeError, Metadata, NodeId};
+use proto::internal::control::Control as Kind;
+use rand::RngExt;
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{control::send, io_loop::IoLoop};
+use crate::{
+    agreement::{Acceptor, Outcome, Proposer, Refusal, Reply, Request, Step},
+    counters::Counters,
+    shared::{Shared, system_key},
+    storage::{Space, StorageError},
+};
+
+/// A node's part in agreeing on metadata.
+#[derive(Default)]
+pub struct Changes {
+    /// One metadata is adopted at a time.
+    pub adopting: Mutex<()>,
+    /// One request is judged at a time: its promise must be durable before the next is.
+    accepting: Mutex<()>,
+    /// One change is proposed at a time by this node.
+    proposing: Mutex<u64>,
+    replies: std::sync::Mutex<Option<mpsc::Sender<(NodeId, Reply)>>>,
+}
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// The change makes no sense. Nothing was proposed.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// Too few nodes took part in time. The change may have been made, or may still be.
+    #[error("{agreed} of {required} nodes agreed in time; silent: {silent:?}")]
+    Undecided {
+        /// Nodes that must agree.
+        required: usize,
+        /// Nodes that agreed.
+        agreed: usize,
+        /// Nodes that did not answer.
+        silent: Vec<NodeId>,
+    },
+    /// Nodes refuse for good. Nothing is known to be changed.
+    #[error("node {node} refuses: {reason}")]
+    Refused {
+        /// One of them.
+        node: NodeId,
+        /// Why.
+        reason: Refusal,
+    },
+    /// A first layout of other nodes may have been decided already.
+    #[error("node {node} has accepted another first layout, of cluster {cluster}")]
+    Conflict {
+        /// The node that has.
+        node: NodeId,
+        /// The cluster that the other layout makes.
+        cluster: model::ClusterId,
+    },
+    /// The decision is made, and this node's disk cannot keep it.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl Changes {
+    /// Takes a reply for the proposal under way, if there is one.
+    pub fn replied(&self, from: NodeId, bytes: Bytes) {
+        let Ok(reply) = Reply::decode(&bytes) else {
+            tracing::warn!(%from, "an agreement reply makes no sense");
+            return;
+        };
+        let replies = self.replies.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(replies) = replies.as_ref() {
+            // A full queue drops it; the proposer asks again.
+            let _ = replies.try_send((from, reply));
+        }
+    }
+
+    /// Judges a proposer's request; the answer is durable. `None`: no answer can be given.
+    pub async fn accept(&self, shared: &Arc<Shared>, from: NodeId, bytes: Bytes) -> Option<Bytes> {
+        let Ok(request) = Request::decode(&bytes) else {
+            Counters::count(&shared.counters.peer_messages_malformed);
+            tracing::warn!(%from, "an agreement request makes no sense");
+            return None;
+        };
+        let reply = self.judge(shared, &request).await?;
+        Some(reply.encode().into())
+    }
+
+    async fn judge(&self, shared: &Arc<Shared>, request: &Request) -> Option<Reply> {
+        let _turn = self.accepting.lock().await;
+        let key: Bytes =
+            [system_key::AGREEMENT, &request.instance.0.to_be_bytes()].concat().into();
+        let read_key = key.clone();
+        let read = Arc::clone(shared).blocking(move |shared| {
+            let stored = shared.world.storage.get(Space::System, &read_key);
+            stored.map_err(|_| model::Refusal::Failed)
+        });
+        let storage = shared.identity.storage;
+        let acceptor = match read.await.ok()? {
+            Some(stored) => match Acceptor::decode(&stored, storage) {
+                Ok(acceptor) => acceptor,
+                Err(error) => {
+                    tracing::error!(%error, "what this node promised cannot be read: it abstains");
+                    Acceptor::abstaining(storage)
+                }
+            },
+            None => Acceptor::new(storage),
+        };
+        let view = shared.view.load_full();
+        let current = view.metadata().map(AsRef::as_ref);
+        let (next, reply) = acceptor.handle(shared.identity.node, current, request);
+        if let Some(next) = next {
+            shared.make_durable(key, Some(next.encode().into())).await.ok()?;
+        }
+        Some(reply)
+    }
+}
+
+impl IoLoop {
+    /// Has a change of the metadata decided, adopts it, and returns the metadata with it.
+    /// `make` builds the successor of the metadata in force; it is called anew for each attempt.
+    pub async fn propose(
+        &self,
+        make: impl Fn(Option<&Metadata>) -> Result<Metadata, ChangeError>,
+    ) -> Result<Arc<Metadata>, ProposeError> {
+        let shared = &self.shared;
+        let mut run = shared.changes.proposing.lock().await;
+        let deadline = Instant::now() + PROPOSE_TIMEOUT;
+        loop {
+            *run += 1;
+            let number = shared.identity.incarnation << 20 | *run & 0xf_ffff;
+            let view = shared.view.load_full();
+            let parent = view.metadata().map(|it| Metadata::clone(it));
+            let own = make(parent.as_ref())?;
+            let proposer = Proposer::new(parent, own, shared.identity.node, number)
+                .expect("a successor follows its parent");
+            let (metadata, ours) = self.decide(proposer, deadline).await?;
+            shared.adopt_durably(metadata).await?;
+            if ours {
+                return Ok(Arc::clone(
+                    shared.view.load().metadata().expect("metadata was just adopted"),
+                ));
+            }
+        }
+    }
+
+    /// Runs one proposer to its end; true if what was decided is what it proposed.
+    async fn decide(
+        &self,
+        mut proposer: Proposer,
+        deadline: Instant,
+    ) -> Result<(Metadata, bool), ProposeError> {
+        let (sender, mut replies) = mpsc::channel(256);
+        let changes = &self.shared.changes;
+        let slot = || changes.replies.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *slot() = Some(sender);
+        let mut steps = proposer.retry();
+        let result = loop {
+            let mut pause = false;
+            let mut outcome = None;
+            for step in std::mem::take(&mut steps) {
+                match step {
+                    Step::Send { to, request } => self.send_request(&to, &request),
+                    Step::Teach(node) => self.teach(node),
+                    Step::Pause => pause = true,
+                    Step::Done(it) => outcome = Some(it),
+                }
+            }
+            if let Some(outcome) = outcome {
+                break ended(outcome);
+            }
+            if pause {
+                let ms = self.lock().random.random_range(20..200);
+                sleep(Duration::from_millis(ms)).await;
+                steps = proposer.retry();
+                continue;
+            }
+            let again = (Instant::now() + ASK_AGAIN).min(deadline);
+            match timeout_at(again, replies.recv()).await {
+                Ok(Some((from, reply))) => steps = proposer.handle(from, reply),
+                Ok(None) => unreachable!("this function holds a sender"),
+                Err(_) if Instant::now() >= deadline => {
+                    let progress = proposer.progress();
+                    break Err(ProposeError::Undecided {
+                        required: progress.required,
+                        agreed: progress.agreed,
+                        silent: progress.silent,
+                    });
+                }
+                Err(_) => steps = proposer.retry(),
+            }
+        };
+        *slot() = None;
+        result
+    }
+
+    fn send_request(&self, to: &[NodeId], request: &Request) {
+        let bytes = Bytes::from(request.encode());
+        let shared = &self.shared;
+        for node in to {
+            if *node == shared.identity.node {
+                let (shared, bytes, node) = (Arc::clone(shared), bytes.clone(), *node);
+                tokio::spawn(async move {
+                    if let Some(reply) = shared.changes.accept(&shared, node, bytes).await {
+                        shared.changes.replied(node, reply);
+                    }
+                });
+            } else if let Some(peer) = self.lock().peers.by_node(*node) {
+                send(&peer.outbox, Kind::AgreementRequest(bytes.clone()));
+            }
+        }
+    }
+
+    fn teach(&self, node: NodeId) {
+        let view = self.shared.view.load();
+        if let (Some(peer), Some(metadata)) = (self.lock().peers.by_node(node), view.metadata()) {
+            send(&peer.outbox, Kind::Metadata(metadata.encode().into()));
+        }
+    }
+}
+
+fn ended(outcome: Outcome) -> Result<(Metadata, bool), ProposeError> {
+    match outcome {
+        Outcome::Decided { metadata, ours } => Ok((metadata, ours)),
+        Outcome::Overtaken { newest } => Ok((newest, false)),
+        Outcome::Conflict { node, other } => {
+            Err(ProposeError::Conflict { node, cluster: other.cluster() })
+        }
+        Outcome::Refused { node, reason } => Err(ProposeError::Refused { node, reason }),
+    }
+}
+
+/// The successor of the metadata in force by one change.
+pub fn successor(
+    before: Option<&Metadata>,
+    change: Change,
+    limits: &model::Limits,
+) -> Result<Metadata, ChangeError> {
+    let missing = || ChangeError::NotFound { name: "layout".to_owned() };
+    before.ok_or_else(missing)?.successor(change, limits)
+}
+
+/// How long a change may take to be decided.
+const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// When messages are taken for lost.
+const ASK_AGAIN: Duration = Duration::from_millis(800);

@@ -1,0 +1,141 @@
+//! The rare messages between nodes: metadata, its agreement, and pings.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use model::{Metadata, NodeId};
+use proto::internal::{Control, Ping, control::Control as Kind};
+
+use super::io_loop::IoLoop;
+use crate::{
+    counters::Counters,
+    liveness::Peer,
+    outbox::Outbox,
+    shared::{Shared, system_key},
+    storage::StorageError,
+};
+
+impl IoLoop {
+    /// Takes one control message; answers go to `outbox`.
+    pub fn control(&self, from: NodeId, outbox: &Arc<Outbox>, control: Control) {
+        let shared = &self.shared;
+        match control.control {
+            Some(Kind::MetadataSequence(theirs)) => {
+                let ours = shared.view.load().sequence();
+                if theirs > ours {
+                    send(outbox, Kind::MetadataRequest(true));
+                } else if theirs < ours {
+                    send(outbox, Kind::MetadataSequence(ours));
+                }
+            }
+            Some(Kind::MetadataRequest(_)) => {
+                if let Some(metadata) = shared.view.load().metadata() {
+                    send(outbox, Kind::Metadata(metadata.encode().into()));
+                }
+            }
+            Some(Kind::Metadata(bytes)) => self.take_metadata(from, &bytes),
+            Some(Kind::AgreementRequest(bytes)) => {
+                let (shared, outbox) = (Arc::clone(shared), Arc::clone(outbox));
+                tokio::spawn(async move {
+                    if let Some(reply) = shared.changes.accept(&shared, from, bytes).await {
+                        send(&outbox, Kind::AgreementReply(reply));
+                    }
+                });
+            }
+            Some(Kind::AgreementReply(bytes)) => shared.changes.replied(from, bytes),
+            Some(Kind::Ping(ping)) => send(outbox, Kind::Pong(shared.ping(ping.sent_us))),
+            Some(Kind::Pong(pong)) => {
+                let round_trip_us = shared.elapsed_us().saturating_sub(pong.sent_us);
+                shared.status(from).measured(round_trip_us);
+            }
+            None => Counters::count(&shared.counters.peer_messages_malformed),
+        }
+    }
+
+    fn take_metadata(&self, from: NodeId, bytes: &[u8]) {
+        match Metadata::decode(bytes) {
+            Ok(metadata) => {
+                let shared = Arc::clone(&self.shared);
+                tokio::spawn(async move {
+                    if let Err(error) = shared.adopt_durably(metadata).await {
+                        tracing::error!(%error, "metadata not adopted");
+                    }
+                });
+            }
+            Err(error) => {
+                Counters::count(&self.shared.counters.peer_messages_malformed);
+                tracing::warn!(%from, %error, "a peer's metadata makes no sense");
+            }
+        }
+    }
+
+    /// What a link that has come up says first.
+    pub fn greet(&self, peer: &Peer) {
+        let shared = &self.shared;
+        send(&peer.outbox, Kind::MetadataSequence(shared.view.load().sequence()));
+        send(&peer.outbox, Kind::Ping(shared.ping(shared.elapsed_us())));
+    }
+
+    /// Pings every peer each second, for as long as the node lives: keeps latencies fresh, and tells
+    /// who has missed a change of metadata.
+    pub async fn run_pings(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(PING_INTERVAL) => {}
+                () = self.shared.metadata_changed.notified() => {}
+            }
+            let peers: Vec<_> = {
+                let mut state = self.lock();
+                state.peers.follow(&self.shared.view.load());
+                state.peers.iter().cloned().collect()
+            };
+            for peer in peers {
+                self.greet(&peer);
+            }
+        }
+    }
+}
+
+/// How often peers are pinged.
+pub const PING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Queues a control message. A full queue drops it: all of them are repeated or awaited with a
+/// deadline.
+pub fn send(outbox: &Outbox, kind: Kind) {
+    let payload = match &kind {
+        Kind::Metadata(bytes) | Kind::AgreementRequest(bytes) | Kind::AgreementReply(bytes) => bytes.len(),
+        _ => 0,
+    };
+    let control = Control { control: Some(kind) };
+    let _ = outbox.push(payload + 48, |frame| frame.controls.push(control));
+}
+
+impl Shared {
+    fn ping(&self, sent_us: u64) -> Ping {
+        Ping {
+            sent_us,
+            wall_ms: self.wall().0,
+            clock_ceiling: self.clock.ceiling().0,
+            storage_id: Bytes::copy_from_slice(&self.identity.storage.to_bytes()),
+        }
+    }
+
+    /// Makes metadata durable here and takes it into force, if it is newer and of this cluster.
+    pub async fn adopt_durably(self: &Arc<Self>, metadata: Metadata) -> Result<bool, StorageError> {
+        let _turn = self.changes.adopting.lock().await;
+        let (ours, theirs) = (self.cluster(), metadata.cluster());
+        if !ours.is_nil() && ours != theirs {
+            Counters::count(&self.counters.peer_messages_malformed);
+            tracing::error!(%ours, %theirs, "metadata of another cluster refused");
+            return Ok(false);
+        }
+        if metadata.sequence() <= self.view.load().sequence() {
+            return Ok(false);
+        }
+        let key = Bytes::from_static(system_key::METADATA);
+        self.make_durable(key, Some(metadata.encode().into())).await?;
+        let adopted = self.adopt(Arc::new(metadata));
+        self.metadata_changed.notify_waiters();
+        Ok(adopted)
+    }
+}

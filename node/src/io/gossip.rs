@@ -1,0 +1,145 @@
+//! Carries the membership protocol over the links of the first loop.
+
+use std::{collections::BTreeMap, sync::Arc, sync::atomic::Ordering};
+
+use bytes::Bytes;
+use foca::Timer;
+use model::{NodeDescription, NodeId};
+use rand::{SeedableRng, rngs::StdRng};
+use tokio::sync::{mpsc, watch};
+
+use super::io_loop::IoLoop;
+use crate::{
+    membership::{Member, Membership, MembershipEffect},
+    shared::Shared,
+};
+
+/// What happens to the membership of a node.
+pub enum GossipEvent {
+    /// A peer's packet.
+    Packet(Bytes),
+    /// A node was met: it said hello.
+    Met(Member),
+    /// A timer came due.
+    Timer(Timer<Member>),
+    /// This node stops.
+    Leave,
+}
+
+/// Every node that was ever met, as it last presented itself. Versions only rise.
+pub type Directory = BTreeMap<NodeId, Member>;
+
+/// A node's part in the membership protocol, seen by its other parts.
+pub struct Gossip {
+    events: mpsc::Sender<GossipEvent>,
+    directory: watch::Sender<Directory>,
+}
+
+/// Packets that may wait. More are dropped: the protocol copes with lost packets.
+const EVENTS_MAX: usize = 1_024;
+
+impl Gossip {
+    /// The two ends: for the other parts, and for `run`.
+    pub fn new() -> (Arc<Self>, mpsc::Receiver<GossipEvent>) {
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let (directory, _) = watch::channel(Directory::new());
+        (Arc::new(Self { events, directory }), receiver)
+    }
+
+    /// A peer's packet.
+    pub fn packet(&self, packet: Bytes) {
+        // A full queue drops packets, as a network would.
+        let _ = self.events.try_send(GossipEvent::Packet(packet));
+    }
+
+    /// A node said hello.
+    pub fn met(&self, member: Member) {
+        self.learn(&member);
+        // Dropped with a full queue; the next hello or packet of the node makes up for it.
+        let _ = self.events.try_send(GossipEvent::Met(member));
+    }
+
+    /// This node stops.
+    pub async fn leave(&self) {
+        // The task has ended already if this fails.
+        let _ = self.events.send(GossipEvent::Leave).await;
+    }
+
+    /// The nodes known, and every change of them.
+    pub fn directory(&self) -> watch::Receiver<Directory> {
+        self.directory.subscribe()
+    }
+
+    /// Notes a node's newest presentation of itself.
+    pub fn learn(&self, member: &Member) {
+        self.directory.send_if_modified(|directory| {
+            let known = directory.get(&member.node());
+            let newer = known.is_none_or(|it| it.incarnation < member.incarnation);
+            if newer {
+                directory.insert(member.node(), member.clone());
+            }
+            newer
+        });
+    }
+
+    /// Runs the protocol for as long as the node lives.
+    pub async fn run(self: Arc<Self>, io: Arc<IoLoop>, mut events: mpsc::Receiver<GossipEvent>) {
+        let shared = Arc::clone(&io.shared);
+        let random = StdRng::seed_from_u64(shared.world.seed ^ 0x5157_494d);
+        let mut membership = Membership::new(own_member(&shared), random);
+        while let Some(event) = events.recv().await {
+            let effects = match event {
+                GossipEvent::Packet(packet) => membership.receive(&packet),
+                GossipEvent::Met(member) => membership.announce(member),
+                GossipEvent::Timer(timer) => membership.timer(timer),
+                GossipEvent::Leave => membership.leave(),
+            };
+            for effect in effects {
+                self.execute(&io, &shared, effect);
+            }
+        }
+    }
+
+    fn execute(&self, io: &IoLoop, shared: &Shared, effect: MembershipEffect) {
+        match effect {
+            MembershipEffect::Send { to, packet } => {
+                self.learn(&to);
+                if let Some(peer) = io.lock().peers.by_node(to.node()) {
+                    let bytes = packet.len() + 8;
+                    // Not queued is a lost packet.
+                    let _ = peer.outbox.push(bytes, |frame| frame.gossip.push(packet));
+                }
+            }
+            MembershipEffect::Schedule { after, timer } => {
+                let events = self.events.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(after).await;
+                    // The node has stopped if this fails.
+                    let _ = events.send(GossipEvent::Timer(timer)).await;
+                });
+            }
+            MembershipEffect::Up(member) => {
+                self.learn(&member);
+                tracing::info!(node = %member.node(), datacenter = member.datacenter, "node is up");
+                shared.status(member.node()).member.store(true, Ordering::Relaxed);
+            }
+            MembershipEffect::Down(member) => {
+                tracing::info!(node = %member.node(), datacenter = member.datacenter, "node is down");
+                shared.status(member.node()).member.store(false, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// This node as it presents itself.
+pub fn own_member(shared: &Shared) -> Member {
+    let description = NodeDescription {
+        id: shared.identity.node,
+        datacenter: shared.config.datacenter.clone(),
+        rack: shared.config.rack.clone(),
+        client_address: shared.identity.client_address,
+        peer_address: shared.identity.peer_address,
+        capacity: shared.config.capacity,
+    };
+    Member::new(&description, shared.identity.incarnation)
+}

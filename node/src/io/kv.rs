@@ -1,0 +1,532 @@
+//! The data interface: each call is checked, planned and handed to its loop; the call then only
+//! waits. A client that hangs up drops the waiting, never the work.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use coordinator::{ReadReply, ReadRequest, WriteReply, WriteRequest};
+use model::{ConsistencyLevel, Key, ReplicaSet, RequestId, Requirement, StorageKey};
+use proto::{
+    CallError, CallOutcome, Reason,
+    v1::{self, kv_service_server::KvService},
+};
+use rand::RngExt;
+use tokio::sync::oneshot;
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use super::{
+    call::{Call, level_error, level_of, overlap_error},
+    coordinate::{PlannedRead, PlannedWrite},
+    io_loop::IoLoop,
+    scan::ScanStream,
+};
+use crate::{
+    counters::Counters,
+    reply::{Batch, ReadDone, ReplyTo, WriteDone},
+    view::KeyspaceView,
+};
+
+/// The data interface on one loop.
+#[derive(Clone)]
+pub struct KvApi {
+    /// The loop.
+    pub io: Arc<IoLoop>,
+}
+
+/// A write's level, resolved.
+struct WriteLevel {
+    level: ConsistencyLevel,
+    overlap: bool,
+}
+
+/// One key of a write, before it is stamped.
+struct WriteItem {
+    key: Key,
+    value: Option<Bytes>,
+    ttl_seconds: Option<u64>,
+    request_id: u64,
+}
+
+impl KvApi {
+    fn write_level(
+        &self,
+        keyspace: &KeyspaceView,
+        wanted: Option<&v1::Consistency>,
+    ) -> Result<WriteLevel, CallError> {
+        let level = level_of(wanted, keyspace.keyspace.write_level)?;
+        if !keyspace.allows_write(level) {
+            return Err(overlap_error(level, keyspace));
+        }
+        let overlap = keyspace.overlap(keyspace.keyspace.read_level, level);
+        Ok(WriteLevel { level, overlap })
+    }
+
+    fn read_level(
+        &self,
+        keyspace: &KeyspaceView,
+        wanted: Option<&v1::Consistency>,
+    ) -> Result<(ConsistencyLevel, bool), CallError> {
+        let level = level_of(wanted, keyspace.keyspace.read_level)?;
+        if level != ConsistencyLevel::Any && !keyspace.allows_read(level) {
+            return Err(overlap_error(level, keyspace));
+        }
+        let overlap = keyspace.overlap(level, keyspace.keyspace.write_level);
+        Ok((level, overlap))
+    }
+
+    /// Plans one write, without a stamp yet.
+    fn plan_write(
+        &self,
+        call: &Call<'_>,
+        keyspace: &KeyspaceView,
+        level: ConsistencyLevel,
+        item: WriteItem,
+    ) -> Result<(WriteRequest, Arc<ReplicaSet>), CallError> {
+        let limits = &call.shared.config.limits;
+        if let Some(actual) = item.value.as_ref().map(Bytes::len)
+            && actual > limits.value_bytes_max
+        {
+            let limit = limits.value_bytes_max;
+            let message = format!("the value has {actual} bytes; at most {limit} are allowed");
+            return Err(CallError::new(Reason::ValueTooLarge, message)
+                .at_field("value")
+                .with("limit", limit)
+                .with("actual", actual));
+        }
+        let ttl_seconds = match item.ttl_seconds {
+            None => keyspace.keyspace.default_ttl_seconds,
+            Some(0) => None,
+            Some(actual) if actual > limits.ttl_seconds_max => {
+                let limit = limits.ttl_seconds_max;
+                let message = format!("the TTL is {actual} s; at most {limit} s are allowed");
+                return Err(CallError::new(Reason::TtlOutOfBounds, message)
+                    .at_field("ttl_seconds")
+                    .with("limit", limit)
+                    .with("actual", actual));
+            }
+            ttl => ttl,
+        };
+        let token = item.key.token();
+        let replicas = keyspace.replica_set(call.view.partition(token));
+        let allow_any = keyspace.keyspace.allow_any;
+        let local_dc = call.view.local_dc();
+        let requirement = Requirement::for_write(level, replicas, local_dc, allow_any)
+            .map_err(|error| level_error(&error))?;
+        let request = match item.request_id {
+            0 => RequestId(self.io.lock().random.random::<u64>().max(1)),
+            given => RequestId(given),
+        };
+        let request = WriteRequest {
+            key: StorageKey::encode(keyspace.keyspace.id, token, &item.key),
+            value: item.value,
+            request,
+            ttl_ms: ttl_seconds.map(|it| it * 1_000),
+            requirement,
+            query_first: false,
+        };
+        Ok((request, Arc::clone(replicas)))
+    }
+
+    fn plan_read(
+        &self,
+        call: &Call<'_>,
+        keyspace: &KeyspaceView,
+        level: ConsistencyLevel,
+        key: &Key,
+    ) -> Result<PlannedRead, CallError> {
+        let token = key.token();
+        let replicas = keyspace.replica_set(call.view.partition(token));
+        let requirement = Requirement::for_read(level, replicas, call.view.local_dc())
+            .map_err(|error| level_error(&error))?;
+        Ok(PlannedRead {
+            request: ReadRequest { requirement, read_at: call.shared.clock.read(call.shared.wall()) },
+            replicas: Arc::clone(replicas),
+            key: StorageKey::encode(keyspace.keyspace.id, token, key),
+            traceparent: call.traceparent.clone(),
+        })
+    }
+
+    /// Stamps one write and waits for its result. Nothing is sent before the stamp, so a client that
+    /// hangs up while it waits for one has written nothing.
+    async fn write_one(
+        &self,
+        call: &Call<'_>,
+        request: WriteRequest,
+        replicas: Arc<ReplicaSet>,
+    ) -> Result<WriteDone, CallError> {
+        let stamp = self.stamp(call).await?;
+        let traceparent = call.traceparent.clone();
+        let planned = PlannedWrite { request, replicas, stamp, traceparent };
+        let (reply, result) = oneshot::channel();
+        let writes = std::iter::once((planned, ReplyTo::Call(reply)));
+        self.io.start_writes(writes, call.deadline_us)?;
+        result.await.map_err(stopped)
+    }
+
+    async fn stamp(&self, call: &Call<'_>) -> Result<model::Hlc, CallError> {
+        if let Some(stamp) = call.shared.try_stamp() {
+            return Ok(stamp);
+        }
+        let left = Duration::from_micros(call.deadline_us.saturating_sub(self.io.now_us()));
+        let late = |_| {
+            let message = "this node's disk did not make its clock durable in time";
+            let mut error = CallError::new(Reason::WriteTimeout, message);
+            error.outcome = CallOutcome::NotApplied;
+            error
+        };
+        tokio::time::timeout(left, call.shared.stamp()).await.map_err(late)
+    }
+
+    async fn put_or_delete(
+        &self,
+        metadata: &MetadataMap,
+        target: WriteTarget,
+        item: impl FnOnce(&Call<'_>) -> Result<WriteItem, CallError>,
+    ) -> Result<Written, CallError> {
+        let call = Call::admit(&self.io, metadata, target.clock)?;
+        call.check_writable()?;
+        let keyspace = call.keyspace(&target.keyspace)?;
+        let item = item(&call)?;
+        let WriteLevel { level, overlap } =
+            self.write_level(keyspace, target.consistency.as_ref())?;
+        let (request, replicas) = self.plan_write(&call, keyspace, level, item)?;
+        let done = self.write_one(&call, request, Arc::clone(&replicas)).await?;
+        let WriteReply { version, required, answered, .. } =
+            done.map_err(|error| call.write_error(level, &error))?;
+        Ok(Written {
+            version: Some(version.into()),
+            participation: Some(call.participation(required, answered, &replicas, overlap)),
+            clock: call.clock(),
+        })
+    }
+
+    async fn batch_write_call(
+        &self,
+        metadata: &MetadataMap,
+        request: v1::BatchWriteRequest,
+    ) -> Result<v1::BatchWriteResponse, CallError> {
+        let call = Call::admit(&self.io, metadata, request.clock)?;
+        call.check_writable()?;
+        let keyspace = call.keyspace(&request.keyspace)?;
+        let WriteLevel { level, overlap } =
+            self.write_level(keyspace, request.consistency.as_ref())?;
+        check_batch(
+            &call,
+            request.items.iter().map(|it| (it.key.as_ref(), put_bytes(it))),
+        )?;
+        let stamp = self.stamp(&call).await?;
+        let mut results: Vec<Option<v1::BatchWriteResult>> = vec![None; request.items.len()];
+        let (mut planned, mut positions, mut required) = (Vec::new(), Vec::new(), 0);
+        for (position, item) in request.items.into_iter().enumerate() {
+            let item = batch_item(&call, item);
+            match item.and_then(|item| self.plan_write(&call, keyspace, level, item)) {
+                Ok((request, replicas)) => {
+                    required = request.requirement.required();
+                    let traceparent = call.traceparent.clone();
+                    planned.push(PlannedWrite { request, replicas, stamp, traceparent });
+                    positions.push(position);
+                }
+                Err(error) => results[position] = Some(write_failure(error)),
+            }
+        }
+        if !planned.is_empty() {
+            let (done, results_of) = oneshot::channel();
+            let batch = Batch::new(planned.len(), done);
+            let writes = planned.into_iter().enumerate().map(|(position, it)| {
+                (it, ReplyTo::Batch { batch: Arc::clone(&batch), position })
+            });
+            self.io.start_writes(writes, call.deadline_us)?;
+            for (position, done) in positions.into_iter().zip(results_of.await.map_err(stopped)?) {
+                results[position] = Some(match done {
+                    Ok(reply) => {
+                        let version = v1::batch_write_result::Result::Version(reply.version.into());
+                        v1::BatchWriteResult { result: Some(version) }
+                    }
+                    Err(error) => write_failure(call.write_error(level, &error)),
+                });
+            }
+        }
+        Ok(v1::BatchWriteResponse {
+            results: results.into_iter().flatten().collect(),
+            participation: Some(call.participation_of(required, Vec::new(), overlap)),
+            clock: call.clock(),
+        })
+    }
+
+    async fn get_call(
+        &self,
+        metadata: &MetadataMap,
+        request: v1::GetRequest,
+    ) -> Result<v1::GetResponse, CallError> {
+        let call = Call::admit(&self.io, metadata, request.clock)?;
+        let keyspace = call.keyspace(&request.keyspace)?;
+        let key = call.key(request.key)?;
+        let (level, overlap) = self.read_level(keyspace, request.consistency.as_ref())?;
+        let planned = self.plan_read(&call, keyspace, level, &key)?;
+        let replicas = Arc::clone(&planned.replicas);
+        let (reply, result) = oneshot::channel();
+        let reads = std::iter::once((planned, ReplyTo::Call(reply)));
+        self.io.start_reads(reads, call.deadline_us)?;
+        let done: ReadDone = result.await.map_err(stopped)?;
+        let reply = done.map_err(|error| call.read_error(level, &error))?;
+        let participation = call.participation(reply.required, reply.answered, &replicas, overlap);
+        let found = found(reply);
+        Ok(v1::GetResponse {
+            found: found.found,
+            value: found.value,
+            version: found.version,
+            expires_at_ms: found.expires_at_ms,
+            participation: Some(participation),
+            clock: call.clock(),
+        })
+    }
+
+    async fn batch_get_call(
+        &self,
+        metadata: &MetadataMap,
+        request: v1::BatchGetRequest,
+    ) -> Result<v1::BatchGetResponse, CallError> {
+        let call = Call::admit(&self.io, metadata, request.clock)?;
+        let keyspace = call.keyspace(&request.keyspace)?;
+        let (level, overlap) = self.read_level(keyspace, request.consistency.as_ref())?;
+        check_batch(&call, request.keys.iter().map(|it| (Some(it), 0)))?;
+        let mut results: Vec<Option<v1::BatchGetResult>> = vec![None; request.keys.len()];
+        let (mut planned, mut positions, mut required) = (Vec::new(), Vec::new(), 0);
+        for (position, key) in request.keys.into_iter().enumerate() {
+            let key = call.key(Some(key));
+            match key.and_then(|key| self.plan_read(&call, keyspace, level, &key)) {
+                Ok(read) => {
+                    required = read.request.requirement.required();
+                    planned.push(read);
+                    positions.push(position);
+                }
+                Err(error) => results[position] = Some(read_failure(error)),
+            }
+        }
+        if !planned.is_empty() {
+            let (done, results_of) = oneshot::channel();
+            let batch = Batch::new(planned.len(), done);
+            let reads = planned.into_iter().enumerate().map(|(position, it)| {
+                (it, ReplyTo::Batch { batch: Arc::clone(&batch), position })
+            });
+            self.io.start_reads(reads, call.deadline_us)?;
+            for (position, done) in positions.into_iter().zip(results_of.await.map_err(stopped)?) {
+                results[position] = Some(match done {
+                    Ok(reply) => {
+                        let found = v1::batch_get_result::Result::Found(found(reply));
+                        v1::BatchGetResult { result: Some(found) }
+                    }
+                    Err(error) => read_failure(call.read_error(level, &error)),
+                });
+            }
+        }
+        Ok(v1::BatchGetResponse {
+            results: results.into_iter().flatten().collect(),
+            participation: Some(call.participation_of(required, Vec::new(), overlap)),
+            clock: call.clock(),
+        })
+    }
+
+    /// Turns a result into what goes over the wire, with the client's trace context.
+    fn answer<T>(
+        &self,
+        metadata: &MetadataMap,
+        result: Result<T, CallError>,
+    ) -> Result<Response<T>, Status> {
+        let traceparent = metadata.get("traceparent").cloned();
+        match result {
+            Ok(message) => {
+                let mut response = Response::new(message);
+                if let Some(traceparent) = traceparent {
+                    response.metadata_mut().insert("traceparent", traceparent);
+                }
+                Ok(response)
+            }
+            Err(error) => {
+                if error.code == tonic::Code::InvalidArgument {
+                    Counters::count(&self.io.shared.counters.calls_invalid);
+                }
+                let mut status = Status::from(error);
+                if let Some(traceparent) = traceparent {
+                    status.metadata_mut().insert("traceparent", traceparent);
+                }
+                Err(status)
+            }
+        }
+    }
+}
+
+/// What puts and deletes have in common.
+struct WriteTarget {
+    keyspace: String,
+    consistency: Option<v1::Consistency>,
+    clock: u64,
+}
+
+/// What is told of a put or a delete.
+struct Written {
+    version: Option<v1::Version>,
+    participation: Option<v1::Participation>,
+    clock: u64,
+}
+
+#[tonic::async_trait]
+impl KvService for KvApi {
+    type ScanStream = ScanStream;
+
+    async fn put(
+        &self,
+        request: Request<v1::PutRequest>,
+    ) -> Result<Response<v1::PutResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let v1::PutRequest { keyspace, key, value, consistency, ttl_seconds, request_id, clock } =
+            request;
+        let target = WriteTarget { keyspace, consistency, clock };
+        let item = |call: &Call<'_>| {
+            Ok(WriteItem { key: call.key(key)?, value: Some(value), ttl_seconds, request_id })
+        };
+        let done = self.put_or_delete(&metadata, target, item).await;
+        let done = done.map(|Written { version, participation, clock }| v1::PutResponse {
+            version,
+            participation,
+            clock,
+        });
+        self.answer(&metadata, done)
+    }
+
+    async fn get(
+        &self,
+        request: Request<v1::GetRequest>,
+    ) -> Result<Response<v1::GetResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let done = self.get_call(&metadata, request).await;
+        self.answer(&metadata, done)
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let v1::DeleteRequest { keyspace, key, consistency, request_id, clock } = request;
+        let target = WriteTarget { keyspace, consistency, clock };
+        let item = |call: &Call<'_>| {
+            let ttl_seconds = Some(0);
+            Ok(WriteItem { key: call.key(key)?, value: None, ttl_seconds, request_id })
+        };
+        let done = self.put_or_delete(&metadata, target, item).await;
+        let done = done.map(|Written { version, participation, clock }| v1::DeleteResponse {
+            version,
+            participation,
+            clock,
+        });
+        self.answer(&metadata, done)
+    }
+
+    async fn batch_write(
+        &self,
+        request: Request<v1::BatchWriteRequest>,
+    ) -> Result<Response<v1::BatchWriteResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let done = self.batch_write_call(&metadata, request).await;
+        self.answer(&metadata, done)
+    }
+
+    async fn batch_get(
+        &self,
+        request: Request<v1::BatchGetRequest>,
+    ) -> Result<Response<v1::BatchGetResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let done = self.batch_get_call(&metadata, request).await;
+        self.answer(&metadata, done)
+    }
+
+    async fn scan(
+        &self,
+        request: Request<v1::ScanRequest>,
+    ) -> Result<Response<Self::ScanStream>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let started = ScanStream::start(Arc::clone(&self.io), &metadata, request);
+        self.answer(&metadata, started)
+    }
+}
+
+/// Checks a batch as a whole: keys, bytes, no row twice.
+fn check_batch<'a>(
+    call: &Call<'_>,
+    items: impl ExactSizeIterator<Item = (Option<&'a v1::Key>, usize)>,
+) -> Result<(), CallError> {
+    let limits = &call.shared.config.limits;
+    let too_large = |what, limit: usize, actual: usize| {
+        let message = format!("the batch has {actual} {what}; at most {limit} are allowed");
+        let error = CallError::new(Reason::BatchTooLarge, message);
+        Err(error.at_field("items").with("limit", limit).with("actual", actual))
+    };
+    if items.len() > limits.batch_keys_max {
+        return too_large("keys", limits.batch_keys_max, items.len());
+    }
+    let (mut bytes, mut seen) = (0, BTreeSet::new());
+    for (position, (key, value_bytes)) in items.enumerate() {
+        let Some(key) = key else { continue };
+        bytes += key.partition_key.len() + key.sort_key.len() + value_bytes;
+        if !seen.insert((&key.partition_key, &key.sort_key)) {
+            let message = format!("item {position} names a row that an earlier item names");
+            return Err(CallError::new(Reason::DuplicateKey, message)
+                .at_field(&format!("items[{position}].key")));
+        }
+    }
+    if bytes > limits.batch_bytes_max {
+        return too_large("bytes", limits.batch_bytes_max, bytes);
+    }
+    Ok(())
+}
+
+fn put_bytes(item: &v1::BatchWriteItem) -> usize {
+    match &item.write {
+        Some(v1::batch_write_item::Write::Put(value)) => value.len(),
+        _ => 0,
+    }
+}
+
+fn batch_item(call: &Call<'_>, item: v1::BatchWriteItem) -> Result<WriteItem, CallError> {
+    let invalid = |text: &str| Err(CallError::new(Reason::InvalidField, text).at_field("write"));
+    let value = match item.write {
+        Some(v1::batch_write_item::Write::Put(value)) => Some(value),
+        Some(v1::batch_write_item::Write::Delete(true)) if item.ttl_seconds.is_some() => {
+            return invalid("a delete takes no TTL");
+        }
+        Some(v1::batch_write_item::Write::Delete(true)) => None,
+        Some(v1::batch_write_item::Write::Delete(false)) => {
+            return invalid("`delete` is false: leave the item away instead");
+        }
+        None => return invalid("the item has neither `put` nor `delete`"),
+    };
+    let ttl_seconds = if value.is_some() { item.ttl_seconds } else { Some(0) };
+    Ok(WriteItem { key: call.key(item.key)?, value, ttl_seconds, request_id: item.request_id })
+}
+
+/// What is told of a value read.
+fn found(reply: ReadReply) -> v1::Found {
+    let expires_at_ms = reply.record.as_ref().map_or(0, model::Record::expiry_ms);
+    let version = (!reply.version.is_absent()).then(|| reply.version.into());
+    let found = reply.value.is_some();
+    let expires_at_ms = if found { expires_at_ms } else { 0 };
+    v1::Found { found, value: reply.value.unwrap_or_default(), version, expires_at_ms }
+}
+
+fn write_failure(error: CallError) -> v1::BatchWriteResult {
+    let error = v1::batch_write_result::Result::Error(error.into_key_error());
+    v1::BatchWriteResult { result: Some(error) }
+}
+
+fn read_failure(error: CallError) -> v1::BatchGetResult {
+    let error = v1::batch_get_result::Result::Error(error.into_key_error());
+    v1::BatchGetResult { result: Some(error) }
+}
+
+/// The node has stopped under the call.
+pub fn stopped(_: oneshot::error::RecvError) -> CallError {
+    let mut error = CallError::new(Reason::WriteFailed, "the node stopped during the call");
+    error.outcome = CallOutcome::Unknown;
+    error
+}

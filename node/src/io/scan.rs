@@ -1,0 +1,594 @@
+//! Scans: page by page, each merged from the replicas that the level requires (S1 to S4).
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use coordinator::{Covered, Direction, MergedRow, ReadReply, ReplicaPage, merge_pages};
+use futures_util::Stream;
+use model::{
+    ConsistencyLevel, Hlc, Key, PartitionIndex, Record, Refusal, ReplicaIndex, ReplicaMask,
+    Requirement, StorageKey, Token,
+};
+use proto::{
+    CallError, Reason,
+    internal::{RangeAnswer, RangeQuery},
+    v1,
+};
+use tokio::sync::{mpsc, oneshot};
+use tonic::{Status, metadata::MetadataMap};
+
+use super::{
+    call::{Call, RETRY, level_error, level_of, overlap_error},
+    coordinate::PlannedRead,
+    io_loop::{Alarm, IoLoop},
+    kv::stopped,
+};
+use crate::{
+    counters::Counters,
+    operation::Operation,
+    reply::{Batch, ReplyTo},
+    shared::Shared,
+    view::KeyspaceView,
+};
+
+/// The answer stream of a scan. Dropping it ends the scan before its next page.
+pub struct ScanStream(mpsc::Receiver<Result<v1::ScanResponse, Status>>);
+
+impl Stream for ScanStream {
+    type Item = Result<v1::ScanResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context)
+    }
+}
+
+/// A scan under way.
+struct Scan {
+    io: Arc<IoLoop>,
+    keyspace: Arc<KeyspaceView>,
+    level: ConsistencyLevel,
+    overlap: bool,
+    direction: Direction,
+    /// What is left, as storage keys: inclusive, exclusive. An empty end is that of the space.
+    start: Bytes,
+    end: Bytes,
+    /// Binds page tokens to the request.
+    fingerprint: u64,
+    page_rows: usize,
+    rows_left: u64,
+    timeout_us: u64,
+}
+
+impl ScanStream {
+    /// Checks a scan and starts it.
+    pub fn start(
+        io: Arc<IoLoop>,
+        metadata: &MetadataMap,
+        request: v1::ScanRequest,
+    ) -> Result<Self, CallError> {
+        let scan = Scan::new(&io, metadata, request)?;
+        let (sender, receiver) = mpsc::channel(2);
+        tokio::spawn(scan.run(sender));
+        Ok(Self(receiver))
+    }
+}
+
+impl Scan {
+    fn new(
+        io: &Arc<IoLoop>,
+        metadata: &MetadataMap,
+        request: v1::ScanRequest,
+    ) -> Result<Self, CallError> {
+        let call = Call::admit(io, metadata, request.clock)?;
+        let keyspace = Arc::clone(call.keyspace(&request.keyspace)?);
+        let level = level_of(request.consistency.as_ref(), keyspace.keyspace.read_level)?;
+        if level != ConsistencyLevel::Any && !keyspace.allows_read(level) {
+            return Err(overlap_error(level, &keyspace));
+        }
+        let set = keyspace.replica_set(PartitionIndex(0));
+        Requirement::for_read(level, set, call.view.local_dc()).map_err(|it| level_error(&it))?;
+        let limits = &call.shared.config.limits;
+        let range = request.range.as_ref().ok_or_else(|| {
+            CallError::new(Reason::InvalidField, "the scan names no range").at_field("range")
+        })?;
+        let (mut start, mut end, direction) = bounds(&keyspace, range, limits)?;
+        let fingerprint = fingerprint(&call, &keyspace, range);
+        if !request.page_token.is_empty() {
+            let position = read_token(&request.page_token, fingerprint, call.shared)?;
+            let inside = *position >= *start && (end.is_empty() || *position <= *end);
+            if !inside {
+                return Err(malformed("its position lies outside the range"));
+            }
+            match direction {
+                Direction::Forward => start = position,
+                Direction::Reverse => end = position,
+            }
+        }
+        let asked = usize::try_from(request.page_rows).unwrap_or(usize::MAX);
+        let default_rows = limits.scan_rows_max.min(PAGE_ROWS_DEFAULT);
+        Ok(Self {
+            io: Arc::clone(io),
+            overlap: keyspace.overlap(level, keyspace.keyspace.write_level),
+            keyspace,
+            level,
+            direction,
+            start,
+            end,
+            fingerprint,
+            page_rows: if asked == 0 { default_rows } else { asked.min(limits.scan_rows_max) },
+            rows_left: if request.limit == 0 { u64::MAX } else { request.limit },
+            timeout_us: call.deadline_us.saturating_sub(io.now_us()),
+        })
+    }
+
+    async fn run(mut self, sender: mpsc::Sender<Result<v1::ScanResponse, Status>>) {
+        loop {
+            let page = self.page().await;
+            let (answer, last) = match page {
+                Ok(page) => {
+                    let last = page.next_page_token.is_empty();
+                    (Ok(page), last)
+                }
+                Err(error) => (Err(Status::from(error)), true),
+            };
+            if sender.send(answer).await.is_err() || last {
+                return;
+            }
+        }
+    }
+
+    /// Reads one page: within one partition, and so from one set of replicas.
+    async fn page(&mut self) -> Result<v1::ScanResponse, CallError> {
+        let io = Arc::clone(&self.io);
+        let empty = MetadataMap::new();
+        let mut call = Call::admit(&io, &empty, 0)?;
+        call.deadline_us = io.now_us() + self.timeout_us;
+        let (partition, start, end) = self.partition_part(&call);
+        let set = Arc::clone(self.keyspace.replica_set(partition));
+        let requirement = Requirement::for_read(self.level, &set, call.view.local_dc())
+            .map_err(|it| level_error(&it))?;
+        let read_at = call.shared.clock.read(call.shared.wall());
+        let rows_wanted = usize::try_from(self.rows_left).unwrap_or(usize::MAX).min(self.page_rows);
+        let query = RangeQuery {
+            operation: 0,
+            start: start.clone(),
+            end: end.clone(),
+            reverse: self.direction == Direction::Reverse,
+            rows_max: u32::try_from(rows_wanted).unwrap_or(u32::MAX),
+            bytes_max: u32::try_from(call.shared.config.limits.scan_bytes_max).unwrap_or(u32::MAX),
+        };
+        let pages = self.replica_pages(&call, &set, &requirement, &query).await?;
+        let merged = merge_pages(&requirement, self.direction, read_at, pages);
+        let rows = self.settle(&call, &set, &requirement, read_at, merged.rows).await?;
+        self.advance(&merged.covered_to, &start, &end);
+        self.rows_left = self.rows_left.saturating_sub(u64::try_from(rows.len()).unwrap_or(u64::MAX));
+        Counters::count(&call.shared.counters.scan_pages);
+        let next_page_token =
+            if self.is_over() { Bytes::new() } else { self.token(call.shared) };
+        Ok(v1::ScanResponse {
+            rows,
+            next_page_token,
+            clock: call.clock(),
+            participation: Some(call.participation_of(requirement.required(), Vec::new(), self.overlap)),
+        })
+    }
+
+    /// The part of what is left that lies in the next partition.
+    fn partition_part(&self, call: &Call<'_>) -> (PartitionIndex, Bytes, Bytes) {
+        let partitions = call.view.metadata().map_or(1, |it| it.layout().partitions());
+        let id = self.keyspace.keyspace.id;
+        let at = match self.direction {
+            Direction::Forward => token_at(&self.start),
+            Direction::Reverse => last_token_before(&self.end, &self.start),
+        };
+        let partition = at.partition(partitions);
+        let (first, past) = StorageKey::partition_range(id, partition, partitions);
+        let past = past.unwrap_or_default();
+        let start = self.start.clone().max(first);
+        let end = match (self.end.is_empty(), past.is_empty()) {
+            (true, _) => past,
+            (false, true) => self.end.clone(),
+            (false, false) => self.end.clone().min(past),
+        };
+        (partition, start, end)
+    }
+
+    /// Moves on behind what was covered of `start` to `end`.
+    fn advance(&mut self, covered_to: &Covered, start: &Bytes, end: &Bytes) {
+        match (self.direction, covered_to) {
+            (Direction::Forward, Covered::End) => {
+                // The end of the last partition of the last keyspace is that of the space.
+                self.start = if end.is_empty() { AFTER_ALL.into() } else { end.clone() };
+            }
+            (Direction::Forward, Covered::To(last)) => {
+                let mut next = BytesMut::with_capacity(last.len() + 1);
+                next.put_slice(last);
+                next.put_u8(0);
+                self.start = next.freeze();
+            }
+            (Direction::Reverse, Covered::End) => self.end = start.clone(),
+            (Direction::Reverse, Covered::To(last)) => self.end = last.clone(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let empty = !self.end.is_empty() && self.start >= self.end;
+        self.rows_left == 0 || empty || *self.start == *AFTER_ALL
+    }
+
+    fn token(&self, shared: &Shared) -> Bytes {
+        let position = match self.direction {
+            Direction::Forward => &self.start,
+            Direction::Reverse => &self.end,
+        };
+        write_token(position, self.fingerprint, shared)
+    }
+
+    /// One page from each of the replicas that the level requires; another one is asked for each
+    /// that fails.
+    async fn replica_pages(
+        &self,
+        call: &Call<'_>,
+        set: &Arc<model::ReplicaSet>,
+        requirement: &Requirement,
+        query: &RangeQuery,
+    ) -> Result<Vec<ReplicaPage>, CallError> {
+        let (alive, order) = {
+            let mut state = self.io.lock();
+            state.peers.follow(&call.view);
+            let alive = state.peers.alive(set, call.shared.elapsed_us());
+            let mut order = Vec::new();
+            state.peers.preferred(set, &call.view, &mut order);
+            (alive, order)
+        };
+        let mut usable = alive;
+        let mut pages: Vec<ReplicaPage> = Vec::new();
+        let mut corrupt = false;
+        loop {
+            let answered = pages.iter().fold(ReplicaMask::EMPTY, |mask, it| {
+                mask.or(ReplicaMask::only(it.from))
+            });
+            let Some(ask) = missing(requirement, answered, usable, &order) else {
+                return Err(self.too_few(call, requirement, alive, answered, corrupt));
+            };
+            if ask.is_empty() {
+                return Ok(pages);
+            }
+            let asked: Vec<_> = ask
+                .iter()
+                .map(|it| (it, self.ask(call, set.node(it), query.clone())))
+                .collect();
+            for (from, answer) in asked {
+                match answer.await {
+                    Some((answer, clock)) => match replica_page(from, answer, clock) {
+                        Ok(page) => pages.push(page),
+                        Err(refusal) => {
+                            corrupt |= refusal == Refusal::Corrupt;
+                            usable.remove(from);
+                        }
+                    },
+                    None => usable.remove(from),
+                }
+            }
+        }
+    }
+
+    fn too_few(
+        &self,
+        call: &Call<'_>,
+        requirement: &Requirement,
+        alive: ReplicaMask,
+        answered: ReplicaMask,
+        corrupt: bool,
+    ) -> CallError {
+        let lacking = requirement.scopes().iter().find(|it| it.count(alive) < it.required);
+        if let Some(scope) = lacking {
+            let error = coordinator::ReadError::Unavailable {
+                datacenter: scope.datacenter,
+                required: scope.required,
+                alive: scope.count(alive),
+            };
+            return call.read_error(self.level, &error);
+        }
+        let (required, received) = (requirement.required(), answered.len());
+        let reason = if corrupt { Reason::ChecksumMismatch } else { Reason::ReadFailed };
+        let message = format!("{received} of {required} required replicas answered");
+        CallError::new(reason, message)
+            .with("level", self.level)
+            .with("required", required)
+            .with("received", received)
+            .retry_after(RETRY)
+    }
+
+    /// Sends a range query; the answer comes later, or not at all.
+    fn ask(
+        &self,
+        call: &Call<'_>,
+        node: model::NodeIndex,
+        mut query: RangeQuery,
+    ) -> Pin<Box<dyn Future<Output = Option<(RangeAnswer, Hlc)>> + Send>> {
+        let shared = Arc::clone(call.shared);
+        let mut state = self.io.lock();
+        if state.peers.own() == Some(node) {
+            drop(state);
+            return Box::pin(async move {
+                let read = Arc::clone(&shared).blocking(move |it| Ok(it.range_answer(query))).await;
+                Some((read.ok()?, shared.clock.highest()))
+            });
+        }
+        let (answer, result) = oneshot::channel();
+        let token = state.operations.insert(Operation::Range { node, answer });
+        self.io.set_alarm(&mut state, call.deadline_us, token, Alarm::Deadline);
+        query.operation = token.with_sequence(0).0;
+        let bytes = query.start.len() + query.end.len() + 48;
+        let sent = state.peers.get(node).is_some_and(|it| {
+            it.outbox.push(bytes, |frame| frame.range_queries.push(query)).is_ok()
+        });
+        if !sent {
+            state.operations.remove(token);
+        }
+        drop(state);
+        Box::pin(async move { result.await.ok() })
+    }
+
+    /// Answers settled rows as they are, and reads those again that replicas differ on (S4).
+    async fn settle(
+        &self,
+        call: &Call<'_>,
+        set: &Arc<model::ReplicaSet>,
+        requirement: &Requirement,
+        read_at: Hlc,
+        merged: Vec<MergedRow>,
+    ) -> Result<Vec<v1::Row>, CallError> {
+        let mut confirmed = self.confirm(call, set, requirement, &merged).await?.into_iter();
+        let mut rows = Vec::with_capacity(merged.len());
+        for it in merged {
+            let reply = if it.settled { None } else { confirmed.next() };
+            let (record, value) = match reply {
+                None => {
+                    let value = it.newest.live_value(read_at);
+                    (Some(it.newest), value)
+                }
+                Some(reply) => (reply.record, reply.value),
+            };
+            let key = StorageKey::parse(it.key).and_then(|it| it.key());
+            if let (Some(record), Some(value), Some(key)) = (record, value, key) {
+                rows.push(row(key, &record, value));
+            }
+        }
+        Ok(rows)
+    }
+
+    async fn confirm(
+        &self,
+        call: &Call<'_>,
+        set: &Arc<model::ReplicaSet>,
+        requirement: &Requirement,
+        merged: &[MergedRow],
+    ) -> Result<Vec<ReadReply>, CallError> {
+        let unsettled = merged.iter().filter(|it| !it.settled);
+        let keys: Vec<_> = unsettled.filter_map(|it| StorageKey::parse(it.key.clone())).collect();
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (done, results) = oneshot::channel();
+        let batch = Batch::new(keys.len(), done);
+        let read_at = call.shared.clock.read(call.shared.wall());
+        let reads = keys.into_iter().enumerate().map(|(position, key)| {
+            let requirement = requirement.clone();
+            let planned = PlannedRead {
+                request: coordinator::ReadRequest { requirement, read_at },
+                replicas: Arc::clone(set),
+                key,
+                traceparent: None,
+            };
+            (planned, ReplyTo::Batch { batch: Arc::clone(&batch), position })
+        });
+        self.io.start_reads(reads, call.deadline_us)?;
+        let results = results.await.map_err(stopped)?;
+        let failed = |error| call.read_error(self.level, &error);
+        results.into_iter().map(|it| it.map_err(failed)).collect()
+    }
+}
+
+/// The replicas to ask next: empty if enough have answered, `None` if too few are left.
+fn missing(
+    requirement: &Requirement,
+    answered: ReplicaMask,
+    usable: ReplicaMask,
+    order: &[ReplicaIndex],
+) -> Option<ReplicaMask> {
+    let mut ask = ReplicaMask::EMPTY;
+    for scope in requirement.scopes() {
+        let mut lacking = scope.required.saturating_sub(scope.count(answered));
+        for it in order {
+            let candidate = scope.mask.contains(*it) && usable.contains(*it) && !answered.contains(*it);
+            if lacking > 0 && candidate && ask.insert(*it) {
+                lacking -= 1;
+            }
+        }
+        if lacking > 0 {
+            return None;
+        }
+    }
+    Some(ask)
+}
+
+fn replica_page(
+    from: ReplicaIndex,
+    answer: RangeAnswer,
+    clock: Hlc,
+) -> Result<ReplicaPage, Refusal> {
+    if let Some(refusal) = proto::refusal(answer.refusal) {
+        return Err(refusal);
+    }
+    if answer.keys.len() != answer.records.len() || (answer.keys.is_empty() && !answer.complete) {
+        return Err(Refusal::Failed);
+    }
+    let covered_to = match answer.keys.last() {
+        Some(last) if !answer.complete => Covered::To(last.clone()),
+        _ => Covered::End,
+    };
+    let mut rows = Vec::with_capacity(answer.keys.len());
+    for (key, record) in answer.keys.into_iter().zip(answer.records) {
+        let storage_key = StorageKey::parse(key.clone()).ok_or(Refusal::Corrupt)?;
+        let record = Record::check(&storage_key, record).ok().ok_or(Refusal::Corrupt)?;
+        rows.push((key, record));
+    }
+    Ok(ReplicaPage { from, rows, covered_to, clock })
+}
+
+fn row(key: Key, record: &Record, value: Bytes) -> v1::Row {
+    v1::Row {
+        key: Some(key.into()),
+        value,
+        version: Some(record.version().into()),
+        expires_at_ms: record.expiry_ms(),
+    }
+}
+
+/// The range of storage keys that a request asks for.
+fn bounds(
+    keyspace: &KeyspaceView,
+    range: &v1::scan_request::Range,
+    limits: &model::Limits,
+) -> Result<(Bytes, Bytes, Direction), CallError> {
+    let id = keyspace.keyspace.id;
+    let reversed = |field| {
+        let message = "the end of the range lies before its start";
+        Err(CallError::new(Reason::RangeReversed, message).at_field(field))
+    };
+    match range {
+        v1::scan_request::Range::Tokens(tokens) => {
+            let last = tokens.end.unwrap_or(u64::MAX);
+            if last < tokens.start {
+                return reversed("tokens.end");
+            }
+            let (start, _) = token_bounds(id, Token(tokens.start));
+            let (_, end) = token_bounds(id, Token(last));
+            Ok((start, end, Direction::Forward))
+        }
+        v1::scan_request::Range::Partition(rows) => {
+            let key = Key::with_sort_key(rows.partition_key.clone(), rows.prefix.clone());
+            key.validate(limits).map_err(|error| {
+                let reason = if key.partition_key.is_empty() { Reason::KeyEmpty } else { Reason::KeyTooLarge };
+                CallError::new(reason, error.to_string()).at_field("partition")
+            })?;
+            if !rows.end.is_empty() && rows.end < rows.start {
+                return reversed("partition.end");
+            }
+            let prefix = StorageKey::row_prefix(id, key.token(), &rows.partition_key);
+            let at = |sort_key: &[u8]| Bytes::from([&prefix[..], sort_key].concat());
+            let mut start = at(&rows.start);
+            let mut end = match rows.end.is_empty() {
+                true => StorageKey::prefix_end(&prefix).unwrap_or_default(),
+                false => at(&rows.end),
+            };
+            if !rows.prefix.is_empty() {
+                let prefix = at(&rows.prefix);
+                let past = StorageKey::prefix_end(&prefix).unwrap_or_default();
+                start = start.max(prefix);
+                end = end.min(past);
+            }
+            // A prefix outside start and end: an empty range, not an error.
+            let end = end.max(start.clone());
+            let direction = if rows.reverse { Direction::Reverse } else { Direction::Forward };
+            Ok((start, end, direction))
+        }
+    }
+}
+
+/// The first storage key at a token, and the first one past it; empty for the end of the space.
+fn token_bounds(id: model::KeyspaceId, token: Token) -> (Bytes, Bytes) {
+    let head = |id: u32, token: u64| {
+        let mut bytes = BytesMut::with_capacity(12);
+        bytes.put_u32(id);
+        bytes.put_u64(token);
+        bytes.freeze()
+    };
+    let past = match (token.0.checked_add(1), id.0.checked_add(1)) {
+        (Some(next), _) => head(id.0, next),
+        (None, Some(next)) => head(next, 0),
+        (None, None) => Bytes::new(),
+    };
+    (head(id.0, token.0), past)
+}
+
+/// The token of a position, which has at least keyspace and token.
+fn token_at(position: &[u8]) -> Token {
+    let bytes = position.get(4..12).and_then(|it| it.try_into().ok());
+    Token(bytes.map_or(u64::MAX, u64::from_be_bytes))
+}
+
+/// The token that holds the last key before `end`.
+fn last_token_before(end: &[u8], start: &[u8]) -> Token {
+    // Only rows of one partition key are read in reverse, so start and end share the token, unless
+    // the end is that of the last partition key of its keyspace.
+    if end.get(..12) == start.get(..12) { token_at(end) } else { token_at(start) }
+}
+
+/// A position behind every key: keyspace ids never reach it.
+const AFTER_ALL: &[u8] = &[0xff; 13];
+const PAGE_ROWS_DEFAULT: usize = 256;
+
+fn fingerprint(call: &Call<'_>, keyspace: &KeyspaceView, range: &v1::scan_request::Range) -> u64 {
+    let mut bytes = BytesMut::new();
+    bytes.put_u128(call.shared.cluster().0);
+    bytes.put_u32(keyspace.keyspace.id.0);
+    match range {
+        v1::scan_request::Range::Tokens(it) => {
+            bytes.put_u8(0);
+            bytes.put_u64(it.start);
+            bytes.put_u64(it.end.unwrap_or(u64::MAX));
+        }
+        v1::scan_request::Range::Partition(it) => {
+            bytes.put_u8(1 + u8::from(it.reverse));
+            for part in [&it.partition_key, &it.start, &it.end, &it.prefix] {
+                bytes.put_u64(u64::try_from(part.len()).unwrap_or(u64::MAX));
+                bytes.put_slice(part);
+            }
+        }
+    }
+    xxhash_rust::xxh3::xxh3_64(&bytes)
+}
+
+/// A page token: format, cluster, fingerprint of the request, position, checksum of all that.
+fn write_token(position: &[u8], fingerprint: u64, shared: &Shared) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(29 + position.len());
+    bytes.put_u8(TOKEN_FORMAT);
+    bytes.put_u128(shared.cluster().0);
+    bytes.put_u64(fingerprint);
+    bytes.put_slice(position);
+    let crc = crc32c::crc32c(&bytes);
+    bytes.put_u32(crc);
+    bytes.freeze()
+}
+
+fn read_token(token: &Bytes, fingerprint: u64, shared: &Shared) -> Result<Bytes, CallError> {
+    let body = token.len().checked_sub(4).filter(|it| *it >= TOKEN_HEAD_BYTES + 12);
+    let body = body.ok_or_else(|| malformed("it is too short"))?;
+    let crc = u32::from_be_bytes(token[body..].try_into().expect("four bytes remain"));
+    if token[0] != TOKEN_FORMAT || crc != crc32c::crc32c(&token[..body]) {
+        return Err(malformed("its checksum does not fit"));
+    }
+    if token[1..17] != shared.cluster().to_bytes() {
+        let message = "the page token is of another cluster";
+        return Err(CallError::new(Reason::TokenForeign, message).at_field("page_token"));
+    }
+    if token[17..25] != fingerprint.to_be_bytes() {
+        return Err(malformed("it belongs to another scan"));
+    }
+    Ok(token.slice(TOKEN_HEAD_BYTES..body))
+}
+
+const TOKEN_FORMAT: u8 = 1;
+const TOKEN_HEAD_BYTES: usize = 25;
+
+fn malformed(what: &str) -> CallError {
+    CallError::new(Reason::TokenMalformed, format!("the page token is refused: {what}"))
+        .at_field("page_token")
+}

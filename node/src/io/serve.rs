@@ -1,0 +1,397 @@
+//! The replica's side of the peer streams: mutations to the commit path, queries to storage.
+//!
+//! Everything in a frame is checked here, before it is queued: layout, clocks, keys, checksums.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use model::{Hlc, NodeIndex, OperationId, Record, Refusal, StorageKey, WriteAnswer};
+use proto::internal::{
+    Frame, Mutation, MutationAnswer, MutationKind, Query, QueryAnswer, RangeAnswer, RangeQuery,
+};
+
+use super::{io_loop::IoLoop, links::Origins, world::Blocking};
+use crate::{
+    commit::{CommitAnswer, CommitAnswerKind, CommitItem},
+    counters::Counters,
+    local_read::LocalRead,
+    operation::NO_ANSWER,
+    outbox::{NotQueued, Outbox, OutboxBatch},
+    shared::{Destination, Shared},
+    storage::{RangeRequest, Space},
+};
+
+/// A peer whose requests are served.
+pub struct Caller {
+    /// Its place in the layout, if it has one.
+    pub index: Option<NodeIndex>,
+    /// Where its answers go.
+    pub outbox: Arc<Outbox>,
+}
+
+impl IoLoop {
+    /// Serves the requests of one frame.
+    pub fn serve(&self, caller: &Caller, origins: &Origins, frame: &mut Frame) {
+        let shared = &self.shared;
+        let refusal = self.refuse_frame(frame);
+        let mut items = Vec::with_capacity(frame.mutations.len());
+        let mut answers = Answers::default();
+        for mutation in frame.mutations.drain(..) {
+            self.serve_mutation(caller, origins, mutation, refusal, &mut items, &mut answers);
+        }
+        if !items.is_empty() {
+            add(&shared.counters.mutations_served, items.len());
+            if let Err(rejected) = shared.commits.push(|queue| queue.append(&mut items)) {
+                answers.refuse(rejected.items, rejected.refusal);
+            }
+        }
+        add(&shared.counters.queries_served, frame.queries.len());
+        for query in frame.queries.drain(..) {
+            self.serve_query(caller, query, refusal, &mut answers);
+        }
+        for query in frame.range_queries.drain(..) {
+            self.serve_range(caller, query, refusal, &mut answers);
+        }
+        answers.send(&caller.outbox, shared);
+    }
+
+    /// Why none of a frame's requests is judged, if so.
+    fn refuse_frame(&self, frame: &Frame) -> Option<Refusal> {
+        let shared = &self.shared;
+        if frame.clock != 0
+            && let Err(error) = shared.clock.observe(shared.wall(), Hlc(frame.clock))
+        {
+            Counters::count(&shared.counters.clocks_refused);
+            tracing::warn!(%error, "a peer's frame is refused");
+            return Some(Refusal::ClockAhead);
+        }
+        let view = shared.view.load();
+        let requests = !frame.mutations.is_empty()
+            || !frame.queries.is_empty()
+            || !frame.range_queries.is_empty();
+        if requests && (view.layout_hash() == 0 || frame.layout_hash != view.layout_hash()) {
+            Counters::count(&shared.counters.peer_requests_refused);
+            return Some(Refusal::StaleLayout);
+        }
+        None
+    }
+
+    fn serve_mutation(
+        &self,
+        caller: &Caller,
+        origins: &Origins,
+        mut mutation: Mutation,
+        refusal: Option<Refusal>,
+        items: &mut Vec<CommitItem<Destination>>,
+        answers: &mut Answers,
+    ) {
+        let operation = OperationId(mutation.operation);
+        // A mutation passed on is answered to its coordinator; without a link to it, the
+        // coordinator takes the silence for what it is.
+        let shared = &self.shared;
+        let outbox = match mutation.origin.checked_sub(1) {
+            None => Some(Arc::clone(&caller.outbox)),
+            Some(origin) => origins.get(shared, origin, mutation.origin_io_loop),
+        };
+        let judged = refusal.map_or_else(|| self.judge_mutation(&mutation), Err);
+        let (key, record) = match judged {
+            Ok(judged) => judged,
+            Err(refusal) => {
+                if let Some(outbox) = outbox {
+                    answers.refuse_one(outbox, operation, refusal);
+                }
+                return;
+            }
+        };
+        if !mutation.pass_on.is_empty() {
+            self.pass_on(caller, &mut mutation);
+        }
+        let destination = match outbox {
+            Some(outbox) if operation != NO_ANSWER => Destination::Peer(outbox),
+            _ => Destination::Nowhere,
+        };
+        items.push(CommitItem::Mutation {
+            destination,
+            operation,
+            slot: 0,
+            key,
+            record,
+            want_newest: mutation.kind == i32::from(MutationKind::WriteBack),
+        });
+    }
+
+    /// Checks key, checksum and clock of a mutation on its way in.
+    fn judge_mutation(&self, mutation: &Mutation) -> Result<(StorageKey, Record), Refusal> {
+        let shared = &self.shared;
+        let Some(key) = StorageKey::parse(mutation.key.clone()) else {
+            Counters::count(&shared.counters.peer_messages_malformed);
+            return Err(Refusal::Failed);
+        };
+        let record = Record::check(&key, mutation.record.clone()).map_err(|error| {
+            Counters::count(&shared.counters.checksum_failures);
+            tracing::warn!(token = %key.token(), %error, "a peer's mutation is damaged");
+            Refusal::Corrupt
+        })?;
+        shared.clock.observe(shared.wall(), record.version().hlc).map_err(|error| {
+            Counters::count(&shared.counters.clocks_refused);
+            tracing::warn!(token = %key.token(), %error, "a peer's mutation is refused");
+            Refusal::ClockAhead
+        })?;
+        Ok((key, record))
+    }
+
+    /// Sends a mutation on to this datacenter's other replicas, in the coordinator's name.
+    fn pass_on(&self, caller: &Caller, mutation: &mut Mutation) {
+        let pass_on = std::mem::take(&mut mutation.pass_on);
+        let Some(origin) = caller.index else { return };
+        let mut forwarded = mutation.clone();
+        forwarded.origin = u32::from(origin.0) + 1;
+        forwarded.origin_io_loop = super::links::io_loop_of(OperationId(mutation.operation));
+        let bytes = forwarded.key.len() + forwarded.record.len() + FORWARD_BYTES;
+        let state = self.lock();
+        for node in pass_on.into_iter().take(PASS_ON_MAX) {
+            let Some(node) = u16::try_from(node).ok().map(NodeIndex) else { continue };
+            let Some(peer) = state.peers.get(node) else { continue };
+            let copy = forwarded.clone();
+            // Not queued is silence, which the coordinator resends after.
+            let _ = peer.outbox.push(bytes, |frame| frame.mutations.push(copy));
+        }
+    }
+
+    fn serve_query(
+        &self,
+        caller: &Caller,
+        query: Query,
+        refusal: Option<Refusal>,
+        answers: &mut Answers,
+    ) {
+        let operation = query.operation;
+        let Some(key) = StorageKey::parse(query.key) else {
+            Counters::count(&self.shared.counters.peer_messages_malformed);
+            answers.queries.push(query_answer(operation, Err(Refusal::Failed), false));
+            return;
+        };
+        if let Some(refusal) = refusal {
+            answers.queries.push(query_answer(operation, Err(refusal), false));
+            return;
+        }
+        match self.shared.read_inline(&key) {
+            LocalRead::Here(read) => {
+                answers.queries.push(query_answer(operation, read, query.version_only));
+                return;
+            }
+            LocalRead::WouldBlock => Counters::count(&self.shared.counters.reads_from_disk),
+        }
+        let shared = Arc::clone(&self.shared);
+        if shared.world.blocking == Blocking::Inline {
+            let read = shared.read_blocking(&key);
+            answers.queries.push(query_answer(operation, read, query.version_only));
+            return;
+        }
+        let outbox = Arc::clone(&caller.outbox);
+        tokio::spawn(async move {
+            let read = Arc::clone(&shared).blocking(move |it| it.read_blocking(&key)).await;
+            let mut answers = Answers::default();
+            answers.queries.push(query_answer(operation, read, query.version_only));
+            answers.send(&outbox, &shared);
+        });
+    }
+
+    fn serve_range(
+        &self,
+        caller: &Caller,
+        query: RangeQuery,
+        refusal: Option<Refusal>,
+        answers: &mut Answers,
+    ) {
+        if let Some(refusal) = refusal {
+            answers.ranges.push(RangeAnswer {
+                operation: query.operation,
+                refusal: proto::internal::Refusal::from(refusal).into(),
+                ..RangeAnswer::default()
+            });
+            return;
+        }
+        let (shared, outbox) = (Arc::clone(&self.shared), Arc::clone(&caller.outbox));
+        if shared.world.blocking == Blocking::Inline {
+            answers.ranges.push(shared.range_answer(query));
+            return;
+        }
+        // A page is many reads: it never runs on the loop.
+        tokio::spawn(async move {
+            let operation = query.operation;
+            let work = move |it: &Shared| Ok(it.range_answer(query));
+            let read = Arc::clone(&shared).blocking(work).await;
+            let refusal = proto::internal::Refusal::Failed.into();
+            let failed = |_| RangeAnswer { operation, refusal, ..RangeAnswer::default() };
+            let mut answers = Answers::default();
+            answers.ranges.push(read.unwrap_or_else(failed));
+            answers.send(&outbox, &shared);
+        });
+    }
+}
+
+impl Shared {
+    /// Reads one page of a range for a peer, or for this node's own scans.
+    pub fn range_answer(&self, query: RangeQuery) -> RangeAnswer {
+        let limits = &self.config.limits;
+        let wanted = |asked: u32, limit: usize| usize::try_from(asked).unwrap_or(limit).min(limit);
+        let request = RangeRequest {
+            space: Space::Data,
+            start: query.start,
+            end: (!query.end.is_empty()).then_some(query.end),
+            reverse: query.reverse,
+            rows_max: wanted(query.rows_max, limits.scan_rows_max).max(1),
+            bytes_max: wanted(query.bytes_max, limits.scan_bytes_max),
+        };
+        let mut answer = RangeAnswer { operation: query.operation, ..RangeAnswer::default() };
+        match self.range_blocking(&request) {
+            Ok(page) => {
+                answer.complete = page.complete;
+                for (key, record) in page.rows {
+                    answer.keys.push(key);
+                    answer.records.push(record.into_bytes());
+                }
+            }
+            Err(refusal) => answer.refusal = proto::internal::Refusal::from(refusal).into(),
+        }
+        answer
+    }
+}
+
+/// What a mutation passed on takes in a queue beyond its key and record.
+const FORWARD_BYTES: usize = 80;
+/// No datacenter holds more replicas of a key.
+const PASS_ON_MAX: usize = model::Layout::LIST_MAX;
+
+fn query_answer(
+    operation: u64,
+    read: Result<Option<Record>, Refusal>,
+    version_only: bool,
+) -> QueryAnswer {
+    let mut answer = QueryAnswer { operation, ..QueryAnswer::default() };
+    match read {
+        Ok(Some(record)) if version_only => {
+            answer.newest_clock = record.version().hlc.0;
+            answer.newest_request = record.version().request.0;
+        }
+        Ok(Some(record)) => answer.record = record.into_bytes(),
+        Ok(None) => {}
+        Err(refusal) => answer.refusal = proto::internal::Refusal::from(refusal).into(),
+    }
+    answer
+}
+
+/// Answers that need no commit, collected so that a frame costs one lock.
+#[derive(Default)]
+struct Answers {
+    queries: Vec<QueryAnswer>,
+    ranges: Vec<RangeAnswer>,
+    refused: Vec<(Arc<Outbox>, OperationId, Refusal)>,
+}
+
+impl Answers {
+    fn refuse_one(&mut self, outbox: Arc<Outbox>, operation: OperationId, refusal: Refusal) {
+        if operation != NO_ANSWER {
+            self.refused.push((outbox, operation, refusal));
+        }
+    }
+
+    fn refuse(&mut self, items: Vec<CommitItem<Destination>>, refusal: Refusal) {
+        for item in items {
+            if let CommitItem::Mutation { destination: Destination::Peer(outbox), operation, .. } = item {
+                self.refuse_one(outbox, operation, refusal);
+            }
+        }
+    }
+
+    fn send(self, outbox: &Arc<Outbox>, shared: &Shared) {
+        let mut dropped = 0;
+        if !self.queries.is_empty() || !self.ranges.is_empty() {
+            let sent = outbox.push_many(|batch| {
+                for answer in self.queries {
+                    let bytes = answer.record.len() + ANSWER_BYTES;
+                    dropped += usize::from(batch.add(bytes, |it| it.query_answers.push(answer)).is_err());
+                }
+                for answer in self.ranges {
+                    let rows = answer.keys.iter().chain(&answer.records);
+                    let bytes = rows.map(Bytes::len).sum::<usize>() + ANSWER_BYTES;
+                    dropped += usize::from(batch.add(bytes, |it| it.range_answers.push(answer)).is_err());
+                }
+                Ok(())
+            });
+            dropped += usize::from(sent.is_err());
+        }
+        for (outbox, operation, refusal) in self.refused {
+            let answer = WriteAnswer::Refused(refusal);
+            let sent = outbox.push_many(|batch| add_answer(batch, operation, answer, Bytes::new()));
+            dropped += usize::from(sent.is_err());
+        }
+        add(&shared.counters.peer_answers_dropped, dropped);
+    }
+}
+
+/// What an answer takes in a queue beyond what it carries.
+const ANSWER_BYTES: usize = 40;
+
+fn add_answer(
+    batch: &mut OutboxBatch<'_>,
+    operation: OperationId,
+    answer: WriteAnswer,
+    newest: Bytes,
+) -> Result<(), NotQueued> {
+    if answer == WriteAnswer::Applied {
+        return batch.add(8, |frame| frame.applied.push(operation.0));
+    }
+    batch.add(ANSWER_BYTES + newest.len(), |frame| {
+        frame.mutation_answers.push(MutationAnswer::from_answer(operation.0, answer, newest));
+    })
+}
+
+/// Sends the commit path's answers of one group to where they go: one lock and one wake-up each.
+/// Runs on the commit thread.
+pub fn deliver(shared: &Shared, answers: &mut Vec<(Destination, CommitAnswer)>) {
+    for (index, done) in shared.done.iter().enumerate() {
+        let mut local = answers
+            .iter_mut()
+            .filter(|it| matches!(it.0, Destination::Loop(loop_index) if loop_index == index))
+            .map(|it| take_answer(&mut it.1))
+            .peekable();
+        if local.peek().is_some() {
+            done.push(local);
+        }
+    }
+    let mut dropped = 0;
+    for at in 0..answers.len() {
+        let Destination::Peer(outbox) = answers[at].0.clone() else { continue };
+        // The first answer for a peer takes all of its answers along.
+        let sent = outbox.push_many(|batch| {
+            let mut result = Ok(());
+            for (destination, answer) in &mut answers[at..] {
+                let same = matches!(destination, Destination::Peer(it) if Arc::ptr_eq(it, &outbox));
+                if !same {
+                    continue;
+                }
+                *destination = Destination::Nowhere;
+                if let CommitAnswerKind::Mutation(kind) = answer.kind {
+                    let newest = answer.newest.take().map(Record::into_bytes).unwrap_or_default();
+                    result = add_answer(batch, answer.operation, kind, newest);
+                    dropped += usize::from(result.is_err());
+                }
+            }
+            result
+        });
+        drop(sent);
+    }
+    add(&shared.counters.peer_answers_dropped, dropped);
+    answers.clear();
+}
+
+fn take_answer(answer: &mut CommitAnswer) -> CommitAnswer {
+    CommitAnswer { newest: answer.newest.take(), ..answer.clone() }
+}
+
+fn add(counter: &std::sync::atomic::AtomicU64, count: usize) {
+    let count = u64::try_from(count).unwrap_or(u64::MAX);
+    counter.fetch_add(count, std::sync::atomic::Ordering::Relaxed);
+}

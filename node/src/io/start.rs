@@ -1,0 +1,413 @@
+//! Starts a node and stops it.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use model::{Hlc, Metadata, NodeId, StorageId};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    accept::{serve_clients, serve_peers},
+    gossip::{Gossip, GossipEvent},
+    io_loop::IoLoop,
+    links::{Links, Origins},
+    real::{SystemClock, TcpNetwork, system_seed},
+    serve::deliver,
+    world::{Blocking, Listener, World},
+};
+use crate::{
+    commit::{CommitQueue, CommitSettings, Committer, QueueLimits, run_as_task, run_on_thread},
+    config::{ConfigError, NodeConfig},
+    membership::Member,
+    shared::{Identity, Shared, system_key},
+    storage::{
+        Durability, OpenError, Space, Storage, StorageError, WriteBatch,
+        rocks::{RocksShared, RocksStorage},
+    },
+    view::View,
+};
+
+/// Why a node does not start. Nothing of it runs.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting makes no sense.
+    #[error("the configuration is refused: {0}")]
+    Config(#[from] ConfigError),
+    /// The data directory cannot be opened.
+    #[error("cannot open the data directory: {0}")]
+    Open(#[from] OpenError),
+    /// What the node knows about itself cannot be read or written.
+    #[error("cannot read what the node knows about itself: {0}")]
+    Storage(#[from] StorageError),
+    /// What the node knows about itself makes no sense.
+    #[error("what the node knows about itself is damaged: {what}")]
+    Damaged {
+        /// Which part.
+        what: &'static str,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system gives no thread, no randomness or no directory.
+    #[error("the system refuses: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Why a node ended by itself.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StopReason {
+    /// Its storage failed: what is on disk is served again only after a restart has read it.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// A node that runs on threads of its own.
+pub struct RunningNode {
+    shared: Arc<Shared>,
+    gossip: Arc<Gossip>,
+    stop: CancellationToken,
+    loops: Vec<Arc<IoLoop>>,
+    threads: Vec<JoinHandle<()>>,
+    commits: Option<JoinHandle<Committer<Arc<dyn Storage>>>>,
+}
+
+/// Starts a node in its data directory. Returns when it listens.
+pub fn start(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode, StartError> {
+    config.validate()?;
+    std::fs::create_dir_all(&config.data)?;
+    let storage = RocksStorage::open(&config.data.join("rocksdb"), resources)?;
+    let world = World {
+        clock: Arc::new(SystemClock),
+        network: Arc::new(TcpNetwork { shared_ports: config.io_threads > 1 }),
+        storage: Arc::new(storage),
+        seed: system_seed()?,
+        blocking: Blocking::Threads,
+    };
+    let runtimes = (0..config.io_threads).map(|_| runtime()).collect::<Result<Vec<_>, _>>()?;
+    let mut listeners = Vec::new();
+    let mut bound = config.clone();
+    for runtime in &runtimes {
+        let both = runtime.block_on(async {
+            Ok::<_, StartError>((listen(&world, bound.listen).await?, listen(&world, bound.peer_listen).await?))
+        })?;
+        // Port 0 is decided by the first loop; the others share its ports.
+        bound.listen = both.0.local_address()?;
+        bound.peer_listen = both.1.local_address()?;
+        listeners.push(both);
+    }
+    let (node, events) = Node::open(bound, world)?;
+    let commits = node.run_commits_on_thread()?;
+    let stop = CancellationToken::new();
+    let mut events = Some(events);
+    let mut threads = Vec::new();
+    for (index, (runtime, (clients, peers))) in runtimes.into_iter().zip(listeners).enumerate() {
+        let (node, stop, events) = (node.clone(), stop.clone(), events.take());
+        let run = move || {
+            runtime.block_on(node.run_loop(index, clients, peers, events, stop));
+            runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+        };
+        threads.push(spawn(&format!("io-{index}"), run)?);
+    }
+    let Node { shared, gossip, loops, .. } = node;
+    Ok(RunningNode { shared, gossip, stop, loops, threads, commits: Some(commits) })
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_name("blocking")
+        .build()
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run)
+}
+
+async fn listen(world: &World, address: SocketAddr) -> Result<Box<dyn Listener>, StartError> {
+    let failed = |source| StartError::Listen { address, source };
+    world.network.listen(address).await.map_err(failed)
+}
+
+/// Reads that miss the block cache, and scans, at once; more wait.
+const BLOCKING_THREADS_MAX: usize = 16;
+/// How long reads under way are waited for when a node ends.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl RunningNode {
+    /// The node's id.
+    pub fn node_id(&self) -> NodeId {
+        self.shared.identity.node
+    }
+
+    /// Where clients connect.
+    pub fn client_address(&self) -> SocketAddr {
+        self.shared.identity.client_address
+    }
+
+    /// Where nodes connect.
+    pub fn peer_address(&self) -> SocketAddr {
+        self.shared.identity.peer_address
+    }
+
+    /// Waits until the node ends by itself, and tells why.
+    pub async fn stopped(&mut self) -> Result<(), StopReason> {
+        loop {
+            let failed = self.shared.failed.notified();
+            if let Some(error) = self.shared.failure() {
+                return Err(error.into());
+            }
+            failed.await;
+        }
+    }
+
+    /// Stops gracefully: takes no new calls, lets those in flight end, tells the others, and leaves
+    /// everything on disk so that the next start is fast.
+    pub async fn stop(mut self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        let deadline = Instant::now() + Duration::from_millis(self.shared.config.shutdown_grace_ms);
+        while self.in_flight() && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+        self.gossip.leave().await;
+        tokio::time::sleep(LEAVE_TIME).await;
+        self.end(true).await;
+    }
+
+    /// Ends the node at once, as a crash of its process would: connections break, nothing is said.
+    pub async fn abort(mut self) {
+        self.end(false).await;
+    }
+
+    fn in_flight(&self) -> bool {
+        self.loops.iter().any(|it| it.lock().operations.len() > 0)
+    }
+
+    async fn end(&mut self, flush: bool) {
+        self.stop.cancel();
+        self.shared.commits.close();
+        let threads = std::mem::take(&mut self.threads);
+        let commits = self.commits.take();
+        let shared = Arc::clone(&self.shared);
+        let join = move || {
+            // A panic there has been reported by the panic hook.
+            for thread in threads {
+                let _ = thread.join();
+            }
+            let _ = commits.map(JoinHandle::join);
+            if flush && let Err(error) = shared.world.storage.flush() {
+                tracing::error!(%error, "the last flush failed; the log still has everything");
+            }
+        };
+        let (done, joined) = tokio::sync::oneshot::channel();
+        let spawned = spawn("stop", move || {
+            join();
+            let _ = done.send(());
+        });
+        if spawned.is_ok() {
+            // The thread always sends before it ends.
+            let _ = joined.await;
+        }
+    }
+}
+
+/// How often a stop looks whether everything has ended.
+const DRAIN_POLL: Duration = Duration::from_millis(10);
+/// What the last packets need to leave.
+const LEAVE_TIME: Duration = Duration::from_millis(100);
+
+/// A node whose loops are run by the caller: on threads in `start`, as tasks in a simulation.
+#[derive(Clone)]
+pub struct Node {
+    /// What its loops share.
+    pub shared: Arc<Shared>,
+    gossip: Arc<Gossip>,
+    links: Links,
+    /// Its loops.
+    pub loops: Vec<Arc<IoLoop>>,
+}
+
+impl Node {
+    /// Reads what the node knows about itself and puts it together. The addresses in `config` are
+    /// those bound. Nothing runs yet.
+    pub fn open(
+        config: NodeConfig,
+        world: World,
+    ) -> Result<(Self, mpsc::Receiver<GossipEvent>), StartError> {
+        let identity = open_identity(&config, &world)?;
+        let metadata = match world.storage.get(Space::System, system_key::METADATA)? {
+            None => None,
+            Some(bytes) => {
+                let damaged = |_| StartError::Damaged { what: "metadata" };
+                Some(Arc::new(Metadata::decode(&bytes).map_err(damaged)?))
+            }
+        };
+        let known = metadata.iter().flat_map(|it| it.layout().nodes());
+        let known: Vec<_> = known.map(|it| Member::new(it, 0)).collect();
+        let view = metadata.map_or_else(View::default, |metadata| {
+            View::new(metadata, identity.node, &config.datacenter, &View::default())
+        });
+        let (gossip, events) = Gossip::new();
+        for member in known.iter().filter(|it| it.node() != identity.node) {
+            gossip.learn(member);
+        }
+        let commits = Arc::new(CommitQueue::new(QueueLimits::default()));
+        let directory = gossip.directory();
+        let shared = Shared::new(config, world, identity, view, commits, directory);
+        let loops = (0..shared.config.io_threads).map(|it| IoLoop::new(Arc::clone(&shared), it));
+        let loops = loops.collect();
+        let links = Links { gossip: Arc::clone(&gossip), origins: Arc::new(Origins::default()) };
+        Ok((Self { shared, gossip, links, loops }, events))
+    }
+
+    fn run_commits_on_thread(&self) -> Result<JoinHandle<Committer<Arc<dyn Storage>>>, StartError> {
+        let (delivering, failing) = (Arc::clone(&self.shared), Arc::clone(&self.shared));
+        let committer = self.committer()?;
+        let queue = Arc::clone(&self.shared.commits);
+        let deliver = move |answers: &mut _| deliver(&delivering, answers);
+        Ok(run_on_thread(queue, committer, deliver, move |error| failing.fail(error))?)
+    }
+
+    fn committer(&self) -> Result<Committer<Arc<dyn Storage>>, StorageError> {
+        let storage = Arc::new(Arc::clone(&self.shared.world.storage));
+        let committer = Committer::open(storage, CommitSettings::default())?;
+        self.shared.set_commit_counters(committer.counters());
+        Ok(committer)
+    }
+
+    /// Runs the commit path as a task, for simulations.
+    pub async fn run_commits(self) -> Result<(), StorageError> {
+        let committer = self.committer()?;
+        let queue = Arc::clone(&self.shared.commits);
+        let (delivering, failing) = (&self.shared, &self.shared);
+        run_as_task(
+            queue,
+            committer,
+            |answers| deliver(delivering, answers),
+            |error| failing.fail(error),
+        )
+        .await;
+        Ok(())
+    }
+
+    /// Runs one loop until `stop`. `events` comes with the first loop.
+    pub async fn run_loop(
+        self,
+        index: usize,
+        clients: Box<dyn Listener>,
+        peers: Box<dyn Listener>,
+        events: Option<mpsc::Receiver<GossipEvent>>,
+        stop: CancellationToken,
+    ) {
+        let io = Arc::clone(&self.loops[index]);
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(Arc::clone(&io).run_answers());
+        tasks.spawn(Arc::clone(&io).run_alarms());
+        tasks.spawn(Arc::clone(&io).run_pings());
+        tasks.spawn(self.links.clone().run(Arc::clone(&io)));
+        if let Some(events) = events {
+            tasks.spawn(Arc::clone(&self.gossip).run(Arc::clone(&io), events));
+        }
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let shared = Arc::clone(&self.shared);
+        tasks.spawn(async move { report_health(&shared, &reporter).await });
+        let serving = serve_peers(Arc::clone(&io), self.links.clone(), peers, stop.clone());
+        tasks.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the peers' port has failed");
+            }
+        });
+        let served = serve_clients(io, clients, health, stop.clone());
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {}
+            Err(error) = served => tracing::error!(%error, "the clients' port has failed"),
+        }
+        tasks.abort_all();
+    }
+}
+
+/// Serving: there is a layout, the disk works, and the node is not stopping.
+async fn report_health(shared: &Shared, reporter: &tonic_health::server::HealthReporter) {
+    let mut before = None;
+    loop {
+        let draining = shared.draining.load(Ordering::Relaxed);
+        let laid_out = shared.view.load().metadata().is_some();
+        let serving = laid_out && !draining && shared.failure().is_none();
+        if before != Some(serving) {
+            let status = match serving {
+                true => tonic_health::ServingStatus::Serving,
+                false => tonic_health::ServingStatus::NotServing,
+            };
+            for service in ["", "quorate.v1.KvService"] {
+                reporter.set_service_status(service, status).await;
+            }
+            let alive = tonic_health::ServingStatus::Serving;
+            reporter.set_service_status("quorate.v1.AdminService", alive).await;
+            before = Some(serving);
+        }
+        tokio::time::sleep(HEALTH_INTERVAL).await;
+    }
+}
+
+const HEALTH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Reads who this node is, or mints it, and begins a new incarnation: durable before the first
+/// message.
+fn open_identity(config: &NodeConfig, world: &World) -> Result<Identity, StartError> {
+    let storage = &world.storage;
+    let damaged = |what| StartError::Damaged { what };
+    let (node, storage_id, starts) = match storage.get(Space::System, system_key::IDENTITY)? {
+        Some(bytes) => {
+            let fields = (bytes.get(..16), bytes.get(16..32), bytes.get(32..40));
+            let (Some(node), Some(id), Some(starts)) = fields else {
+                return Err(damaged("identity"));
+            };
+            let node = NodeId::from_slice(node).ok_or(damaged("node id"))?;
+            let id = StorageId::from_slice(id).ok_or(damaged("storage id"))?;
+            let starts = starts.try_into().map(u64::from_be_bytes);
+            (node, id, starts.ok().ok_or(damaged("incarnation"))?)
+        }
+        None => {
+            let mut random = StdRng::seed_from_u64(world.seed ^ 0x4944);
+            (NodeId(random.random::<u128>() | 1), StorageId(random.random::<u128>() | 1), 0)
+        }
+    };
+    let clock_ceiling = match storage.get(Space::System, system_key::CLOCK_CEILING)? {
+        Some(bytes) => {
+            let ceiling = bytes[..].try_into().map(u64::from_be_bytes);
+            Hlc(ceiling.ok().ok_or(damaged("clock ceiling"))?)
+        }
+        None => Hlc::ZERO,
+    };
+    let starts = starts + 1;
+    let mut value = Vec::with_capacity(40);
+    value.extend_from_slice(&node.to_bytes());
+    value.extend_from_slice(&storage_id.to_bytes());
+    value.extend_from_slice(&starts.to_be_bytes());
+    let mut batch = WriteBatch::new();
+    batch.put(Space::System, system_key::IDENTITY, [&Bytes::from(value)[..]]);
+    storage.write(&batch, Durability::Synced)?;
+    Ok(Identity {
+        node,
+        storage: storage_id,
+        // Room for the renewals of one life: a node called down takes the next incarnation.
+        incarnation: starts << 20,
+        client_address: config.advertise.unwrap_or(config.listen),
+        peer_address: config.peer_advertise.unwrap_or(config.peer_listen),
+        clock_ceiling,
+    })
+}

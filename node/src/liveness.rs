@@ -1,0 +1,156 @@
+//! The links of one loop to the other nodes: who can be reached, how fast, and what is queued.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use model::{NodeId, NodeIndex, ReplicaIndex, ReplicaMask, ReplicaSet};
+
+use crate::{outbox::Outbox, view::View};
+
+/// One loop's link to one node.
+pub struct Peer {
+    /// The node.
+    pub node: NodeId,
+    /// What is queued for it.
+    pub outbox: Arc<Outbox>,
+    /// The membership protocol's word on the node, shared by the links of all loops.
+    pub status: Arc<PeerStatus>,
+}
+
+/// What all loops know of one node.
+#[derive(Debug)]
+pub struct PeerStatus {
+    /// False while the membership protocol calls the node down.
+    pub member: AtomicBool,
+    /// A moving average of the round trip, in microseconds.
+    pub latency_us: AtomicU64,
+    /// When it was last heard, in microseconds of elapsed time.
+    pub last_heard_us: AtomicU64,
+}
+
+impl Default for PeerStatus {
+    fn default() -> Self {
+        Self {
+            member: AtomicBool::new(true),
+            latency_us: AtomicU64::new(LATENCY_US_START),
+            last_heard_us: AtomicU64::new(0),
+        }
+    }
+}
+
+/// What a link is taken for before it was measured: worse than a local one, better than a far one.
+const LATENCY_US_START: u64 = 2_000;
+
+/// How recent a sign of life outweighs the membership protocol's word. Two pings.
+const HEARD_LATELY_US: u64 = 2_000_000;
+
+impl PeerStatus {
+    /// True unless the membership protocol calls the node down and it was not heard from lately.
+    pub fn is_up(&self, now_us: u64) -> bool {
+        self.member.load(Ordering::Relaxed)
+            || now_us < self.last_heard_us.load(Ordering::Relaxed) + HEARD_LATELY_US
+    }
+
+    /// Takes one round trip into the average: an eighth of the difference each time.
+    pub fn measured(&self, round_trip_us: u64) {
+        let before = self.latency_us.load(Ordering::Relaxed);
+        let after = before - before / 8 + round_trip_us / 8;
+        self.latency_us.store(after, Ordering::Relaxed);
+    }
+}
+
+/// The links of one loop. A node without an entry cannot be reached.
+#[derive(Default)]
+pub struct Peers {
+    by_node: BTreeMap<NodeId, Arc<Peer>>,
+    by_index: Vec<Option<Arc<Peer>>>,
+    own: Option<NodeIndex>,
+    layout_hash: u64,
+}
+
+impl Peers {
+    /// Adds a link that is up, replacing any earlier one to the node.
+    pub fn connected(&mut self, peer: Arc<Peer>, view: &View) {
+        self.by_node.insert(peer.node, peer);
+        self.reindex(view);
+    }
+
+    /// Removes a link, unless another one has replaced it.
+    pub fn disconnected(&mut self, peer: &Arc<Peer>, view: &View) -> bool {
+        let current = self.by_node.get(&peer.node).is_some_and(|it| Arc::ptr_eq(it, peer));
+        if current {
+            self.by_node.remove(&peer.node);
+            self.reindex(view);
+        }
+        current
+    }
+
+    /// Takes over a new layout's indexes, if there is one.
+    pub fn follow(&mut self, view: &View) {
+        if self.layout_hash != view.layout_hash() {
+            self.reindex(view);
+        }
+    }
+
+    fn reindex(&mut self, view: &View) {
+        self.own = view.own();
+        self.layout_hash = view.layout_hash();
+        let nodes = view.metadata().map(|it| it.layout().nodes()).unwrap_or_default();
+        self.by_index = nodes.iter().map(|it| self.by_node.get(&it.id).cloned()).collect();
+    }
+
+    /// This node's own place in the layout.
+    pub fn own(&self) -> Option<NodeIndex> {
+        self.own
+    }
+
+    /// The link to a node of the layout, if it is up.
+    pub fn get(&self, node: NodeIndex) -> Option<&Arc<Peer>> {
+        self.by_index.get(node.index())?.as_ref()
+    }
+
+    /// The link to any node, if it is up.
+    pub fn by_node(&self, node: NodeId) -> Option<&Arc<Peer>> {
+        self.by_node.get(&node)
+    }
+
+    /// Every link that is up.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.by_node.values()
+    }
+
+    /// True if requests to the node have a chance: its link is up, and either the membership
+    /// protocol calls the node up or it was heard from just now. A busy machine delays probes more
+    /// than it delays answers.
+    pub fn is_alive(&self, node: NodeIndex, now_us: u64) -> bool {
+        self.own == Some(node) || self.get(node).is_some_and(|it| it.status.is_up(now_us))
+    }
+
+    /// The replicas of a key to which requests have a chance.
+    pub fn alive(&self, replicas: &ReplicaSet, now_us: u64) -> ReplicaMask {
+        replicas.select(|node| self.is_alive(node, now_us))
+    }
+
+    /// All replicas of a key, fastest first: this node, then its datacenter, then by latency.
+    pub fn preferred(&self, replicas: &ReplicaSet, view: &View, order: &mut Vec<ReplicaIndex>) {
+        let local = replicas.in_datacenter(view.local_dc());
+        order.clear();
+        order.extend(replicas.all().iter());
+        order.sort_by_key(|it| {
+            let node = replicas.node(*it);
+            let latency_us = match self.get(node) {
+                _ if self.own == Some(node) => 0,
+                Some(peer) => 1 + peer.status.latency_us.load(Ordering::Relaxed),
+                None => u64::MAX,
+            };
+            // In a datacenter latencies are alike: rounding keeps noise from herding all reads to
+            // one replica, and the order of the preference list then spreads them by key.
+            (!local.contains(*it), latency_us.checked_ilog2())
+        });
+    }
+}

@@ -1,0 +1,296 @@
+//! Who is in the cluster and who is up: SWIM, by foca. Source: Das, Gupta, Motivala (2002).
+//!
+//! Pure: packets, timers and randomness come in; packets to send, timers to set and changes of
+//! members come out. What is up is a hint for coordinators, never a promise.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroUsize},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use foca::{
+    AccumulatingRuntime, Config, Foca, NoCustomBroadcast, OwnedNotification,
+    PeriodicParams, PostcardCodec, Timer,
+};
+use model::{NodeDescription, NodeId};
+use rand::rngs::StdRng;
+use serde::{Deserialize, Serialize};
+
+/// A node as it presents itself to the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    node: u128,
+    /// Rises with every start, and when a node finds itself called down.
+    pub incarnation: u64,
+    /// The datacenter.
+    pub datacenter: String,
+    /// The rack.
+    pub rack: String,
+    /// Where clients connect.
+    pub client_address: SocketAddr,
+    /// Where nodes connect.
+    pub peer_address: SocketAddr,
+    /// The weight in layouts.
+    pub capacity: u32,
+}
+
+impl Member {
+    /// Describes a node.
+    pub fn new(description: &NodeDescription, incarnation: u64) -> Self {
+        Self {
+            node: description.id.0,
+            incarnation,
+            datacenter: description.datacenter.clone(),
+            rack: description.rack.clone(),
+            client_address: description.client_address,
+            peer_address: description.peer_address,
+            capacity: description.capacity,
+        }
+    }
+
+    /// The node.
+    pub fn node(&self) -> NodeId {
+        NodeId(self.node)
+    }
+
+    /// As layouts describe it.
+    pub fn description(&self) -> NodeDescription {
+        NodeDescription {
+            id: self.node(),
+            datacenter: self.datacenter.clone(),
+            rack: self.rack.clone(),
+            client_address: self.client_address,
+            peer_address: self.peer_address,
+            capacity: self.capacity,
+        }
+    }
+}
+
+impl foca::Identity for Member {
+    type Addr = NodeId;
+
+    fn renew(&self) -> Option<Self> {
+        Some(Self { incarnation: self.incarnation + 1, ..self.clone() })
+    }
+
+    fn addr(&self) -> NodeId {
+        self.node()
+    }
+
+    fn win_addr_conflict(&self, other: &Self) -> bool {
+        self.incarnation > other.incarnation
+    }
+}
+
+/// Something the world has to do for the protocol, or to know.
+#[derive(Debug)]
+pub enum MembershipEffect {
+    /// Send a packet.
+    Send {
+        /// To this member.
+        to: Member,
+        /// The packet.
+        packet: Bytes,
+    },
+    /// Call `timer` with this, later. Every timer must come.
+    Schedule {
+        /// How much later.
+        after: Duration,
+        /// What to call with.
+        timer: Timer<Member>,
+    },
+    /// A member is up.
+    Up(Member),
+    /// A member is down.
+    Down(Member),
+}
+
+/// One node's part in the protocol.
+pub struct Membership {
+    foca: Foca<Member, PostcardCodec, StdRng, NoCustomBroadcast>,
+    runtime: AccumulatingRuntime<Member>,
+    #[cfg(test)]
+    up: BTreeMap<NodeId, Member>,
+}
+
+impl Membership {
+    /// A node that knows nobody yet.
+    pub fn new(own: Member, random: StdRng) -> Self {
+        let foca = Foca::new(own, config(), random, PostcardCodec);
+        Self {
+            foca,
+            runtime: AccumulatingRuntime::new(),
+            #[cfg(test)]
+            up: BTreeMap::new(),
+        }
+    }
+
+    /// The other members that are up.
+    #[cfg(test)]
+    pub fn up(&self) -> &BTreeMap<NodeId, Member> {
+        &self.up
+    }
+
+    /// Tells a member, met by other means, that this node is there.
+    pub fn announce(&mut self, to: Member) -> Vec<MembershipEffect> {
+        let result = self.foca.announce(to, &mut self.runtime);
+        self.effects(result)
+    }
+
+    /// Takes a packet. One that makes no sense changes nothing.
+    pub fn receive(&mut self, packet: &[u8]) -> Vec<MembershipEffect> {
+        let result = self.foca.handle_data(packet, &mut self.runtime);
+        self.effects(result)
+    }
+
+    /// Takes a timer that was scheduled.
+    pub fn timer(&mut self, timer: Timer<Member>) -> Vec<MembershipEffect> {
+        let result = self.foca.handle_timer(timer, &mut self.runtime);
+        self.effects(result)
+    }
+
+    /// Tells the others that this node leaves, so that they need not suspect it first.
+    pub fn leave(&mut self) -> Vec<MembershipEffect> {
+        let result = self.foca.leave_cluster(&mut self.runtime);
+        self.effects(result)
+    }
+
+    fn effects(&mut self, result: Result<(), foca::Error>) -> Vec<MembershipEffect> {
+        if let Err(error) = result {
+            // Expected now and then: packets of a member's earlier life, damaged packets.
+            tracing::debug!(%error, "membership");
+        }
+        let mut effects = Vec::new();
+        while let Some((to, packet)) = self.runtime.to_send() {
+            effects.push(MembershipEffect::Send { to, packet });
+        }
+        while let Some((after, timer)) = self.runtime.to_schedule() {
+            effects.push(MembershipEffect::Schedule { after, timer });
+        }
+        while let Some(notification) = self.runtime.to_notify() {
+            match notification {
+                OwnedNotification::MemberUp(member) => {
+                    #[cfg(test)]
+                    self.up.insert(member.node(), member.clone());
+                    effects.push(MembershipEffect::Up(member));
+                }
+                OwnedNotification::MemberDown(member) => {
+                    #[cfg(test)]
+                    self.up.remove(&member.node());
+                    effects.push(MembershipEffect::Down(member));
+                }
+                OwnedNotification::Rename(_, member) => {
+                    #[cfg(test)]
+                    self.up.insert(member.node(), member.clone());
+                    effects.push(MembershipEffect::Up(member));
+                }
+                _ => {}
+            }
+        }
+        effects
+    }
+}
+
+/// Tuned for links within a few hundred milliseconds: a silent node is suspected after about a
+/// second and called down some seconds later; a broken connection is noticed at once, elsewhere.
+fn config() -> Config {
+    let size = NonZeroU32::new(32).expect("not zero");
+    let one = NonZeroUsize::new(1).expect("not zero");
+    Config {
+        periodic_announce: Some(PeriodicParams {
+            frequency: Duration::from_secs(5),
+            num_members: one,
+        }),
+        periodic_announce_to_down_members: Some(PeriodicParams {
+            frequency: Duration::from_secs(5),
+            num_members: NonZeroUsize::new(2).expect("not zero"),
+        }),
+        // Carried on streams: packets need not fit a datagram.
+        max_packet_size: NonZeroUsize::new(PACKET_BYTES_MAX).expect("not zero"),
+        ..Config::new_lan(size)
+    }
+}
+
+const PACKET_BYTES_MAX: usize = 16 << 10;
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    fn member(number: u16) -> Member {
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let description = NodeDescription {
+            id: NodeId(number.into()),
+            datacenter: "dc1".to_owned(),
+            rack: "r".to_owned(),
+            client_address: address(number),
+            peer_address: address(number + 1),
+            capacity: 1,
+        };
+        Member::new(&description, 1 << 20)
+    }
+
+    /// Delivers packets and timers in the order of their time until `until`.
+    fn run(nodes: &mut BTreeMap<NodeId, Membership>, first: Vec<(NodeId, MembershipEffect)>, until: Duration) {
+        let mut timers: Vec<(Duration, NodeId, Timer<Member>)> = Vec::new();
+        let mut now = Duration::ZERO;
+        let mut pending = first;
+        loop {
+            while let Some((from, effect)) = pending.pop() {
+                match effect {
+                    MembershipEffect::Send { to, packet } => {
+                        if let Some(node) = nodes.get_mut(&to.node()) {
+                            let effects = node.receive(&packet);
+                            pending.extend(effects.into_iter().map(|it| (to.node(), it)));
+                        }
+                    }
+                    MembershipEffect::Schedule { after, timer } => timers.push((now + after, from, timer)),
+                    MembershipEffect::Up(_) | MembershipEffect::Down(_) => {}
+                }
+            }
+            timers.sort_by_key(|it| std::cmp::Reverse(it.0));
+            let Some((at, node, timer)) = timers.pop().filter(|it| it.0 <= until) else { return };
+            now = at;
+            if let Some(it) = nodes.get_mut(&node) {
+                pending.extend(it.timer(timer).into_iter().map(|it| (node, it)));
+            }
+        }
+    }
+
+    #[test]
+    fn members_find_each_other_and_miss_the_one_that_goes() {
+        let mut nodes: BTreeMap<_, _> = (1..=4)
+            .map(|it| (NodeId(it.into()), Membership::new(member(it), StdRng::seed_from_u64(it.into()))))
+            .collect();
+        let mut first = Vec::new();
+        for number in 2..=4u16 {
+            let node = NodeId(number.into());
+            let effects = nodes.get_mut(&node).unwrap().announce(member(1));
+            first.extend(effects.into_iter().map(|it| (node, it)));
+        }
+        run(&mut nodes, first, Duration::from_secs(10));
+        assert!(nodes.values().all(|it| it.up().len() == 3), "everybody sees everybody");
+
+        nodes.remove(&NodeId(4));
+        let first = nodes.iter_mut().flat_map(|(node, it)| {
+            it.announce(member(1)).into_iter().map(|it| (*node, it)).collect::<Vec<_>>()
+        });
+        let first = first.collect();
+        run(&mut nodes, first, Duration::from_secs(120));
+        let seen: Vec<_> = nodes.values().map(|it| it.up().len()).collect();
+        assert_eq!(seen, [2, 2, 2]);
+    }
+
+    #[test]
+    fn garbage_changes_nothing() {
+        let mut it = Membership::new(member(1), StdRng::seed_from_u64(1));
+        for packet in [&b""[..], b"x", &[0xff; 64]] {
+            assert!(it.receive(packet).is_empty());
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The operations that one loop has in flight, and the tokens by which answers find them.
+
+use std::sync::Arc;
+
+use coordinator::{Read, Write};
+use model::{Hlc, NodeIndex, OperationId, ReplicaIndex, ReplicaSet, StorageKey, Version};
+use proto::internal::{QueryAnswer, RangeAnswer};
+use slab::Slab;
+use tokio::sync::oneshot;
+
+use crate::reply::{ReadReplyTo, WriteReplyTo};
+
+/// Names one request of one operation, on the wire and in the commit queue:
+/// `generation (32) | index (24) | loop (4) | sequence (4)`.
+///
+/// The generation differs for every operation of a loop, so that a late answer never meets the
+/// operation that took its place. The sequence tells the rounds of one operation apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token(pub u64);
+
+/// Answers to this one are not awaited, and need not be sent.
+pub const NO_ANSWER: OperationId = OperationId(0);
+
+const INDEX_MAX: usize = (1 << 24) - 1;
+const SEQUENCE_MASK: u64 = 0xf;
+
+impl Token {
+    fn new(generation: u32, index: usize, io_loop: u8) -> Self {
+        let index = u64::try_from(index).expect("an index of 24 bits");
+        Self(u64::from(generation) << 32 | index << 8 | u64::from(io_loop & 0xf) << 4)
+    }
+
+    /// The same operation's request with another sequence number.
+    pub fn with_sequence(self, sequence: u8) -> OperationId {
+        OperationId(self.0 & !SEQUENCE_MASK | u64::from(sequence) & SEQUENCE_MASK)
+    }
+
+    /// The operation of an answer, and which of its requests it answers.
+    pub fn of(operation: OperationId) -> (Self, usize) {
+        let sequence = usize::try_from(operation.0 & SEQUENCE_MASK).expect("four bits");
+        (Self(operation.0 & !SEQUENCE_MASK), sequence)
+    }
+
+    /// The loop whose operation it is.
+    pub fn io_loop(self) -> usize {
+        usize::try_from(self.0 >> 4 & 0xf).expect("four bits")
+    }
+
+    fn index(self) -> usize {
+        usize::try_from(self.0 >> 8 & 0xff_ffff).expect("24 bits")
+    }
+
+    fn generation(self) -> u32 {
+        u32::try_from(self.0 >> 32).expect("32 bits remain")
+    }
+}
+
+/// A put or delete in flight.
+pub struct WriteOperation {
+    /// Its machine.
+    pub machine: Write,
+    /// Who holds the key.
+    pub replicas: Arc<ReplicaSet>,
+    /// The key.
+    pub key: StorageKey,
+    /// The clocks of the stamps sent, by sequence number.
+    pub stamps: Vec<Hlc>,
+    /// Whom to tell.
+    pub reply: Option<WriteReplyTo>,
+    /// W3C trace context, if the client sent one.
+    pub traceparent: Option<Arc<str>>,
+}
+
+/// A get in flight.
+pub struct ReadOperation {
+    /// Its machine.
+    pub machine: Read,
+    /// Who holds the key.
+    pub replicas: Arc<ReplicaSet>,
+    /// The key.
+    pub key: StorageKey,
+    /// What each sequence number stands for.
+    pub rounds: Vec<ReadRound>,
+    /// When the read began, in microseconds of elapsed time.
+    pub started_us: u64,
+    /// Whom to tell.
+    pub reply: Option<ReadReplyTo>,
+    /// W3C trace context, if the client sent one.
+    pub traceparent: Option<Arc<str>>,
+}
+
+/// What one round of requests of a read was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadRound {
+    /// Queries that carried this clock.
+    Query(Hlc),
+    /// Write-backs of this version.
+    WriteBack(Version),
+}
+
+/// A hint on its way to the replica that missed it.
+pub struct HintReplay {
+    /// Whom it is for.
+    pub target: NodeIndex,
+    /// The key.
+    pub key: StorageKey,
+    /// The version that was kept.
+    pub version: Version,
+    /// Told whether the target durably has it.
+    pub done: oneshot::Sender<bool>,
+}
+
+/// Something in flight.
+pub enum Operation {
+    /// A put or delete.
+    Write(Box<WriteOperation>),
+    /// A get.
+    Read(Box<ReadOperation>),
+    /// One replica asked for one key, without repair.
+    Probe {
+        /// Who was asked.
+        node: NodeIndex,
+        /// Gets the answer; dropped if the replica becomes unreachable.
+        answer: oneshot::Sender<QueryAnswer>,
+    },
+    /// One replica asked for one range.
+    Range {
+        /// Who was asked.
+        node: NodeIndex,
+        /// Gets the answer and the answering node's clock; dropped if it becomes unreachable.
+        answer: oneshot::Sender<(RangeAnswer, Hlc)>,
+    },
+    /// A hint replayed.
+    Hint(HintReplay),
+}
+
+impl Operation {
+    /// The replica that a node is for this operation's key.
+    pub fn replica(&self, node: NodeIndex) -> Option<ReplicaIndex> {
+        match self {
+            Self::Write(it) => it.replicas.replica(node),
+            Self::Read(it) => it.replicas.replica(node),
+            Self::Probe { .. } | Self::Range { .. } | Self::Hint(_) => None,
+        }
+    }
+}
+
+/// What one loop has in flight.
+pub struct OperationTable {
+    operations: Slab<(u32, Operation)>,
+    generation: u32,
+    io_loop: u8,
+}
+
+impl OperationTable {
+    /// An empty table. `generation` is where numbering begins: random, so that answers meant for an
+    /// earlier process find nothing.
+    pub fn new(io_loop: u8, generation: u32) -> Self {
+        Self { operations: Slab::new(), generation, io_loop }
+    }
+
+    /// How many are in flight.
+    pub fn len(&self) -> usize {
+        self.operations.len()
+    }
+
+    /// Adds one.
+    ///
+    /// Panics beyond sixteen million: admission has refused it long before.
+    pub fn insert(&mut self, operation: Operation) -> Token {
+        // Generation 0 with index 0 would be the token that asks for no answer.
+        self.generation = self.generation.wrapping_add(1).max(1);
+        let index = self.operations.insert((self.generation, operation));
+        assert!(index <= INDEX_MAX, "{index} operations in flight");
+        Token::new(self.generation, index, self.io_loop)
+    }
+
+    /// Finds one; `None` if it has ended.
+    pub fn get_mut(&mut self, token: Token) -> Option<&mut Operation> {
+        let (generation, operation) = self.operations.get_mut(token.index())?;
+        (*generation == token.generation()).then_some(operation)
+    }
+
+    /// Removes one, if it has not ended.
+    pub fn remove(&mut self, token: Token) -> Option<Operation> {
+        self.get_mut(token)?;
+        Some(self.operations.remove(token.index()).1)
+    }
+
+    /// The tokens of all operations, in table order.
+    pub fn tokens(&self) -> Vec<Token> {
+        let tokens = self.operations.iter();
+        tokens.map(|(index, it)| Token::new(it.0, index, self.io_loop)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn probe() -> Operation {
+        Operation::Probe { node: NodeIndex(0), answer: oneshot::channel().0 }
+    }
+
+    #[test]
+    fn a_late_answer_finds_nothing() {
+        let mut table = OperationTable::new(3, u32::MAX - 1);
+        let first = table.insert(probe());
+        assert_eq!(Token::of(first.with_sequence(5)), (first, 5));
+        assert_eq!(first.io_loop(), 3);
+        assert!(table.get_mut(first).is_some());
+        assert!(table.remove(first).is_some());
+        let second = table.insert(probe());
+        assert_eq!(second.index(), first.index());
+        assert!(table.get_mut(first).is_none() && table.remove(first).is_none());
+        assert!(table.get_mut(second).is_some());
+        assert_ne!(table.insert(probe()).with_sequence(0), NO_ANSWER);
+        assert_eq!(table.tokens().len(), table.len());
+    }
+}

@@ -1,0 +1,372 @@
+//! What all loops of a node share. Nothing here is locked by a request but the commit queue.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use model::{ClusterId, Hlc, Metadata, NodeId, StorageId, Timestamp};
+use proto::internal::{Frame, Hello};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+use crate::{
+    clock::NodeClock,
+    commit::{CommitAnswer, CommitCounters, CommitItem, CommitQueue},
+    config::NodeConfig,
+    counters::Counters,
+    io::{Blocking, Changes, Directory, World},
+    liveness::PeerStatus,
+    outbox::{FrameStamp, Outbox},
+    storage::StorageError,
+    view::View,
+};
+
+/// Where the answer to a commit item goes.
+#[derive(Clone)]
+pub enum Destination {
+    /// To the operations of one of this node's loops.
+    Loop(usize),
+    /// To the peer that sent the mutation, or for whom it was passed on.
+    Peer(Arc<Outbox>),
+    /// Nowhere: nobody awaits it.
+    Nowhere,
+}
+
+/// Who this node is: fixed for one life of the process.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The node.
+    pub node: NodeId,
+    /// Its database directory.
+    pub storage: StorageId,
+    /// Rises with every start.
+    pub incarnation: u64,
+    /// What clients are told to connect to.
+    pub client_address: std::net::SocketAddr,
+    /// What nodes are told to connect to.
+    pub peer_address: std::net::SocketAddr,
+    /// The clock ceiling with which this life began.
+    pub clock_ceiling: Hlc,
+}
+
+/// Keys of what the node knows about itself, in `Space::System`.
+pub mod system_key {
+    /// The encoded metadata.
+    pub const METADATA: &[u8] = b"metadata";
+    /// The durable clock ceiling: eight bytes.
+    pub const CLOCK_CEILING: &[u8] = b"clock-ceiling";
+    /// Node id, storage id and incarnation: forty bytes.
+    pub const IDENTITY: &[u8] = b"identity";
+    /// Acceptors of the agreement, each under its instance.
+    pub const AGREEMENT: &[u8] = b"agreement/";
+}
+
+/// What a node's loops share.
+pub struct Shared {
+    /// The settings.
+    pub config: NodeConfig,
+    /// The world.
+    pub world: World,
+    /// Who this node is.
+    pub identity: Identity,
+    /// The clock.
+    pub clock: NodeClock,
+    /// The metadata in force.
+    pub view: ArcSwap<View>,
+    /// What waits for the disk.
+    pub commits: Arc<CommitQueue<Destination>>,
+    /// What the commit path has done.
+    pub commit_counters: ArcSwap<CommitCounters>,
+    /// Every node that was ever met.
+    pub directory: watch::Receiver<Directory>,
+    /// What the node has done.
+    pub counters: Counters,
+    /// What is known of every other node ever linked.
+    pub statuses: Mutex<std::collections::BTreeMap<NodeId, Arc<PeerStatus>>>,
+    /// The answers of the commit path, for each loop.
+    pub done: Vec<DoneQueue>,
+    /// Wakes who waits for a higher clock ceiling.
+    pub ceiling_raised: Notify,
+    /// Client connections open.
+    pub connections: AtomicU64,
+    /// The agreement on metadata.
+    pub changes: Changes,
+    /// Wakes who spreads metadata.
+    pub metadata_changed: Notify,
+    /// No new operations are taken.
+    pub draining: AtomicBool,
+    /// Why the node stopped taking writes, if it did.
+    pub failure: Mutex<Option<StorageError>>,
+    /// Wakes who waits for the node to fail.
+    pub failed: Notify,
+    raising_ceiling: AtomicBool,
+    storage_ids_hash: AtomicU64,
+    started: Instant,
+}
+
+/// The commit path's answers on their way to one loop.
+#[derive(Default)]
+pub struct DoneQueue {
+    answers: Mutex<Vec<CommitAnswer>>,
+    wake: Notify,
+}
+
+impl DoneQueue {
+    /// Adds answers, which are drained, and wakes the loop if it has none left.
+    pub fn push(&self, answers: impl Iterator<Item = CommitAnswer>) {
+        let was_empty = {
+            let mut queue = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+            let was_empty = queue.is_empty();
+            queue.extend(answers);
+            was_empty
+        };
+        if was_empty {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits until the loop is woken and swaps the answers, if any, with the empty `taken`.
+    pub async fn take(&self, taken: &mut Vec<CommitAnswer>) {
+        self.wake.notified().await;
+        let mut queue = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut *queue, taken);
+    }
+}
+
+impl Shared {
+    /// Puts a node's shared state together, before its loops start.
+    pub fn new(
+        config: NodeConfig,
+        world: World,
+        identity: Identity,
+        view: View,
+        commits: Arc<CommitQueue<Destination>>,
+        directory: watch::Receiver<Directory>,
+    ) -> Arc<Self> {
+        let clock = NodeClock::new(identity.clock_ceiling, config.clock_offset_max_ms);
+        let done = std::iter::repeat_with(DoneQueue::default).take(config.io_threads).collect();
+        Arc::new(Self {
+            config,
+            world,
+            identity,
+            clock,
+            view: ArcSwap::from_pointee(view),
+            commits,
+            commit_counters: ArcSwap::default(),
+            directory,
+            counters: Counters::default(),
+            statuses: Mutex::default(),
+            done,
+            ceiling_raised: Notify::new(),
+            connections: AtomicU64::new(0),
+            changes: Changes::default(),
+            metadata_changed: Notify::new(),
+            draining: AtomicBool::new(false),
+            failure: Mutex::default(),
+            failed: Notify::new(),
+            raising_ceiling: AtomicBool::new(false),
+            storage_ids_hash: AtomicU64::new(0),
+            started: Instant::now(),
+        })
+    }
+
+    /// Takes over the counters of the commit path that has been opened.
+    pub fn set_commit_counters(&self, counters: Arc<CommitCounters>) {
+        self.commit_counters.store(counters);
+    }
+
+    /// The wall clock.
+    pub fn wall(&self) -> Timestamp {
+        self.world.clock.now()
+    }
+
+    /// Microseconds since the node started.
+    pub fn elapsed_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// The cluster's id; nil before the first layout.
+    pub fn cluster(&self) -> ClusterId {
+        self.view.load().metadata().map(|it| it.cluster()).unwrap_or_default()
+    }
+
+    /// What is known of another node.
+    pub fn status(&self, node: NodeId) -> Arc<PeerStatus> {
+        let mut statuses = self.statuses.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(statuses.entry(node).or_default())
+    }
+
+    /// A stamp, once the durable ceiling allows it.
+    pub async fn stamp(self: &Arc<Self>) -> Hlc {
+        loop {
+            // Registered before the attempt, so that a ceiling raised in between is not missed.
+            let raised = self.ceiling_raised.notified();
+            if let Some(stamp) = self.try_stamp() {
+                return stamp;
+            }
+            raised.await;
+        }
+    }
+
+    /// A stamp, if the durable ceiling allows one now; else the ceiling is being raised.
+    pub fn try_stamp(self: &Arc<Self>) -> Option<Hlc> {
+        let wall = self.wall();
+        let stamp = self.clock.stamp(wall).ok();
+        if let Some(ceiling) = self.clock.wanted_ceiling(wall) {
+            self.make_ceiling_durable(ceiling);
+        }
+        stamp
+    }
+
+    fn make_ceiling_durable(self: &Arc<Self>, ceiling: Hlc) {
+        if self.raising_ceiling.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let shared = Arc::downgrade(self);
+        let done = move |result: Result<(), StorageError>| {
+            let Some(shared) = shared.upgrade() else { return };
+            shared.raising_ceiling.store(false, Ordering::Release);
+            // A failure stops the node by itself; whoever waits for a stamp meets its deadline.
+            if result.is_ok() {
+                shared.clock.raise_ceiling(ceiling);
+                shared.ceiling_raised.notify_waiters();
+                for done in &shared.done {
+                    done.wake.notify_one();
+                }
+            }
+        };
+        let value = Bytes::copy_from_slice(&ceiling.0.to_be_bytes());
+        self.store_system(system_key::CLOCK_CEILING, Some(value), done);
+    }
+
+    /// Makes something the node knows about itself durable, then calls `done` on the commit path.
+    pub fn store_system(
+        &self,
+        key: &'static [u8],
+        value: Option<Bytes>,
+        done: impl FnOnce(Result<(), StorageError>) + Send + 'static,
+    ) {
+        self.store_system_key(Bytes::from_static(key), value, done);
+    }
+
+    /// As `store_system`, under a key that is made up as needed.
+    pub fn store_system_key(
+        &self,
+        key: Bytes,
+        value: Option<Bytes>,
+        done: impl FnOnce(Result<(), StorageError>) + Send + 'static,
+    ) {
+        let item = CommitItem::System { key, value, done: Box::new(done) };
+        if let Err(rejected) = self.commits.push(|items| items.push(item)) {
+            let message = format!("not taken by the commit queue: {:?}", rejected.refusal);
+            for item in rejected.items {
+                if let CommitItem::System { done, .. } = item {
+                    done(Err(StorageError::Failed { message: message.clone() }));
+                }
+            }
+        }
+    }
+
+    /// As `store_system_key`, and waits until it is durable.
+    pub async fn make_durable(&self, key: Bytes, value: Option<Bytes>) -> Result<(), StorageError> {
+        let (done, result) = tokio::sync::oneshot::channel();
+        self.store_system_key(key, value, move |it| drop(done.send(it)));
+        let dropped = |_| StorageError::Failed { message: "the commit path has ended".to_owned() };
+        result.await.map_err(dropped)?
+    }
+
+    /// Adopts metadata that is durable here, unless it is not newer than what is in force.
+    pub fn adopt(&self, metadata: Arc<Metadata>) -> bool {
+        let before = self.view.load_full();
+        if before.sequence() >= metadata.sequence() {
+            return false;
+        }
+        let datacenter = &self.config.datacenter;
+        let view = View::new(Arc::clone(&metadata), self.identity.node, datacenter, &before);
+        self.view.store(Arc::new(view));
+        Counters::count(&self.counters.metadata_adopted);
+        tracing::info!(
+            sequence = metadata.sequence(),
+            layout = metadata.layout().version(),
+            keyspaces = metadata.keyspaces().len(),
+            "metadata adopted"
+        );
+        true
+    }
+
+    /// Notes why the node takes no more writes. The first failure stays.
+    pub fn fail(&self, error: &StorageError) {
+        if matches!(error, StorageError::Full { .. }) {
+            tracing::error!(%error, "the disk is full: writes are refused, reads go on");
+            return;
+        }
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if failure.is_none() {
+            tracing::error!(%error, "storage failed: this node stops");
+            *failure = Some(error.clone());
+            self.failed.notify_waiters();
+        }
+    }
+
+    /// Why the node takes no more writes, if it does not.
+    pub fn failure(&self) -> Option<StorageError> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Runs work that blocks where it may: in the pool, or in place in a simulation.
+    #[expect(clippy::disallowed_methods, reason = "the one seam to the blocking pool")]
+    pub async fn blocking<T: Send + 'static>(
+        self: Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, model::Refusal> + Send + 'static,
+    ) -> Result<T, model::Refusal> {
+        match self.world.blocking {
+            Blocking::Inline => work(&self),
+            Blocking::Threads => {
+                let joined = tokio::task::spawn_blocking(move || work(&self)).await;
+                // The pool ends only with the node.
+                joined.unwrap_or(Err(model::Refusal::Failed))
+            }
+        }
+    }
+
+    /// What the first frame of each link says.
+    pub fn hello(&self, io_loop: usize) -> Frame {
+        let cluster = self.cluster();
+        let cluster_id =
+            if cluster.is_nil() { Bytes::new() } else { Bytes::copy_from_slice(&cluster.to_bytes()) };
+        let hello = Hello {
+            protocol: PROTOCOL,
+            cluster_id,
+            node_id: Bytes::copy_from_slice(&self.identity.node.to_bytes()),
+            storage_id: Bytes::copy_from_slice(&self.identity.storage.to_bytes()),
+            incarnation: self.identity.incarnation,
+            io_loop: u32::try_from(io_loop).unwrap_or(u32::MAX),
+            datacenter: self.config.datacenter.clone(),
+            rack: self.config.rack.clone(),
+            client_address: self.identity.client_address.to_string(),
+            peer_address: self.identity.peer_address.to_string(),
+            capacity: self.config.capacity,
+            software_version: env!("CARGO_PKG_VERSION").to_owned(),
+            metadata_sequence: self.view.load().sequence(),
+            clock_ceiling: self.identity.clock_ceiling.0,
+            cluster_name: self.config.cluster_name.clone(),
+        };
+        Frame { hello: Some(hello), ..Frame::default() }
+    }
+}
+
+/// The version of the protocol between nodes. Another one is refused.
+pub const PROTOCOL: u32 = 1;
+
+impl FrameStamp for Shared {
+    fn stamp(&self, frame: &mut Frame) {
+        frame.clock = self.clock.highest().0;
+        frame.layout_hash = self.view.load().layout_hash();
+        frame.storage_ids_hash = self.storage_ids_hash.load(Ordering::Relaxed);
+    }
+}
