@@ -174,7 +174,7 @@ proptest! {
                 let moved = gains(&plan, replicas);
                 let limit = match step {
                     // What the new node is to hold: 1/n of all.
-                    Step::Add(_) => (PARTITIONS * u32::from(replicas)).div_ceil(members.len() as u32),
+                    Step::Add(_) => (PARTITIONS * u32::from(replicas)).div_ceil(u32::try_from(members.len()).unwrap()),
                     // What the node that left has held.
                     Step::Remove(_) => {
                         let gone = plan.moves.iter().find(|it| plan.layout.node_index(it.node).is_none());
@@ -232,7 +232,7 @@ proptest! {
                 let moves = it.with_replicas(replicas);
                 let count = |layout: &Layout| {
                     let node = layout.node_index(it.node);
-                    node.map_or(0, |node| held(layout, node.index(), replicas.into()) as u32)
+                    node.map_or(0, |node| u32::try_from(held(layout, node.index(), replicas.into())).unwrap())
                 };
                 assert_eq!(moves.partitions, count(&plan.layout));
                 assert_eq!(moves.partitions + moves.losses, count(&layout) + moves.gains);
