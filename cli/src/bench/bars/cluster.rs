@@ -1,0 +1,181 @@
+//! The cluster under the bars: three node processes on this machine, one datacenter.
+
+use std::{path::Path, time::Duration};
+
+use client::{Client, ClientConfig};
+use model::{ConsistencyLevel, Key};
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+use super::Restart;
+use crate::{
+    args::Global,
+    bench::{
+        children::{NodeAddress, Server},
+        process::resident_bytes,
+        run::make_keyspace,
+    },
+    connect::fail,
+    failure::{Attempt, Failure},
+};
+
+/// The keyspace that is made.
+pub(super) const KEYSPACE: &str = "bench";
+
+const NODES: usize = 3;
+const PATIENCE: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Three nodes and their folder.
+pub(super) struct BenchCluster {
+    nodes: Vec<Server>,
+    // Removed last, after the nodes are gone.
+    folder: TempDir,
+}
+
+impl BenchCluster {
+    /// Starts the nodes; they are no cluster yet.
+    pub(super) async fn start(folder: Option<&Path>) -> Result<Self, Failure> {
+        let made = match folder {
+            Some(folder) => TempDir::with_prefix_in("quorate-bench-", folder),
+            None => TempDir::with_prefix("quorate-bench-"),
+        };
+        let folder =
+            made.map_err(|error| Failure::file("cannot make a temporary folder", &error))?;
+        let mut it = Self { nodes: Vec::new(), folder };
+        for number in 1..=NODES {
+            let join = it.nodes.first().and_then(|it| it.peer_address);
+            let data = it.data(number);
+            it.nodes.push(Server::node(&data, number, NodeAddress::any(), join).await?);
+        }
+        Ok(it)
+    }
+
+    fn data(&self, number: usize) -> std::path::PathBuf {
+        self.folder.path().join(format!("n{number}"))
+    }
+
+    /// The nodes.
+    pub(super) fn nodes(&self) -> &[Server] {
+        &self.nodes
+    }
+
+    /// Their processes.
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.nodes.iter().map(|it| it.pid).collect()
+    }
+
+    /// A client with one connection to each node.
+    pub(super) async fn client(&self, global: &Global) -> Result<Client, Failure> {
+        self.client_of(self.nodes.iter(), global).await
+    }
+
+    async fn client_of<'a>(
+        &self,
+        nodes: impl Iterator<Item = &'a Server>,
+        global: &Global,
+    ) -> Result<Client, Failure> {
+        let config = ClientConfig {
+            addresses: nodes.map(|it| it.client_address.to_string()).collect(),
+            request_timeout: global.timeout,
+            ..ClientConfig::default()
+        };
+        Client::connect(config).await.map_err(|error| fail(&error, &Attempt::default()))
+    }
+
+    /// Commits the first layout and makes the keyspace.
+    pub(super) async fn make(&self, global: &Global) -> Result<(), Failure> {
+        self.await_up(global).await?;
+        let admin = self.client(global).await?.admin();
+        let change = Attempt { writes: true, ..Attempt::default() };
+        let plan = admin.plan_layout(0).await.map_err(|error| fail(&error, &change))?;
+        let committed = admin.commit_layout(plan.plan_hash, plan.partitions).await;
+        committed.map_err(|error| fail(&error, &change))?;
+        self.await_status("the layout", global, |it| it.layout_version > 0).await?;
+        make_keyspace(&self.client(global).await?, KEYSPACE).await?;
+        let known = |it: &proto::v1::GetClusterStatusResponse| {
+            it.keyspaces.iter().any(|it| it.name == KEYSPACE)
+        };
+        self.await_status("the keyspace", global, known).await
+    }
+
+    /// Waits until every node sees every other.
+    pub(super) async fn await_up(&self, global: &Global) -> Result<(), Failure> {
+        let all_up = |it: &proto::v1::GetClusterStatusResponse| {
+            it.nodes.len() == NODES && it.nodes.iter().all(|it| it.up)
+        };
+        self.await_status("the nodes to find each other", global, all_up).await
+    }
+
+    async fn await_status(
+        &self,
+        what: &str,
+        global: &Global,
+        holds: impl Fn(&proto::v1::GetClusterStatusResponse) -> bool,
+    ) -> Result<(), Failure> {
+        let begun = Instant::now();
+        for node in &self.nodes {
+            let client = self.client_of([node].into_iter(), global).await?;
+            let admin = client.admin().at_node(&node.client_address.to_string());
+            let admin = admin.map_err(|error| fail(&error, &Attempt::default()))?;
+            while !admin.status().await.is_ok_and(|it| holds(&it)) {
+                if begun.elapsed() > PATIENCE {
+                    let waited = PATIENCE.as_secs();
+                    let message = format!("waited {waited} s for {what}, in vain");
+                    return Err(Failure::new("BENCH_STUCK", message)
+                        .fact("node", node.client_address.to_string()));
+                }
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills the last node with SIGKILL and starts it again where it was.
+    pub(super) async fn restart_last(
+        &mut self,
+        key: &Key,
+        global: &Global,
+    ) -> Result<Restart, Failure> {
+        let node = self.nodes.pop().expect("there are three");
+        let (address, join) = (node.address(), self.nodes[0].peer_address);
+        node.kill().await?;
+        let begun = Instant::now();
+        let data = self.data(NODES);
+        let node = Server::node(&data, NODES, address, join).await?;
+        let listening_ms = node.started_in.as_secs_f64() * 1e3;
+        self.nodes.push(node);
+        let node = self.nodes.last().expect("it was just added");
+        loop {
+            if begun.elapsed() > PATIENCE {
+                return Err(Failure::new("BENCH_STUCK", "the restarted node serves no reads"));
+            }
+            let Ok(client) = self.client_of([node].into_iter(), global).await else { continue };
+            let keyspace = client.keyspace(KEYSPACE);
+            let read = keyspace.get(key).consistency(ConsistencyLevel::One).await;
+            if read.is_ok_and(|it| it.value.is_some()) {
+                break;
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        Ok(Restart { listening_ms, serving_ms: begun.elapsed().as_secs_f64() * 1e3 })
+    }
+
+    /// Memory of the node process that holds most.
+    pub(super) fn resident_bytes_max(&self) -> u64 {
+        self.nodes.iter().filter_map(|it| resident_bytes(it.pid)).max().unwrap_or_default()
+    }
+
+    /// Memory of the node that was restarted.
+    pub(super) fn resident_bytes_of_last(&self) -> u64 {
+        self.nodes.last().and_then(|it| resident_bytes(it.pid)).unwrap_or_default()
+    }
+
+    /// Ends the nodes and removes their folder.
+    pub(super) async fn stop(self) -> Result<(), Failure> {
+        for node in self.nodes {
+            node.kill().await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,150 @@
+//! What a load calls: a cluster through the client crate, or the echo server through bare gRPC.
+
+use bytes::Bytes;
+use client::{Error, Keyspace, WriteItem};
+use model::{ConsistencyLevel, Key};
+use proto::{CallError, CallOutcome, v1};
+use tonic::transport::{Channel, Endpoint};
+use v1::kv_service_client::KvServiceClient;
+
+/// Takes the calls of a load.
+#[derive(Clone)]
+pub(crate) enum Target {
+    /// A cluster.
+    Cluster {
+        /// The keyspace, with the client behind it.
+        keyspace: Keyspace,
+        /// The level of all calls; `None` for the keyspace's default.
+        level: Option<ConsistencyLevel>,
+    },
+    /// A server that answers at once: one client for each connection.
+    Echo(Vec<KvServiceClient<Channel>>),
+}
+
+/// What became of the keys of one call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Done {
+    /// Keys written, or read.
+    pub(crate) keys: u64,
+    /// Keys read that had no value; part of `keys`.
+    pub(crate) absent: u64,
+    /// Why keys failed, one entry each.
+    pub(crate) errors: Vec<String>,
+}
+
+impl Target {
+    /// An echo server, with so many connections to it.
+    pub(crate) fn echo(address: &str, connections: usize) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"));
+        let endpoint = endpoint.expect("an address makes a URI").tcp_nodelay(true);
+        let connect = |_| KvServiceClient::new(endpoint.connect_lazy());
+        Self::Echo((0..connections).map(connect).collect())
+    }
+
+    /// Writes one key for client number `client`.
+    pub(crate) async fn put(&self, client: usize, key: Key, value: Bytes) -> Done {
+        match self {
+            Self::Cluster { keyspace, level } => {
+                let mut call = keyspace.put(key, value);
+                if let Some(level) = level {
+                    call = call.consistency(*level);
+                }
+                one(call.send().await.map(|_| false))
+            }
+            Self::Echo(clients) => {
+                let request = v1::PutRequest {
+                    keyspace: ECHO_KEYSPACE.to_owned(),
+                    key: Some(key.into()),
+                    value,
+                    consistency: Some(ConsistencyLevel::Quorum.into()),
+                    clock: ECHO_CLOCK,
+                    ..v1::PutRequest::default()
+                };
+                one_echo(pick(clients, client).put(request).await)
+            }
+        }
+    }
+
+    /// Reads one key for client number `client`.
+    pub(crate) async fn get(&self, client: usize, key: Key) -> Done {
+        match self {
+            Self::Cluster { keyspace, level } => {
+                let mut call = keyspace.get(key);
+                if let Some(level) = level {
+                    call = call.consistency(*level);
+                }
+                one(call.send().await.map(|it| it.value.is_none()))
+            }
+            Self::Echo(clients) => {
+                let request = v1::GetRequest {
+                    keyspace: ECHO_KEYSPACE.to_owned(),
+                    key: Some(key.into()),
+                    consistency: Some(ConsistencyLevel::Quorum.into()),
+                    clock: ECHO_CLOCK,
+                };
+                one_echo(pick(clients, client).get(request).await)
+            }
+        }
+    }
+
+    /// Writes many keys in one call. The echo server has no batches.
+    pub(crate) async fn put_batch(&self, rows: Vec<(Key, Bytes)>) -> Done {
+        let Self::Cluster { keyspace, level } = self else { return Done::default() };
+        let items = rows.into_iter().map(|(key, value)| WriteItem::put(key, value)).collect();
+        let mut call = keyspace.batch_write(items);
+        if let Some(level) = level {
+            call = call.consistency(*level);
+        }
+        many(call.await.into_iter().map(|it| it.map(|_| false)))
+    }
+
+    /// Reads many keys in one call. The echo server has no batches.
+    pub(crate) async fn get_batch(&self, keys: Vec<Key>) -> Done {
+        let Self::Cluster { keyspace, level } = self else { return Done::default() };
+        let mut call = keyspace.batch_get(keys);
+        if let Some(level) = level {
+            call = call.consistency(*level);
+        }
+        many(call.await.into_iter().map(|it| it.map(|found| found.is_none())))
+    }
+}
+
+const ECHO_KEYSPACE: &str = "bench";
+/// A reading as large as real ones, so that messages are as long.
+const ECHO_CLOCK: u64 = 1 << 56;
+
+fn pick(clients: &[KvServiceClient<Channel>], client: usize) -> KvServiceClient<Channel> {
+    clients[client % clients.len()].clone()
+}
+
+fn one(result: Result<bool, Error>) -> Done {
+    many([result])
+}
+
+fn many(results: impl IntoIterator<Item = Result<bool, Error>>) -> Done {
+    let mut done = Done::default();
+    for result in results {
+        match result {
+            Ok(absent) => {
+                done.keys += 1;
+                done.absent += u64::from(absent);
+            }
+            Err(error) => done.errors.push(spell(error.cause())),
+        }
+    }
+    done
+}
+
+fn one_echo<T>(result: Result<tonic::Response<T>, tonic::Status>) -> Done {
+    match result {
+        Ok(_) => Done { keys: 1, ..Done::default() },
+        Err(status) => Done { errors: vec![spell(&CallError::from(&status))], ..Done::default() },
+    }
+}
+
+fn spell(error: &CallError) -> String {
+    match error.outcome {
+        CallOutcome::Unknown => format!("{} (unknown)", error.reason),
+        CallOutcome::NotApplied => error.reason.to_string(),
+    }
+}

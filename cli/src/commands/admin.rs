@@ -1,0 +1,81 @@
+//! `quorate admin`: looks at a cluster and changes its shape.
+
+mod explain;
+mod keyspace;
+mod layout;
+mod status;
+
+use clap::Subcommand;
+use proto::v1;
+
+use crate::{
+    args::Global,
+    connect::connect,
+    encoding::hex,
+    failure::{Attempt, Exit, Failure},
+    output::Output,
+};
+
+/// Look at the cluster and change its shape
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum AdminCommand {
+    Status(status::StatusArgs),
+    #[command(subcommand)]
+    Layout(layout::LayoutCommand),
+    #[command(subcommand)]
+    Keyspace(keyspace::KeyspaceCommand),
+    Explain(explain::ExplainArgs),
+}
+
+/// Runs one of the admin commands.
+pub(crate) async fn run(
+    command: AdminCommand,
+    global: Global,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let client = connect(&global).await?;
+    let admin = client.admin();
+    match command {
+        AdminCommand::Status(_) => status::run(&admin, output).await?,
+        AdminCommand::Layout(command) => layout::run(command, &admin, output).await?,
+        AdminCommand::Keyspace(command) => keyspace::run(command, &admin, output).await?,
+        AdminCommand::Explain(args) => explain::run(args, &admin, output).await?,
+    }
+    Ok(Exit::Ok)
+}
+
+/// A call that changes the cluster's shape, for its failure.
+fn change() -> Attempt {
+    Attempt { writes: true, ..Attempt::default() }
+}
+
+/// A call that only looks, for its failure.
+fn look() -> Attempt {
+    Attempt::default()
+}
+
+/// A hash as commands and results spell it.
+fn spell_hash(hash: u64) -> String {
+    format!("{hash:016x}")
+}
+
+/// Sixteen bytes as an id; empty for none.
+fn spell_id(bytes: &[u8]) -> String {
+    match <[u8; 16]>::try_from(bytes) {
+        Ok(it) => uuid::Uuid::from_bytes(it).to_string(),
+        Err(_) => hex(bytes),
+    }
+}
+
+/// A level as commands spell it; `default` stands for none.
+fn spell_level(consistency: Option<&v1::Consistency>) -> String {
+    let level = consistency.and_then(|it| it.level().ok().flatten());
+    level.map_or_else(|| "default".to_owned(), |it| it.to_string())
+}
+
+/// Replicas by datacenter, as `dc1=3,dc2=3`.
+fn spell_replicas(replicas: &[v1::DatacenterReplicas]) -> String {
+    let spelled: Vec<_> =
+        replicas.iter().map(|it| format!("{}={}", it.datacenter, it.replicas)).collect();
+    spelled.join(",")
+}

@@ -1,0 +1,206 @@
+//! Sends the batches of an import and settles them in the order of the file.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use client::{Error, Keyspace, WriteItem};
+use futures_util::{StreamExt, stream::FuturesOrdered};
+use model::ConsistencyLevel;
+use proto::{CallOutcome, Reason};
+use tokio::time::Instant;
+
+use super::{
+    ImportArgs, Job,
+    batches::{Batch, Batches},
+};
+use crate::{
+    failure::Failure,
+    output::Output,
+    progress,
+    signals::StopSignals,
+    transfer::{
+        columns::{Parsed, ParsedRow},
+        errors_file::RecordError,
+    },
+    values::spell_count,
+};
+
+/// How often the position is written down.
+const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// The first pause before rows are tried again; it doubles.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
+
+/// Imports to the end of the file; the signal that interrupted it, if one did.
+pub(super) async fn run(
+    job: &mut Job,
+    args: &ImportArgs,
+    keyspace: &Keyspace,
+    output: Output,
+) -> Result<Option<&'static str>, Failure> {
+    let mut signals = StopSignals::new()?;
+    let mut interrupted = None;
+    let bar = progress::bytes_bar(output, job.length);
+    let mut batches = Batches::new(args.batch_rows.get());
+    let mut in_flight = FuturesOrdered::new();
+    let mut saved = Instant::now();
+    loop {
+        while interrupted.is_none() && in_flight.len() < args.in_flight.get() {
+            let Some(batch) = batches.next(&mut job.source, &args.file)? else { break };
+            in_flight.push_back(write(batch, keyspace, args));
+        }
+        if in_flight.is_empty() {
+            break;
+        }
+        let settled = tokio::select! {
+            Some(settled) = in_flight.next() => settled,
+            signal = signals.next(), if interrupted.is_none() => {
+                interrupted = Some(signal);
+                continue;
+            }
+        };
+        batches.settled();
+        job.settle(&settled)?;
+        bar.set_position(job.state.position.byte);
+        bar.set_message(summary(job));
+        if saved.elapsed() >= SAVE_INTERVAL {
+            job.save()?;
+            saved = Instant::now();
+        }
+    }
+    bar.finish_and_clear();
+    Ok(interrupted)
+}
+
+fn summary(job: &Job) -> String {
+    let counts = job.counts();
+    let wrong = counts.not_applied + counts.unknown + counts.malformed;
+    let mut text = format!("{} rows", spell_count(counts.written));
+    if wrong > 0 {
+        text += &format!(", {} to the errors file", spell_count(wrong));
+    }
+    text
+}
+
+/// A batch whose rows are all decided.
+pub(super) struct Settled {
+    batch: Batch,
+    /// By index of the record; a row that is absent was written.
+    errors: BTreeMap<usize, RecordError>,
+}
+
+impl Job {
+    /// Counts a batch, writes down its errors and moves the position behind it.
+    pub(super) fn settle(&mut self, settled: &Settled) -> Result<(), Failure> {
+        for (index, record) in settled.batch.records.iter().enumerate() {
+            let counts = &mut self.state.counts;
+            let error = match (&record.parsed, settled.errors.get(&index)) {
+                (Parsed::Expired, _) => {
+                    counts.expired += 1;
+                    None
+                }
+                (Parsed::Bad(problem), _) => {
+                    counts.malformed += 1;
+                    Some(RecordError {
+                        reason: "MALFORMED_RECORD".to_owned(),
+                        outcome: CallOutcome::NotApplied.as_str(),
+                        message: problem.clone(),
+                        attempts: 0,
+                    })
+                }
+                (Parsed::Row(_), None) => {
+                    counts.written += 1;
+                    None
+                }
+                (Parsed::Row(_), Some(error)) => {
+                    if error.outcome == CallOutcome::Unknown.as_str() {
+                        counts.unknown += 1;
+                    } else {
+                        counts.not_applied += 1;
+                    }
+                    Some(error.clone())
+                }
+            };
+            if let Some(error) = error {
+                self.errors.add(record.line, &record.whole, &error)?;
+            }
+            self.state.position = record.end;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the rows of a batch, and those that were not applied again until they are or time is up.
+async fn write(batch: Batch, keyspace: &Keyspace, args: &ImportArgs) -> Settled {
+    let deadline = Instant::now() + args.retry_for;
+    let mut left: Vec<(usize, ParsedRow)> =
+        batch.rows().map(|(index, row)| (index, row.clone())).collect();
+    let mut errors = BTreeMap::new();
+    let (mut attempts, mut delay) = (0, RETRY_DELAY);
+    while !left.is_empty() {
+        attempts += 1;
+        let items = left.iter().map(|(_, row)| item(row, args.ttl)).collect();
+        let results = write_once(keyspace, items, args.consistency.consistency).await;
+        let mut again = Vec::new();
+        for ((index, row), result) in left.into_iter().zip(results) {
+            let Err(error) = result else { continue };
+            if worth_another_try(&error, args.retry_unknown) && Instant::now() + delay < deadline {
+                again.push((index, row));
+            } else {
+                errors.insert(index, record_error(&error, attempts));
+            }
+        }
+        left = again;
+        if !left.is_empty() {
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(RETRY_DELAY_MAX);
+        }
+    }
+    Settled { batch, errors }
+}
+
+async fn write_once(
+    keyspace: &Keyspace,
+    items: Vec<WriteItem>,
+    level: Option<ConsistencyLevel>,
+) -> Vec<Result<model::Version, Error>> {
+    let mut call = keyspace.batch_write(items);
+    if let Some(level) = level {
+        call = call.consistency(level);
+    }
+    call.await
+}
+
+fn item(row: &ParsedRow, default_ttl: Option<Duration>) -> WriteItem {
+    let item = WriteItem::put(row.key.clone(), row.value.clone());
+    match row.ttl.or(default_ttl) {
+        Some(ttl) => item.ttl(ttl),
+        None => item,
+    }
+}
+
+fn worth_another_try(error: &Error, retry_unknown: bool) -> bool {
+    match error.outcome() {
+        CallOutcome::Unknown => retry_unknown,
+        CallOutcome::NotApplied => matches!(
+            error.reason(),
+            Reason::NotEnoughReplicas
+                | Reason::NoLayout
+                | Reason::Starting
+                | Reason::Draining
+                | Reason::Overloaded
+                | Reason::DiskFull
+                | Reason::StorageFailed
+                | Reason::DeadlinePassed
+                | Reason::ConnectionLost
+        ),
+    }
+}
+
+fn record_error(error: &Error, attempts: u32) -> RecordError {
+    RecordError {
+        reason: error.reason().as_str().to_owned(),
+        outcome: error.outcome().as_str(),
+        message: error.message().to_owned(),
+        attempts,
+    }
+}

@@ -1,0 +1,235 @@
+//! `quorate start`: runs one node until a signal or its disk ends it.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+use node::{config::NodeConfig, io::RunningNode};
+use serde::Serialize;
+
+use crate::{
+    failure::{Exit, Failure, with_causes},
+    local_node::SharedResources,
+    output::{Output, Paint},
+    signals::StopSignals,
+    values,
+};
+
+/// Start one node of a cluster
+///
+/// The first node of a new cluster joins nobody; every other names the peer address of one or more
+/// nodes that are there. Once all have found each other, `quorate admin layout plan` and `commit`
+/// make them a cluster that serves.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate start --data /var/lib/quorate --listen 10.0.0.1:7400 --dc fra --rack a
+  quorate start --data /var/lib/quorate --listen 10.0.0.2:7400 --dc fra --rack b --join 10.0.0.1:7401
+
+SIGTERM or SIGINT stops the node gracefully: it finishes what it has begun. A second one ends it at
+once. Exit code 1 means that the node stopped by itself, such as after a failed fsync.")]
+pub(crate) struct StartArgs {
+    /// The data directory, made if there is none; one node at a time owns it
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+
+    /// Where clients connect; port 0 takes any free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
+    listen: SocketAddr,
+
+    /// Where nodes connect [default: the port after that of --listen]
+    #[arg(long, value_name = "ADDR")]
+    peer_listen: Option<SocketAddr>,
+
+    /// What clients are told to connect to [default: as --listen]
+    #[arg(long, value_name = "ADDR")]
+    advertise: Option<SocketAddr>,
+
+    /// What nodes are told to connect to [default: as --peer-listen]
+    #[arg(long, value_name = "ADDR")]
+    peer_advertise: Option<SocketAddr>,
+
+    /// The node's datacenter; fixed for the life of the data directory
+    #[arg(long, value_name = "DC")]
+    dc: String,
+
+    /// The node's rack: replicas are spread over racks
+    #[arg(long, value_name = "RACK", default_value = "rack1")]
+    rack: String,
+
+    /// Peer addresses of nodes to find the cluster through
+    #[arg(long, value_name = "ADDR[,ADDR]", value_delimiter = ',')]
+    join: Vec<String>,
+
+    /// The cluster's name: nodes of another name are refused
+    #[arg(long = "cluster", value_name = "NAME", default_value = "quorate")]
+    cluster_name: String,
+
+    /// The node's weight in the layout: 2 holds twice as many partitions as 1
+    #[arg(long, value_name = "WEIGHT", default_value_t = 1)]
+    capacity: u32,
+
+    /// I/O loops; one suffices to about four cores
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    io_threads: usize,
+
+    /// The deadline of calls that name none, and the longest that one may name
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
+    request_timeout: Duration,
+
+    /// How far ahead of this node's clock another may be
+    #[arg(long, value_name = "DURATION", default_value = "500ms", value_parser = values::duration)]
+    clock_offset_max: Duration,
+
+    /// The largest value accepted
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    value_bytes_max: Option<usize>,
+
+    /// Client connections at once
+    #[arg(long, value_name = "N")]
+    connections_max: Option<usize>,
+
+    /// How long a graceful stop waits for what has begun
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
+    shutdown_grace: Duration,
+}
+
+/// Starts the node, says where it listens, and waits for its end.
+pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure> {
+    let mut signals = StopSignals::new()?;
+    let config = args.config()?;
+    let (datacenter, rack) = (config.datacenter.clone(), config.rack.clone());
+    let mut node = SharedResources::new()?.start(config)?;
+    announce(&node, &datacenter, &rack, &args, output)?;
+
+    let signal = tokio::select! {
+        ended = node.stopped() => return stopped_by_itself(ended),
+        signal = signals.next() => signal,
+    };
+    output.note(&format!("{signal}: stopping; once more ends it at once"));
+    tokio::select! {
+        () = node.stop() => Ok(Exit::Ok),
+        again = signals.next() => Err(Failure::new(
+            "INTERRUPTED",
+            format!("{again} while stopping: operations in flight were cut off"),
+        )),
+    }
+}
+
+fn stopped_by_itself<E: std::error::Error>(ended: Result<(), E>) -> Result<Exit, Failure> {
+    match ended {
+        Ok(()) => Ok(Exit::Ok),
+        Err(reason) => Err(Failure::new(
+            "NODE_STOPPED",
+            format!("the node stopped by itself: {}", with_causes(&reason)),
+        )
+        .advise("look at the disk")
+        .advise("start it again: what it acknowledged is durable")),
+    }
+}
+
+fn announce(
+    node: &RunningNode,
+    datacenter: &str,
+    rack: &str,
+    args: &StartArgs,
+    output: Output,
+) -> Result<(), Failure> {
+    if output.is_json() {
+        return output.document(&Ready {
+            event: "ready",
+            node_id: node.node_id().to_string(),
+            client_address: node.client_address(),
+            peer_address: node.peer_address(),
+            datacenter,
+            rack,
+            cluster: &args.cluster_name,
+            data: args.data.display().to_string(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION"),
+        });
+    }
+    let ready = output.paint(Paint::Good, "ready");
+    output.line(&format!(
+        "{ready}  clients {}  peers {}  {datacenter}/{rack}  node {}",
+        node.client_address(),
+        node.peer_address(),
+        node.node_id(),
+    ))
+}
+
+#[derive(Serialize)]
+struct Ready<'a> {
+    event: &'static str,
+    node_id: String,
+    client_address: SocketAddr,
+    peer_address: SocketAddr,
+    datacenter: &'a str,
+    rack: &'a str,
+    cluster: &'a str,
+    data: String,
+    pid: u32,
+    version: &'static str,
+}
+
+impl StartArgs {
+    fn config(&self) -> Result<NodeConfig, Failure> {
+        let peer_listen = match self.peer_listen {
+            Some(it) => it,
+            None => port_after(self.listen)?,
+        };
+        let mut config = NodeConfig {
+            data: self.data.clone(),
+            listen: self.listen,
+            peer_listen,
+            advertise: self.advertise,
+            peer_advertise: self.peer_advertise,
+            datacenter: self.dc.clone(),
+            rack: self.rack.clone(),
+            join: self.join.clone(),
+            cluster_name: self.cluster_name.clone(),
+            capacity: self.capacity,
+            io_threads: self.io_threads,
+            request_timeout_ms: milliseconds("--request-timeout", self.request_timeout)?,
+            clock_offset_max_ms: milliseconds("--clock-offset-max", self.clock_offset_max)?,
+            shutdown_grace_ms: milliseconds("--shutdown-grace", self.shutdown_grace)?,
+            ..NodeConfig::default()
+        };
+        if let Some(it) = self.value_bytes_max {
+            config.limits.value_bytes_max = it;
+        }
+        if let Some(it) = self.connections_max {
+            config.connections_max = it;
+        }
+        config.validate().map_err(|error| Failure::usage(error.to_string()))?;
+        Ok(config)
+    }
+}
+
+/// The address with the next port; any free one stays any free one.
+fn port_after(address: SocketAddr) -> Result<SocketAddr, Failure> {
+    let port = match address.port() {
+        0 => 0,
+        port => port.checked_add(1).ok_or_else(|| {
+            Failure::usage("--listen has the last port there is: name --peer-listen too")
+        })?,
+    };
+    Ok(SocketAddr::new(address.ip(), port))
+}
+
+fn milliseconds(option: &str, duration: Duration) -> Result<u64, Failure> {
+    let too_long = |_| Failure::usage(format!("{option} is too long"));
+    u64::try_from(duration.as_millis()).map_err(too_long)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_listen_on_the_next_port() {
+        let after = |text: &str| port_after(text.parse().unwrap()).map(|it| it.to_string());
+        assert_eq!(after("127.0.0.1:7400").unwrap(), "127.0.0.1:7401");
+        assert_eq!(after("[::]:0").unwrap(), "[::]:0");
+        assert_eq!(after("127.0.0.1:65535").unwrap_err().exit, Exit::Usage);
+    }
+}

@@ -1,0 +1,46 @@
+//! From the global options to a connected client, and from the client's errors to failures.
+
+use std::time::Duration;
+
+use client::{Client, ClientConfig};
+
+use crate::{
+    args::Global,
+    failure::{Attempt, Exit, Failure},
+};
+
+/// A node that takes longer to accept a connection is taken for down.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Connects as the global options say, with one connection for each node.
+pub(crate) async fn connect(global: &Global) -> Result<Client, Failure> {
+    connect_with(global, 1).await
+}
+
+/// Connects with so many connections for each node.
+pub(crate) async fn connect_with(
+    global: &Global,
+    connections_per_node: usize,
+) -> Result<Client, Failure> {
+    let config = ClientConfig {
+        addresses: global.nodes.clone(),
+        connect_timeout: CONNECT_TIMEOUT,
+        request_timeout: global.timeout,
+        datacenter: global.prefer_dc.clone(),
+        connections_per_node,
+        ..ClientConfig::default()
+    };
+    Client::connect(config).await.map_err(|error| {
+        let asked = global.nodes.join(", ");
+        let mut failure = fail(&error, &Attempt::default()).fact("asked", asked);
+        failure.exit = Exit::Unavailable;
+        failure.effect = None;
+        failure.advice = vec!["quorate start, or --node ADDRESS of a node that is up".to_owned()];
+        failure
+    })
+}
+
+/// A failure from the client's error.
+pub(crate) fn fail(error: &client::Error, attempt: &Attempt) -> Failure {
+    Failure::call(error.cause(), error.node(), attempt)
+}

@@ -1,0 +1,156 @@
+//! Values of the command line: durations, sizes, replication. Pure: text in, value or sentence out.
+
+use std::time::Duration;
+
+/// Reads a duration such as `250ms`, `10s`, `1h30m` or `7d`. A bare number means seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration: write 250ms, 10s, 1h30m or 7d");
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let (mut total, mut rest) = (Duration::ZERO, text);
+    while !rest.is_empty() {
+        let digits = rest.find(|it: char| !it.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let unit_end = rest[digits..].find(|it: char| it.is_ascii_digit());
+        let unit_end = unit_end.map_or(rest.len(), |it| digits + it);
+        let unit_ms: u64 = match &rest[digits..unit_end] {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(wrong()),
+        };
+        let part = number.checked_mul(unit_ms).map(Duration::from_millis);
+        total = part.and_then(|it| total.checked_add(it)).ok_or_else(wrong)?;
+        rest = &rest[unit_end..];
+    }
+    if text.is_empty() { Err(wrong()) } else { Ok(total) }
+}
+
+/// Reads a time to live, which the wire counts in whole seconds: at least one.
+pub(crate) fn ttl(text: &str) -> Result<Duration, String> {
+    let it = duration(text)?;
+    if it.as_millis() == 0 || it.subsec_nanos() != 0 {
+        return Err(format!("{text:?}: a TTL has whole seconds, and at least one"));
+    }
+    Ok(it)
+}
+
+/// Reads a size such as `100`, `64k` or `2M`, in bytes.
+pub(crate) fn size(text: &str) -> Result<usize, String> {
+    let (digits, shift) = match text.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 10),
+        None => text.strip_suffix('M').map_or((text, 0), |digits| (digits, 20)),
+    };
+    let size = digits.parse::<usize>().ok().and_then(|it| it.checked_mul(1 << shift));
+    size.ok_or_else(|| format!("{text:?} is no size: write 100, 64k or 2M"))
+}
+
+/// Reads the replicas of one datacenter, such as `dc1=3`.
+pub(crate) fn replicas(text: &str) -> Result<(String, u32), String> {
+    let (datacenter, count) = text
+        .split_once('=')
+        .filter(|it| !it.0.is_empty())
+        .ok_or_else(|| format!("{text:?}: write DATACENTER=REPLICAS, such as dc1=3"))?;
+    let count =
+        count.parse().map_err(|_| format!("{text:?}: {count:?} is no count of replicas"))?;
+    Ok((datacenter.to_owned(), count))
+}
+
+/// Spells a duration for people: two units at most.
+pub(crate) fn spell_duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 if duration.as_millis() < 10 => format!("{:.1} ms", duration.as_secs_f64() * 1e3),
+        0 => format!("{} ms", duration.as_millis()),
+        1..=59 => format!("{:.1} s", duration.as_secs_f64()),
+        60..=3_599 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3_600..=86_399 => format!("{}h{:02}m", seconds / 3_600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds / 3_600 % 24),
+    }
+}
+
+/// Spells a number of bytes for people.
+pub(crate) fn spell_bytes(bytes: u64) -> String {
+    let mut rest = bytes;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if rest < 10_240 {
+            return format!("{rest} {unit}");
+        }
+        rest /= 1_024;
+    }
+    format!("{rest} TiB")
+}
+
+/// Spells a count with a comma after every three digits.
+pub(crate) fn spell_count(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let check = |text: &str, ms: u64| assert_eq!(duration(text), Ok(Duration::from_millis(ms)));
+        check("250ms", 250);
+        check("10s", 10_000);
+        check("1h30m", 5_400_000);
+        check("7d", 604_800_000);
+        check("90", 90_000);
+        check("1m1s1ms", 61_001);
+        for wrong in ["", "s", "10x", "1h30", "-5s", "1.5s", "99999999999999999999d", "ms10"] {
+            assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_ttl_has_whole_seconds() {
+        assert_eq!(ttl("10m"), Ok(Duration::from_secs(600)));
+        for wrong in ["0s", "1500ms", "0"] {
+            assert!(ttl(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(
+            ["7", "64k", "64K", "2M"].map(size),
+            [Ok(7), Ok(65_536), Ok(65_536), Ok(2_097_152)]
+        );
+        for wrong in ["", "k", "1G", "-1", "99999999999999999M"] {
+            assert!(size(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn replication() {
+        assert_eq!(replicas("dc1=3"), Ok(("dc1".to_owned(), 3)));
+        for wrong in ["dc1", "=3", "dc1=", "dc1=x", "dc1=-1"] {
+            assert!(replicas(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn spelling() {
+        let spelled = [0, 1_500, 42_000, 75_000, 4_000_000, 100_000_000]
+            .map(|ms| spell_duration(Duration::from_millis(ms)));
+        assert_eq!(spelled, ["0.0 ms", "1.5 s", "42.0 s", "1m15s", "1h06m", "1d03h"]);
+        assert_eq!(
+            [0, 999, 1_000, 34_924, 1_234_567].map(spell_count),
+            ["0", "999", "1,000", "34,924", "1,234,567"]
+        );
+        assert_eq!([10, 20_480, 52_428_800].map(spell_bytes), ["10 B", "20 KiB", "50 MiB"]);
+    }
+}
