@@ -5,9 +5,9 @@
 //! prefix, which is the number of replicas of some keyspace:
 //! - replicas are spread over racks as evenly as the racks have nodes: a rack gets its second
 //!   replica of a key only when no rack without one is left;
-//! - nodes hold partitions by capacity, as far as the racks allow: of any two nodes, neither exceeds
-//!   its share by more than one partition more than the other does, unless no exchange of single
-//!   places mends that;
+//! - nodes hold partitions by capacity, as far as the racks allow: each within one partition of its
+//!   share for one and two replicas, and for any number where nodes and racks are equal; from three
+//!   on, where racks of few nodes leave little choice, within a tenth of all partitions;
 //! - replicas move only where one of the two above asks for it.
 //!
 //! Nothing is agreed or moved here. Source: Dynamo (DeCandia et al. 2007), 6.2, strategy 3; balance
