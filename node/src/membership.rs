@@ -4,7 +4,6 @@
 //! members come out. What is up is a hint for coordinators, never a promise.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
     time::Duration,
@@ -87,7 +86,7 @@ impl foca::Identity for Member {
 
 /// Something the world has to do for the protocol, or to know.
 #[derive(Debug)]
-pub enum MembershipEffect {
+pub(crate) enum MembershipEffect {
     /// Send a packet.
     Send {
         /// To this member.
@@ -109,7 +108,7 @@ pub enum MembershipEffect {
 }
 
 /// One node's part in the protocol.
-pub struct Membership {
+pub(crate) struct Membership {
     foca: Foca<Member, PostcardCodec, StdRng, NoCustomBroadcast>,
     runtime: AccumulatingRuntime<Member>,
     #[cfg(test)]
@@ -118,7 +117,7 @@ pub struct Membership {
 
 impl Membership {
     /// A node that knows nobody yet.
-    pub fn new(own: Member, random: StdRng) -> Self {
+    pub(crate) fn new(own: Member, random: StdRng) -> Self {
         let foca = Foca::new(own, config(), random, PostcardCodec);
         Self {
             foca,
@@ -135,25 +134,25 @@ impl Membership {
     }
 
     /// Tells a member, met by other means, that this node is there.
-    pub fn announce(&mut self, to: Member) -> Vec<MembershipEffect> {
+    pub(crate) fn announce(&mut self, to: Member) -> Vec<MembershipEffect> {
         let result = self.foca.announce(to, &mut self.runtime);
         self.effects(result)
     }
 
     /// Takes a packet. One that makes no sense changes nothing.
-    pub fn receive(&mut self, packet: &[u8]) -> Vec<MembershipEffect> {
+    pub(crate) fn receive(&mut self, packet: &[u8]) -> Vec<MembershipEffect> {
         let result = self.foca.handle_data(packet, &mut self.runtime);
         self.effects(result)
     }
 
     /// Takes a timer that was scheduled.
-    pub fn timer(&mut self, timer: Timer<Member>) -> Vec<MembershipEffect> {
+    pub(crate) fn timer(&mut self, timer: Timer<Member>) -> Vec<MembershipEffect> {
         let result = self.foca.handle_timer(timer, &mut self.runtime);
         self.effects(result)
     }
 
     /// Tells the others that this node leaves, so that they need not suspect it first.
-    pub fn leave(&mut self) -> Vec<MembershipEffect> {
+    pub(crate) fn leave(&mut self) -> Vec<MembershipEffect> {
         let result = self.foca.leave_cluster(&mut self.runtime);
         self.effects(result)
     }

@@ -19,7 +19,7 @@ use crate::reply::{ReadReplyTo, WriteReplyTo};
 pub struct Token(pub u64);
 
 /// Answers to this one are not awaited, and need not be sent.
-pub const NO_ANSWER: OperationId = OperationId(0);
+pub(crate) const NO_ANSWER: OperationId = OperationId(0);
 
 const INDEX_MAX: usize = (1 << 24) - 1;
 const SEQUENCE_MASK: u64 = 0xf;

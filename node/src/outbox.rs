@@ -19,10 +19,10 @@ use tonic::Status;
 
 /// A frame is closed when it holds so many bytes, so that one message stays far below the size
 /// that a peer accepts and a large queue does not become one allocation.
-pub const FRAME_BYTES: usize = 256 << 10;
+pub(crate) const FRAME_BYTES: usize = 256 << 10;
 
 /// What a frame's headers say when it leaves.
-pub trait FrameStamp: Send + Sync + 'static {
+pub(crate) trait FrameStamp: Send + Sync + 'static {
     /// Fills clock, layout hash, phase and storage ids.
     fn stamp(&self, frame: &mut Frame);
 }
@@ -130,7 +130,7 @@ impl OutboxBatch<'_> {
 }
 
 /// The stream that the transport polls.
-pub struct Drain<S> {
+pub(crate) struct Drain<S> {
     outbox: Arc<Outbox>,
     stamp: Arc<S>,
     first: Option<Frame>,
@@ -138,7 +138,7 @@ pub struct Drain<S> {
 
 impl<S: FrameStamp> Drain<S> {
     /// Drains an outbox, after a first frame (the hello).
-    pub fn new(outbox: Arc<Outbox>, stamp: Arc<S>, first: Frame) -> Self {
+    pub(crate) fn new(outbox: Arc<Outbox>, stamp: Arc<S>, first: Frame) -> Self {
         Self { outbox, stamp, first: Some(first) }
     }
 
@@ -173,7 +173,7 @@ impl<S: FrameStamp> Stream for Drain<S> {
 }
 
 /// The form that a server-side answer wants.
-pub struct AnswerDrain<S>(pub Drain<S>);
+pub(crate) struct AnswerDrain<S>(pub Drain<S>);
 
 impl<S: FrameStamp> Stream for AnswerDrain<S> {
     type Item = Result<Frame, Status>;

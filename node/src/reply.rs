@@ -6,14 +6,14 @@ use coordinator::{ReadError, ReadReply, WriteError, WriteReply};
 use tokio::sync::oneshot;
 
 /// The result of a put or delete.
-pub type WriteDone = Result<WriteReply, WriteError>;
+pub(crate) type WriteDone = Result<WriteReply, WriteError>;
 /// The result of a get.
-pub type ReadDone = Result<ReadReply, ReadError>;
+pub(crate) type ReadDone = Result<ReadReply, ReadError>;
 
 /// Where a write's result goes.
-pub type WriteReplyTo = ReplyTo<WriteDone>;
+pub(crate) type WriteReplyTo = ReplyTo<WriteDone>;
 /// Where a read's result goes.
-pub type ReadReplyTo = ReplyTo<ReadDone>;
+pub(crate) type ReadReplyTo = ReplyTo<ReadDone>;
 
 /// Where a result goes. Nobody listening any more (the client hung up) is no error.
 pub enum ReplyTo<T> {

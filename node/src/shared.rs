@@ -55,15 +55,15 @@ pub struct Identity {
 }
 
 /// Keys of what the node knows about itself, in `Space::System`.
-pub mod system_key {
+pub(crate) mod system_key {
     /// The encoded metadata.
-    pub const METADATA: &[u8] = b"metadata";
+    pub(crate) const METADATA: &[u8] = b"metadata";
     /// The durable clock ceiling: eight bytes.
-    pub const CLOCK_CEILING: &[u8] = b"clock-ceiling";
+    pub(crate) const CLOCK_CEILING: &[u8] = b"clock-ceiling";
     /// Node id, storage id and incarnation: forty bytes.
-    pub const IDENTITY: &[u8] = b"identity";
+    pub(crate) const IDENTITY: &[u8] = b"identity";
     /// Acceptors of the agreement, each under its instance.
-    pub const AGREEMENT: &[u8] = b"agreement/";
+    pub(crate) const AGREEMENT: &[u8] = b"agreement/";
 }
 
 /// What a node's loops share.
@@ -361,7 +361,7 @@ impl Shared {
 }
 
 /// The version of the protocol between nodes. Another one is refused.
-pub const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 1;
 
 impl FrameStamp for Shared {
     fn stamp(&self, frame: &mut Frame) {

@@ -16,7 +16,7 @@ impl<T> Default for DeadlineWheel<T> {
 }
 
 /// The grain of deadlines, in microseconds. A deadline fires up to one grain late.
-pub const TICK_US: u64 = 4_000;
+pub(crate) const TICK_US: u64 = 4_000;
 
 impl<T> DeadlineWheel<T> {
     /// Notes that `entry` is due at `at_us`. True if nothing earlier was due, so that the timer has

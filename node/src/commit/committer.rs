@@ -64,7 +64,7 @@ impl<S: Storage> Committer<S> {
     /// for every mutation and hint once the batch is durable.
     ///
     /// On an error nothing of the group is known to be written and every answer is a refusal:
-    /// `Overloaded` if the disk is full, and the next group may succeed; `Failed` if the storage
+    /// `DiskFull`, and the next group may succeed; or `Failed`, because the storage
     /// has failed, and then no group ever succeeds again: the node must stop.
     pub fn commit<D>(
         &mut self,

@@ -78,7 +78,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 const BACKLOG: usize = 64;
 
 /// Serves clients on one loop until `stop`, then lets open calls end.
-pub async fn serve_clients(
+pub(super) async fn serve_clients(
     io: Arc<IoLoop>,
     listener: Box<dyn Listener>,
     health: HealthServer<impl Health>,
@@ -133,7 +133,7 @@ pub async fn serve_clients(
 }
 
 /// Serves the other nodes on one loop until `stop`.
-pub async fn serve_peers(
+pub(super) async fn serve_peers(
     io: Arc<IoLoop>,
     links: Links,
     listener: Box<dyn Listener>,

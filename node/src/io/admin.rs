@@ -24,7 +24,7 @@ use super::{
 use crate::{operation::Operation, shared::Shared, view::View};
 
 /// The administration interface on one loop.
-pub struct AdminApi {
+pub(super) struct AdminApi {
     /// The loop.
     pub io: Arc<IoLoop>,
 }

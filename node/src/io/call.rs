@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A call of a client that has been admitted.
-pub struct Call<'a> {
+pub(super) struct Call<'a> {
     /// What the node's loops share.
     pub shared: &'a Arc<Shared>,
     /// The metadata that the call is planned by.
@@ -30,7 +30,7 @@ pub struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// Admits a call, or says why not. `clock` is the highest that the client has seen.
-    pub fn admit(io: &'a IoLoop, metadata: &MetadataMap, clock: u64) -> Result<Self, CallError> {
+    pub(super) fn admit(io: &'a IoLoop, metadata: &MetadataMap, clock: u64) -> Result<Self, CallError> {
         let shared = &io.shared;
         if shared.draining.load(Ordering::Relaxed) {
             return Err(CallError::new(Reason::Draining, "this node is stopping").retry_after(RETRY));
@@ -54,7 +54,7 @@ impl<'a> Call<'a> {
     }
 
     /// A keyspace by name.
-    pub fn keyspace(&self, name: &str) -> Result<&Arc<KeyspaceView>, CallError> {
+    pub(super) fn keyspace(&self, name: &str) -> Result<&Arc<KeyspaceView>, CallError> {
         self.view.keyspace(name).ok_or_else(|| {
             CallError::new(Reason::KeyspaceNotFound, format!("there is no keyspace {name:?}"))
                 .at_field("keyspace")
@@ -63,7 +63,7 @@ impl<'a> Call<'a> {
     }
 
     /// A row's name, checked.
-    pub fn key(&self, key: Option<v1::Key>) -> Result<Key, CallError> {
+    pub(super) fn key(&self, key: Option<v1::Key>) -> Result<Key, CallError> {
         let key = key.ok_or_else(|| {
             CallError::new(Reason::KeyEmpty, "the request names no key").at_field("key")
         })?;
@@ -73,7 +73,7 @@ impl<'a> Call<'a> {
     }
 
     /// Refuses writes that this node could not take part in.
-    pub fn check_writable(&self) -> Result<(), CallError> {
+    pub(super) fn check_writable(&self) -> Result<(), CallError> {
         match self.shared.failure() {
             None => Ok(()),
             Some(error) => {
@@ -84,7 +84,7 @@ impl<'a> Call<'a> {
     }
 
     /// Who took part in a call.
-    pub fn participation(
+    pub(super) fn participation(
         &self,
         required: u8,
         answered: ReplicaMask,
@@ -96,7 +96,7 @@ impl<'a> Call<'a> {
     }
 
     /// Who took part in a call for several keys.
-    pub fn participation_of(
+    pub(super) fn participation_of(
         &self,
         required: u8,
         answered: Vec<u32>,
@@ -107,7 +107,7 @@ impl<'a> Call<'a> {
     }
 
     /// The highest clock, for the reply.
-    pub fn clock(&self) -> u64 {
+    pub(super) fn clock(&self) -> u64 {
         self.shared.clock.highest().0
     }
 
@@ -118,7 +118,7 @@ impl<'a> Call<'a> {
     }
 
     /// A write's failure, as its client sees it.
-    pub fn write_error(&self, level: ConsistencyLevel, error: &WriteError) -> CallError {
+    pub(super) fn write_error(&self, level: ConsistencyLevel, error: &WriteError) -> CallError {
         let unknown = error.outcome_unknown();
         let call = match error {
             WriteError::Unavailable { datacenter, required, alive } => {
@@ -156,7 +156,7 @@ impl<'a> Call<'a> {
     }
 
     /// A read's failure, as its client sees it.
-    pub fn read_error(&self, level: ConsistencyLevel, error: &ReadError) -> CallError {
+    pub(super) fn read_error(&self, level: ConsistencyLevel, error: &ReadError) -> CallError {
         let call = match error {
             ReadError::Unavailable { datacenter, required, alive } => {
                 return self.unavailable(level, *datacenter, *required, *alive);
@@ -208,7 +208,7 @@ impl<'a> Call<'a> {
 }
 
 /// When a client may try again what could not be served just now.
-pub const RETRY: Duration = Duration::from_millis(250);
+pub(super) const RETRY: Duration = Duration::from_millis(250);
 
 const TRACEPARENT_BYTES_MAX: usize = 128;
 
@@ -269,12 +269,12 @@ fn key_error(error: KeyError) -> CallError {
 }
 
 /// A level that makes no sense for the keyspace.
-pub fn level_error(error: &LevelError) -> CallError {
+pub(super) fn level_error(error: &LevelError) -> CallError {
     CallError::new(Reason::InvalidConsistency, error.to_string()).at_field("consistency")
 }
 
 /// The level of a call: its own, or the keyspace's default.
-pub fn level_of(
+pub(super) fn level_of(
     wanted: Option<&v1::Consistency>,
     default: ConsistencyLevel,
 ) -> Result<ConsistencyLevel, CallError> {
@@ -285,7 +285,7 @@ pub fn level_of(
 }
 
 /// A level that the keyspace's `require_overlap` does not allow.
-pub fn overlap_error(level: ConsistencyLevel, keyspace: &KeyspaceView) -> CallError {
+pub(super) fn overlap_error(level: ConsistencyLevel, keyspace: &KeyspaceView) -> CallError {
     let message = format!(
         "keyspace {:?} requires R + W > N, 2W > N and 2R > N, which {level} does not give against \
          its defaults (reads {}, writes {})",

@@ -238,7 +238,7 @@ fn ended(outcome: Outcome) -> Result<(Metadata, bool), ProposeError> {
 }
 
 /// The successor of the metadata in force by one change.
-pub fn successor(
+pub(super) fn successor(
     before: Option<&Metadata>,
     change: Change,
     limits: &model::Limits,

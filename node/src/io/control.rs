@@ -97,11 +97,11 @@ impl IoLoop {
 }
 
 /// How often peers are pinged.
-pub const PING_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Queues a control message. A full queue drops it: all of them are repeated or awaited with a
 /// deadline.
-pub fn send(outbox: &Outbox, kind: Kind) {
+pub(super) fn send(outbox: &Outbox, kind: Kind) {
     let payload = match &kind {
         Kind::Metadata(bytes) | Kind::AgreementRequest(bytes) | Kind::AgreementReply(bytes) => bytes.len(),
         _ => 0,

@@ -452,7 +452,7 @@ impl IoLoop {
 }
 
 /// The sequence number of a write's version query: no write sends so many stamps.
-pub const VERSION_QUERY: u8 = 15;
+pub(super) const VERSION_QUERY: u8 = 15;
 
 /// When a read asks one replica more. Coarse: far above the usual, far below a deadline.
 const SLOW_US: u64 = 50_000;

@@ -132,7 +132,7 @@ impl Gossip {
 }
 
 /// This node as it presents itself.
-pub fn own_member(shared: &Shared) -> Member {
+pub(super) fn own_member(shared: &Shared) -> Member {
     let description = NodeDescription {
         id: shared.identity.node,
         datacenter: shared.config.datacenter.clone(),

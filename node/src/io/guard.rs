@@ -99,7 +99,7 @@ impl FrameWatch {
 }
 
 /// A client's connection.
-pub struct GuardedStream {
+pub(super) struct GuardedStream {
     inner: BoxedStream,
     watch: FrameWatch,
     first_request: Option<Pin<Box<Sleep>>>,
@@ -110,7 +110,7 @@ pub struct GuardedStream {
 
 impl GuardedStream {
     /// Guards a connection; the permit is given back when it closes.
-    pub fn new(inner: BoxedStream, shared: Arc<Shared>, permit: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(inner: BoxedStream, shared: Arc<Shared>, permit: OwnedSemaphorePermit) -> Self {
         let timeout = Duration::from_millis(shared.config.first_request_timeout_ms);
         Self {
             inner,

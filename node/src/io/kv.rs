@@ -28,7 +28,7 @@ use crate::{
 
 /// The data interface on one loop.
 #[derive(Clone)]
-pub struct KvApi {
+pub(super) struct KvApi {
     /// The loop.
     pub io: Arc<IoLoop>,
 }
@@ -525,7 +525,7 @@ fn read_failure(error: CallError) -> v1::BatchGetResult {
 }
 
 /// The node has stopped under the call.
-pub fn stopped(_: oneshot::error::RecvError) -> CallError {
+pub(super) fn stopped(_: oneshot::error::RecvError) -> CallError {
     let mut error = CallError::new(Reason::WriteFailed, "the node stopped during the call");
     error.outcome = CallOutcome::Unknown;
     error

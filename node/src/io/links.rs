@@ -64,13 +64,13 @@ impl Origins {
 }
 
 /// The loop that an operation belongs to, as mutations passed on name it.
-pub fn io_loop_of(operation: OperationId) -> u32 {
+pub(super) fn io_loop_of(operation: OperationId) -> u32 {
     u32::try_from(Token::of(operation).0.io_loop()).expect("sixteen at most")
 }
 
 /// What the links of a node share.
 #[derive(Clone)]
-pub struct Links {
+pub(super) struct Links {
     /// The membership.
     pub gossip: Arc<Gossip>,
     /// Where answers to mutations passed on go.
@@ -80,7 +80,7 @@ pub struct Links {
 impl Links {
     /// Keeps this loop's links up for as long as the node lives: one to every node of the directory
     /// and of the layout, and until somebody is met, tries the addresses to join.
-    pub async fn run(self, io: Arc<IoLoop>) {
+    pub(super) async fn run(self, io: Arc<IoLoop>) {
         let mut tasks = JoinSet::new();
         if io.index == 0 {
             for address in io.shared.config.join.clone() {
@@ -237,7 +237,7 @@ async fn connect(
 }
 
 /// The largest frame: a queue's frame, and the item that filled it.
-pub fn frame_bytes_max(shared: &Shared) -> usize {
+pub(super) fn frame_bytes_max(shared: &Shared) -> usize {
     let item = shared.config.limits.value_bytes_max.max(shared.config.limits.scan_bytes_max);
     let metadata = model::Metadata::BYTES_MAX;
     crate::outbox::FRAME_BYTES + (2 * item).max(metadata) + (64 << 10)
@@ -285,7 +285,7 @@ fn member_of(hello: &Hello) -> Option<Member> {
 }
 
 /// The interface between nodes, on one loop.
-pub struct PeerApi {
+pub(super) struct PeerApi {
     /// The loop that serves.
     pub io: Arc<IoLoop>,
     /// What the node's links share.

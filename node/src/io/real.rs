@@ -25,7 +25,7 @@ impl WallClock for SystemClock {
 }
 
 /// Draws a seed from the operating system.
-pub fn system_seed() -> io::Result<u64> {
+pub(super) fn system_seed() -> io::Result<u64> {
     SysRng.try_next_u64().map_err(io::Error::other)
 }
 

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// The answer stream of a scan. Dropping it ends the scan before its next page.
-pub struct ScanStream(mpsc::Receiver<Result<v1::ScanResponse, Status>>);
+pub(super) struct ScanStream(mpsc::Receiver<Result<v1::ScanResponse, Status>>);
 
 impl Stream for ScanStream {
     type Item = Result<v1::ScanResponse, Status>;
@@ -65,7 +65,7 @@ struct Scan {
 
 impl ScanStream {
     /// Checks a scan and starts it.
-    pub fn start(
+    pub(super) fn start(
         io: Arc<IoLoop>,
         metadata: &MetadataMap,
         request: v1::ScanRequest,

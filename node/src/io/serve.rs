@@ -350,7 +350,7 @@ fn add_answer(
 
 /// Sends the commit path's answers of one group to where they go: one lock and one wake-up each.
 /// Runs on the commit thread.
-pub fn deliver(shared: &Shared, answers: &mut Vec<(Destination, CommitAnswer)>) {
+pub(super) fn deliver(shared: &Shared, answers: &mut Vec<(Destination, CommitAnswer)>) {
     for (index, done) in shared.done.iter().enumerate() {
         let mut local = answers
             .iter_mut()
@@ -381,7 +381,8 @@ pub fn deliver(shared: &Shared, answers: &mut Vec<(Destination, CommitAnswer)>) 
             }
             result
         });
-        drop(sent);
+        // What was not queued is counted below; the rest of the group goes on.
+        let _ = sent;
     }
     add(&shared.counters.peer_answers_dropped, dropped);
     answers.clear();

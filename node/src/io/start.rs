@@ -84,8 +84,17 @@ pub struct RunningNode {
     commits: Option<JoinHandle<Committer<Arc<dyn Storage>>>>,
 }
 
-/// Starts a node in its data directory. Returns when it listens.
+/// Starts a node in its data directory. Returns when it listens. May be called from anywhere, async
+/// code included: it blocks for as long as the database takes to open.
+#[expect(clippy::disallowed_methods, reason = "runtimes cannot be made within another runtime")]
 pub fn start(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode, StartError> {
+    std::thread::scope(|scope| {
+        let starting = scope.spawn(|| start_here(config, resources));
+        starting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode, StartError> {
     config.validate()?;
     std::fs::create_dir_all(&config.data)?;
     let storage = RocksStorage::open(&config.data.join("rocksdb"), resources)?;

@@ -214,10 +214,17 @@ fn read_error(error: &rocksdb::Error) -> StorageError {
 }
 
 /// A log that cannot grow because the disk is full holds at most a torn tail, which opening
-/// recognises. A sync that fails, for whatever reason, leaves the outcome unknown.
+/// recognises; RocksDB goes on by itself once there is room. A sync that fails, for whatever reason,
+/// leaves the outcome unknown.
 fn write_error(error: &rocksdb::Error) -> StorageError {
-    let message = error.to_string();
-    if message.contains("No space left on device") && !message.contains("sync") {
+    classify_write_error(error.to_string())
+}
+
+fn classify_write_error(message: String) -> StorageError {
+    // "IO error: No space left on device: While appending to file: PATH: No space left on device".
+    let doing = message.split("While ").nth(1).and_then(|it| it.split(':').next());
+    let syncing = doing.is_none_or(|it| it.contains("sync"));
+    if message.contains("No space left on device") && !syncing {
         StorageError::Full { message }
     } else {
         StorageError::Failed { message }

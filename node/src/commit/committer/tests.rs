@@ -303,7 +303,7 @@ fn a_full_disk_refuses_and_recovers() {
     replica.storage.set_bytes_max(Some(0));
     let items =
         vec![put("k", "20a"), put("k", "30a"), hint("i", "20a", None), drop_hint("h", "10a")];
-    assert_eq!(replica.commit(items), "Overloaded Overloaded HintRefused(Overloaded)");
+    assert_eq!(replica.commit(items), "DiskFull DiskFull HintRefused(DiskFull)");
     assert_eq!(replica.commit(vec![put("k", "10a")]), "applied", "what is here needs no room");
     assert_eq!((replica.clocks("k"), replica.hints().as_str()), (Some((10, 0)), "h10 +0"));
     replica.storage.set_bytes_max(None);
@@ -500,7 +500,7 @@ proptest! {
                 }
                 Step::FullDisk => {
                     replica.storage.set_bytes_max(Some(0));
-                    prop_assert_eq!(replica.commit(vec![put("0", "500a")]), "Overloaded");
+                    prop_assert_eq!(replica.commit(vec![put("0", "500a")]), "DiskFull");
                     replica.storage.set_bytes_max(None);
                 }
                 Step::FailedSync { survives } => {

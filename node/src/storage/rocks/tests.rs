@@ -215,3 +215,23 @@ fn logs_stay_small_beside_idle_families() {
     storage.flush().unwrap();
     assert_eq!(storage.statistics().data_rows, 99_001);
 }
+
+#[test]
+fn a_full_disk_is_told_from_a_failed_one() {
+    let full = |doing: &str| {
+        let no_space = "No space left on device";
+        let message =
+            format!("IO error: {no_space}: While {doing}: /data/sync/000004.log: {no_space}");
+        matches!(classify_write_error(message), StorageError::Full { .. })
+    };
+    assert!(full("appending to file"));
+    assert!(full("open a file for appending"));
+    assert!(!full("fdatasync"));
+    assert!(!full("fsync a directory"));
+    let failed =
+        |message: &str| matches!(classify_write_error(message.into()), StorageError::Failed { .. });
+    assert!(failed(
+        "IO error: Input/output error: While appending to file: /d: Input/output error"
+    ));
+    assert!(failed("IO error: No space left on device"), "in doubt, unknown");
+}
