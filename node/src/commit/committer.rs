@@ -319,10 +319,10 @@ impl<S: Storage> Committer<S> {
         self.storage.write(&self.group.batch, self.settings.durability)
     }
 
-    /// Takes back what staging the group has noted in memory, and latches a failure.
+    /// Takes back what staging the group has noted in memory, and latches a failure. The lists of
+    /// recent versions need nothing: one that does not end in what is stored is not used.
     fn undo(&mut self, error: &StorageError) {
         self.ledger.undo();
-        self.recent.clear();
         if let StorageError::Full { .. } = error {
             self.counters.groups_full.fetch_add(1, Ordering::Relaxed);
             tracing::error!(%error, "a group of writes was refused");

@@ -46,13 +46,14 @@ impl RecentVersions {
     }
 
     /// The versions remembered for a key, oldest first; empty unless they end in `current`, the
-    /// version stored for it. `hash` is any fixed hash of the key.
+    /// version stored for it: a write that did not become durable leaves a list that does not.
+    /// `hash` is any fixed hash of the key.
     pub fn of(&self, hash: u64, key: &[u8], current: Version) -> &[Version] {
         let list = self.find(hash, key).map(|it| it.versions.as_slice());
         list.filter(|it| it.last() == Some(&current)).unwrap_or_default()
     }
 
-    /// Notes that `newest` has replaced `replaced` as the newest version of a key.
+    /// Notes that `newest` replaces `replaced`, the version stored until now, as the newest of a key.
     pub fn replace(&mut self, hash: u64, key: &[u8], replaced: Version, newest: Version) {
         self.uses += 1;
         let uses = self.uses;
@@ -69,11 +70,6 @@ impl RecentVersions {
         } else if key.len() <= KEY_BYTES_MAX && contended(replaced.hlc, newest.hlc) {
             self.start(hash, key, [replaced, newest]);
         }
-    }
-
-    /// Forgets everything: what was noted may not have become durable.
-    pub fn clear(&mut self) {
-        self.sets.clear();
     }
 
     fn start(&mut self, hash: u64, key: &[u8], versions: [Version; 2]) {
@@ -167,7 +163,5 @@ mod tests {
         assert_eq!(kept, [0, 93, 94, 95, 96, 97, 98, 99]);
         recent.replace(1, &[7; KEY_BYTES_MAX + 1], version(1), version(2));
         assert!(recent.of(1, &[7; KEY_BYTES_MAX + 1], version(2)).is_empty());
-        recent.clear();
-        assert!(recent.of(1, &[0], version(2)).is_empty());
     }
 }

@@ -117,26 +117,53 @@ fn the_task_gives_others_their_turn_after_each_group() {
     let (storage, queue, committer) = setup();
     let log = RefCell::new(Vec::new());
     let deliver = |answers: &mut Vec<(u64, CommitAnswer)>| {
+        let next = answers.iter().map(|it| it.0).max().unwrap() + 1;
         let numbers = answers.drain(..).map(|(number, answer)| {
             assert!(matches!(answer.kind, CommitAnswerKind::Mutation(_)));
             number.to_string()
         });
         log.borrow_mut().push(numbers.collect::<Vec<_>>().join("+"));
+        if next < 6 {
+            // There is always more to do, and still the others run.
+            assert!(queue.push(|it| it.extend([put(next), put(next + 1)])).is_ok());
+        } else {
+            queue.close();
+        }
+    };
+    let task = run_as_task(Arc::clone(&queue), committer, deliver, |error| panic!("{error}"));
+    let other = async {
+        for _ in 0..3 {
+            log.borrow_mut().push("other".to_owned());
+            tokio::task::yield_now().await;
+        }
+    };
+    assert!(queue.push(|it| it.extend([put(0), put(1)])).is_ok());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(futures_util::future::join(task, other));
+    assert_eq!(*log.borrow(), ["0+1", "other", "2+3", "other", "4+5", "other"]);
+    assert_eq!(storage.unsynced(), 0);
+}
+
+#[test]
+fn the_task_sleeps_until_it_is_woken() {
+    let (_, queue, committer) = setup();
+    let answered = RefCell::new(Vec::new());
+    let deliver = |answers: &mut Vec<(u64, CommitAnswer)>| {
+        answered.borrow_mut().extend(answers.drain(..).map(|it| it.0));
     };
     let task = run_as_task(Arc::clone(&queue), committer, deliver, |error| panic!("{error}"));
     let other = async {
         for number in 0..3 {
-            assert!(queue.push(|it| it.extend([put(2 * number), put(2 * number + 1)])).is_ok());
-            log.borrow_mut().push("pushed".to_owned());
-            tokio::task::yield_now().await;
+            assert!(queue.push(|it| it.push(put(number))).is_ok());
+            while !answered.borrow().contains(&number) {
+                tokio::task::yield_now().await;
+            }
         }
         queue.close();
-        assert!(queue.push(|it| it.push(put(9))).is_err());
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(futures_util::future::join(task, other));
-    assert_eq!(*log.borrow(), ["pushed", "0+1", "pushed", "2+3", "pushed", "4+5"]);
-    assert_eq!(storage.unsynced(), 0);
+    assert_eq!(*answered.borrow(), [0, 1, 2]);
 }
 
 /// The process loses its power between two groups, at every point: what was answered is there.
