@@ -6,7 +6,7 @@ use client::{Client, ClientConfig};
 
 use crate::{
     args::Global,
-    failure::{Attempt, Exit, Failure},
+    failure::{Attempt, Failure},
 };
 
 /// A node that takes longer to accept a connection is taken for down.
@@ -32,11 +32,10 @@ pub(crate) async fn connect_with(
     };
     Client::connect(config).await.map_err(|error| {
         let asked = global.nodes.join(", ");
-        let mut failure = fail(&error, &Attempt::default()).fact("asked", asked);
-        failure.exit = Exit::Unavailable;
-        failure.effect = None;
-        failure.advice = vec!["quorate start, or --node ADDRESS of a node that is up".to_owned()];
-        failure
+        fail(&error, &Attempt::default())
+            .of_connecting()
+            .fact("asked", asked)
+            .advise("quorate start, or --node ADDRESS of a node that is up")
     })
 }
 

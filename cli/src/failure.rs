@@ -51,29 +51,32 @@ pub(crate) struct Attempt {
     pub(crate) writes: bool,
 }
 
-/// A command's failure.
+/// A command's failure. Small, because every function here may return one.
 #[derive(Clone, Debug)]
-pub(crate) struct Failure {
+pub(crate) struct Failure(Box<Details>);
+
+#[derive(Clone, Debug)]
+struct Details {
     /// A stable name: a wire reason, or one of the command line's own in the same style.
-    pub(crate) reason: String,
+    reason: String,
     /// What happened, with the numbers.
-    pub(crate) message: String,
+    message: String,
     /// Further facts, each under a short label.
-    pub(crate) facts: Vec<(&'static str, String)>,
+    facts: Vec<(&'static str, String)>,
     /// Whether it was applied; `None` where nothing could have been.
-    pub(crate) effect: Option<Effect>,
+    effect: Option<Effect>,
     /// What to try, the best first.
-    pub(crate) advice: Vec<String>,
+    advice: Vec<String>,
     /// How the process ends.
-    pub(crate) exit: Exit,
+    exit: Exit,
     /// The numbers of the wire error, under its names.
-    pub(crate) metadata: BTreeMap<String, String>,
+    metadata: BTreeMap<String, String>,
 }
 
 impl Failure {
     /// A failure of this machine or of the command itself, without effect on the cluster.
     pub(crate) fn new(reason: &str, message: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Details {
             reason: reason.to_owned(),
             message: message.into(),
             facts: Vec::new(),
@@ -81,12 +84,12 @@ impl Failure {
             advice: Vec::new(),
             exit: Exit::Failed,
             metadata: BTreeMap::new(),
-        }
+        }))
     }
 
     /// A command line that makes no sense.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self { exit: Exit::Usage, ..Self::new("USAGE", message) }
+        Self::new("USAGE", message).exit(Exit::Usage)
     }
 
     /// A file that cannot be used. `what` says what was being done with it.
@@ -106,18 +109,18 @@ impl Failure {
 
     /// True if whoever read our output has left: nothing is worth saying then.
     pub(crate) fn is_broken_pipe(&self) -> bool {
-        self.reason == BROKEN_PIPE
+        self.0.reason == BROKEN_PIPE
     }
 
     /// A call that the cluster, or the way to it, failed. `node` is who answered, if one did.
     pub(crate) fn call(error: &CallError, node: Option<&str>, attempt: &Attempt) -> Self {
         let unknown = attempt.writes && error.outcome == CallOutcome::Unknown;
         let mut it = Self::new(error.reason.as_str(), sentence(error));
-        it.metadata = error.metadata.clone();
-        it.facts = facts(error, node, attempt);
-        it.effect =
+        it.0.metadata = error.metadata.clone();
+        it.0.facts = facts(error, node, attempt);
+        it.0.effect =
             attempt.writes.then_some(if unknown { Effect::Unknown } else { Effect::NotApplied });
-        it.exit = match error.reason {
+        it.0.exit = match error.reason {
             _ if unknown => Exit::OutcomeUnknown,
             Reason::ConnectionLost
             | Reason::NotEnoughReplicas
@@ -131,31 +134,53 @@ impl Failure {
             | Reason::DeadlinePassed => Exit::Unavailable,
             _ => Exit::Failed,
         };
-        it.advice = advice(error, attempt, unknown);
+        it.0.advice = advice(error, attempt, unknown);
         it
+    }
+
+    /// Its stable name.
+    pub(crate) fn reason(&self) -> &str {
+        &self.0.reason
+    }
+
+    /// What happened.
+    pub(crate) fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// How the process ends.
+    pub(crate) fn exit_code(&self) -> Exit {
+        self.0.exit
+    }
+
+    /// Forgets what the call's error implies for a caller of its own: this was no call of theirs.
+    pub(crate) fn of_connecting(mut self) -> Self {
+        self.0.effect = None;
+        self.0.advice.clear();
+        self.exit(Exit::Unavailable)
     }
 
     /// Adds a fact.
     pub(crate) fn fact(mut self, label: &'static str, value: impl Into<String>) -> Self {
-        self.facts.push((label, value.into()));
+        self.0.facts.push((label, value.into()));
         self
     }
 
     /// Adds something to try.
     pub(crate) fn advise(mut self, text: impl Into<String>) -> Self {
-        self.advice.push(text.into());
+        self.0.advice.push(text.into());
         self
     }
 
     /// Says how the process ends.
     pub(crate) fn exit(mut self, exit: Exit) -> Self {
-        self.exit = exit;
+        self.0.exit = exit;
         self
     }
 
     /// Says whether it was applied.
     pub(crate) fn effect(mut self, effect: Effect) -> Self {
-        self.effect = Some(effect);
+        self.0.effect = Some(effect);
         self
     }
 
@@ -164,14 +189,14 @@ impl Failure {
         let (red, bold, plain) =
             if colour { ("\x1b[31;1m", "\x1b[1m", "\x1b[0m") } else { ("", "", "") };
         let mut text =
-            format!("{red}error[{}]{plain}: {bold}{}{plain}\n", self.reason, self.message);
+            format!("{red}error[{}]{plain}: {bold}{}{plain}\n", self.0.reason, self.0.message);
         let mut line = |label: &str, value: &str| {
             writeln!(text, "  {label:<9} {value}").expect("a string takes everything");
         };
-        for (label, value) in &self.facts {
+        for (label, value) in &self.0.facts {
             line(label, value);
         }
-        match self.effect {
+        match self.0.effect {
             Some(Effect::NotApplied) => line("outcome", "NOT APPLIED: nothing was written"),
             Some(Effect::Unknown) => line(
                 "outcome",
@@ -180,8 +205,8 @@ impl Failure {
             Some(Effect::Partial) => line("outcome", "PARTIAL: some of it was done"),
             None => {}
         }
-        if !self.advice.is_empty() {
-            line("try", &self.advice.join(" | "));
+        if !self.0.advice.is_empty() {
+            line("try", &self.0.advice.join(" | "));
         }
         text
     }
@@ -204,13 +229,13 @@ impl Failure {
             exit_code: u8,
         }
         let error = Body {
-            reason: &self.reason,
-            message: &self.message,
-            outcome: self.effect,
-            facts: self.facts.iter().map(|(label, value)| (*label, value.as_str())).collect(),
-            metadata: &self.metadata,
-            advice: &self.advice,
-            exit_code: self.exit as u8,
+            reason: &self.0.reason,
+            message: &self.0.message,
+            outcome: self.0.effect,
+            facts: self.0.facts.iter().map(|(label, value)| (*label, value.as_str())).collect(),
+            metadata: &self.0.metadata,
+            advice: &self.0.advice,
+            exit_code: self.0.exit as u8,
         };
         serde_json::to_string(&Document { error }).expect("strings and numbers always serialize")
     }
@@ -338,7 +363,7 @@ mod tests {
                 .with("alive", 0)
                 .with("datacenter", "dc3");
         let failure = Failure::call(&error, Some("127.0.0.1:7400"), &attempt(true));
-        assert_eq!(failure.exit, Exit::Unavailable);
+        assert_eq!(failure.exit_code(), Exit::Unavailable);
         assert_eq!(
             failure.render(false),
             "error[NOT_ENOUGH_REPLICAS]: EACH_QUORUM needs 2 in dc3, 0 alive
@@ -354,7 +379,7 @@ mod tests {
     #[test]
     fn only_a_write_has_an_unknown_outcome() {
         let error = CallError::new(Reason::ConnectionLost, "the connection broke");
-        let exit = |writes| Failure::call(&error, None, &attempt(writes)).exit;
+        let exit = |writes| Failure::call(&error, None, &attempt(writes)).exit_code();
         assert_eq!([exit(true), exit(false)], [Exit::OutcomeUnknown, Exit::Unavailable]);
     }
 
@@ -363,8 +388,8 @@ mod tests {
         for reason in Reason::ALL {
             let failure = Failure::call(&CallError::new(*reason, "x"), None, &attempt(true));
             let unknown = reason.outcome() == CallOutcome::Unknown;
-            assert_eq!(failure.exit == Exit::OutcomeUnknown, unknown, "{reason}");
-            assert_eq!(failure.effect == Some(Effect::Unknown), unknown, "{reason}");
+            assert_eq!(failure.exit_code() == Exit::OutcomeUnknown, unknown, "{reason}");
+            assert_eq!(failure.0.effect == Some(Effect::Unknown), unknown, "{reason}");
         }
     }
 

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {
             output.failure(&failure);
-            ExitCode::from(failure.exit as u8)
+            ExitCode::from(failure.exit_code() as u8)
         }
     }
 }

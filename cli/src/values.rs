@@ -11,7 +11,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (mut total, mut rest) = (Duration::ZERO, text);
     while !rest.is_empty() {
         let digits = rest.find(|it: char| !it.is_ascii_digit()).ok_or_else(wrong)?;
-        let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
+        let number: u64 = rest[..digits].parse().ok().ok_or_else(wrong)?;
         let unit_end = rest[digits..].find(|it: char| it.is_ascii_digit());
         let unit_end = unit_end.map_or(rest.len(), |it| digits + it);
         let unit_ms: u64 = match &rest[digits..unit_end] {
@@ -54,8 +54,8 @@ pub(crate) fn replicas(text: &str) -> Result<(String, u32), String> {
         .split_once('=')
         .filter(|it| !it.0.is_empty())
         .ok_or_else(|| format!("{text:?}: write DATACENTER=REPLICAS, such as dc1=3"))?;
-    let count =
-        count.parse().map_err(|_| format!("{text:?}: {count:?} is no count of replicas"))?;
+    let parsed = count.parse().ok();
+    let count = parsed.ok_or_else(|| format!("{text:?}: {count:?} is no count of replicas"))?;
     Ok((datacenter.to_owned(), count))
 }
 

@@ -236,7 +236,7 @@ mod tests {
         let document = LoadDocument::new("run", &load(None), &measured());
         assert_eq!(
             document.table().aligned(false),
-            "operation  calls  calls/s      p50      p95      p99   p99.9      max  failed  absent
+            "operation  calls  calls/s      p50      p95      p99    p99.9      max  failed  absent
 put        2,000    1,000  1.50 ms  1.50 ms  1.50 ms  1.50 ms  1.50 ms       3       0
 "
         );

@@ -233,7 +233,7 @@ impl Job {
     fn fail(&mut self, error: &client::Error, attempt: &Attempt) -> Failure {
         let failure = fail(error, attempt);
         match self.save() {
-            Err(second) => failure.fact("besides", second.message),
+            Err(second) => failure.fact("besides", second.message()),
             Ok(()) if self.state_file.is_some() => failure.advise("the same with --resume"),
             Ok(()) => failure,
         }

@@ -234,7 +234,7 @@ impl Job {
     /// Writes down where the import stands because of another failure, which is the one to report.
     fn keep_state(&mut self) {
         if let Err(failure) = self.save() {
-            tracing::warn!(reason = failure.reason, "{}", failure.message);
+            tracing::warn!(reason = failure.reason(), "{}", failure.message());
         }
     }
 

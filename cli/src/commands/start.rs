@@ -230,6 +230,6 @@ mod tests {
         let after = |text: &str| port_after(text.parse().unwrap()).map(|it| it.to_string());
         assert_eq!(after("127.0.0.1:7400").unwrap(), "127.0.0.1:7401");
         assert_eq!(after("[::]:0").unwrap(), "[::]:0");
-        assert_eq!(after("127.0.0.1:65535").unwrap_err().exit, Exit::Usage);
+        assert_eq!(after("127.0.0.1:65535").unwrap_err().exit_code(), Exit::Usage);
     }
 }

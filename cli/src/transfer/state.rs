@@ -185,7 +185,7 @@ mod tests {
             text.replace("position", "place"),
         ] {
             fs::write(file.path(), wrong).unwrap();
-            assert_eq!(file.load::<ImportState>().unwrap_err().reason, "STATE_DAMAGED");
+            assert_eq!(file.load::<ImportState>().unwrap_err().reason(), "STATE_DAMAGED");
         }
     }
 }

@@ -252,7 +252,8 @@ fn signed(sign: &str, count: u32) -> Cell {
 }
 
 fn read_hash(text: &str) -> Result<u64, String> {
-    let hash = if text.len() == 16 { u64::from_str_radix(text, 16).ok() } else { None };
+    let digits = text.len() == 16 && text.bytes().all(|it| it.is_ascii_hexdigit());
+    let hash = if digits { u64::from_str_radix(text, 16).ok() } else { None };
     hash.ok_or_else(|| format!("{text:?} is no plan: it has 16 hexadecimal digits"))
 }
 
