@@ -2,18 +2,24 @@
 
 mod accept;
 mod admin;
+mod admin_view;
 mod answers;
+mod batch;
 mod call;
 mod change;
 mod control;
 mod coordinate;
+mod effects;
 mod gossip;
 mod guard;
+mod handoff;
 mod io_loop;
 mod kv;
 mod links;
+mod outlet;
 mod real;
 mod scan;
+mod scan_range;
 mod serve;
 mod start;
 mod world;

@@ -9,6 +9,7 @@ pub mod commit;
 pub mod config;
 mod counters;
 pub mod io;
+mod latency;
 mod liveness;
 mod local_read;
 mod membership;

@@ -11,8 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use foca::{
-    AccumulatingRuntime, Config, Foca, NoCustomBroadcast, OwnedNotification,
-    PeriodicParams, PostcardCodec, Timer,
+    AccumulatingRuntime, Config, Foca, NoCustomBroadcast, OwnedNotification, PeriodicParams,
+    PostcardCodec, Timer,
 };
 use model::{NodeDescription, NodeId};
 use rand::rngs::StdRng;
@@ -235,7 +235,11 @@ mod tests {
     }
 
     /// Delivers packets and timers in the order of their time until `until`.
-    fn run(nodes: &mut BTreeMap<NodeId, Membership>, first: Vec<(NodeId, MembershipEffect)>, until: Duration) {
+    fn run(
+        nodes: &mut BTreeMap<NodeId, Membership>,
+        first: Vec<(NodeId, MembershipEffect)>,
+        until: Duration,
+    ) {
         let mut timers: Vec<(Duration, NodeId, Timer<Member>)> = Vec::new();
         let mut now = Duration::ZERO;
         let mut pending = first;
@@ -248,7 +252,9 @@ mod tests {
                             pending.extend(effects.into_iter().map(|it| (to.node(), it)));
                         }
                     }
-                    MembershipEffect::Schedule { after, timer } => timers.push((now + after, from, timer)),
+                    MembershipEffect::Schedule { after, timer } => {
+                        timers.push((now + after, from, timer))
+                    }
                     MembershipEffect::Up(_) | MembershipEffect::Down(_) => {}
                 }
             }
@@ -264,7 +270,9 @@ mod tests {
     #[test]
     fn members_find_each_other_and_miss_the_one_that_goes() {
         let mut nodes: BTreeMap<_, _> = (1..=4)
-            .map(|it| (NodeId(it.into()), Membership::new(member(it), StdRng::seed_from_u64(it.into()))))
+            .map(|it| {
+                (NodeId(it.into()), Membership::new(member(it), StdRng::seed_from_u64(it.into())))
+            })
             .collect();
         let mut first = Vec::new();
         for number in 2..=4u16 {

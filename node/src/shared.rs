@@ -337,8 +337,11 @@ impl Shared {
     /// What the first frame of each link says.
     pub fn hello(&self, io_loop: usize) -> Frame {
         let cluster = self.cluster();
-        let cluster_id =
-            if cluster.is_nil() { Bytes::new() } else { Bytes::copy_from_slice(&cluster.to_bytes()) };
+        let cluster_id = if cluster.is_nil() {
+            Bytes::new()
+        } else {
+            Bytes::copy_from_slice(&cluster.to_bytes())
+        };
         let hello = Hello {
             protocol: PROTOCOL,
             cluster_id,

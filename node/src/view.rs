@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use model::{
-    DcIndex, Keyspace, Metadata, NodeId, NodeIndex, PartitionIndex, ReplicaSet, Token, overlaps,
-    ConsistencyLevel, satisfies_require_overlap,
+    ConsistencyLevel, DcIndex, Keyspace, Metadata, NodeId, NodeIndex, PartitionIndex, ReplicaSet,
+    Token, overlaps, satisfies_require_overlap,
 };
 
 /// The metadata in force, as one node sees it.

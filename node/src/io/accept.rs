@@ -254,4 +254,3 @@ impl Connected for PeerStream {
         TcpConnectInfo { local_addr: None, remote_addr: None }
     }
 }
-

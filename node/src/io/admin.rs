@@ -1,6 +1,6 @@
 //! The administration interface: status, topology, layouts, keyspaces, and where a key lives.
 
-use std::{collections::BTreeMap, sync::Arc, sync::atomic::Ordering};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use model::{
@@ -17,11 +17,12 @@ use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
+    admin_view::{assignments, cluster_id, created, keyspaces, node_info, replica_state},
     call::{Call, level_of},
     change::{ProposeError, successor},
     io_loop::{Alarm, IoLoop},
 };
-use crate::{operation::Operation, shared::Shared, view::View};
+use crate::operation::Operation;
 
 /// The administration interface on one loop.
 pub(super) struct AdminApi {
@@ -151,12 +152,15 @@ impl AdminApi {
             replicas: None,
             read_level: level(request.read_consistency)?,
             write_level: level(request.write_consistency)?,
-            default_ttl_seconds: request.default_ttl_seconds.map(|it| Some(it).filter(|it| *it > 0)),
+            default_ttl_seconds: request
+                .default_ttl_seconds
+                .map(|it| Some(it).filter(|it| *it > 0)),
             require_overlap: request.require_overlap,
             allow_any: request.allow_any,
         };
         let (name, accept_weak) = (request.name, request.accept_weak_defaults);
-        let metadata = self.change(Change::AlterKeyspace { name: name.clone(), change, accept_weak });
+        let metadata =
+            self.change(Change::AlterKeyspace { name: name.clone(), change, accept_weak });
         created(&*metadata.await?, &name)
     }
 
@@ -178,8 +182,11 @@ impl AdminApi {
         let partition = call.view.partition(token);
         let set = Arc::clone(keyspace.replica_set(partition));
         let storage_key = StorageKey::encode(keyspace.keyspace.id, token, &key);
-        let answers: Vec<_> =
-            set.nodes().iter().map(|node| (*node, self.probe(&call, *node, &storage_key))).collect();
+        let answers: Vec<_> = set
+            .nodes()
+            .iter()
+            .map(|node| (*node, self.probe(&call, *node, &storage_key)))
+            .collect();
         let now_ms = call.shared.wall().0;
         let mut replicas = Vec::new();
         for (node, answer) in answers {
@@ -188,7 +195,10 @@ impl AdminApi {
         let newest = replicas.iter().filter_map(|it| it.version.clone());
         let newest = newest.max_by_key(|it| (it.clock, it.request_id));
         let same = |it: &v1::ReplicaState| {
-            it.answered && it.refusal.is_empty() && it.version == newest && it.digest == replicas[0].digest
+            it.answered
+                && it.refusal.is_empty()
+                && it.version == newest
+                && it.digest == replicas[0].digest
         };
         let agreed = replicas.iter().all(same);
         Ok(v1::ExplainResponse {
@@ -216,7 +226,9 @@ impl AdminApi {
                 let read = shared.blocking(move |it| it.read_blocking(&key)).await;
                 let mut answer = QueryAnswer::default();
                 match read {
-                    Ok(record) => answer.record = record.map(Record::into_bytes).unwrap_or_default(),
+                    Ok(record) => {
+                        answer.record = record.map(Record::into_bytes).unwrap_or_default()
+                    }
                     Err(refusal) => answer.refusal = proto::internal::Refusal::from(refusal).into(),
                 }
                 Some(answer)
@@ -378,183 +390,9 @@ impl AdminService for AdminApi {
     }
 }
 
-impl AdminApi {
-    /// The layout's nodes in its order, then the others known.
-    fn node_infos(&self, view: &View) -> Vec<v1::NodeInfo> {
-        let shared = &self.io.shared;
-        let directory = shared.directory.borrow().clone();
-        let mut infos: Vec<v1::NodeInfo> = Vec::new();
-        if let Some(metadata) = view.metadata() {
-            let layout = metadata.layout();
-            for (at, node) in layout.nodes().iter().enumerate() {
-                let present = directory.get(&node.id).map(|it| it.description());
-                let index = NodeIndex(u16::try_from(at).expect("few nodes"));
-                infos.push(v1::NodeInfo {
-                    in_layout: true,
-                    partitions: layout.partitions_of(index),
-                    ..node_info(present.as_ref().unwrap_or(node))
-                });
-            }
-        }
-        let own = super::gossip::own_member(shared);
-        for member in directory.values().chain([&own]) {
-            let info = node_info(&member.description());
-            if infos.iter().all(|it| it.node_id != info.node_id) {
-                infos.push(info);
-            }
-        }
-        let state = self.io.lock();
-        let now_us = shared.elapsed_us();
-        for info in &mut infos {
-            let node = proto::node_id(&info.node_id);
-            if node == shared.identity.node {
-                info.up = true;
-                info.software_version = env!("CARGO_PKG_VERSION").to_owned();
-                info.storage_id = Bytes::copy_from_slice(&shared.identity.storage.to_bytes());
-                continue;
-            }
-            let status = shared.status(node);
-            let heard_us = status.last_heard_us.load(Ordering::Relaxed);
-            info.up = state.peers.by_node(node).is_some() && status.is_up(now_us);
-            info.last_heard_ms = now_us.saturating_sub(heard_us).max(1_000) / 1_000;
-        }
-        infos
-    }
-
-    fn counters(&self) -> BTreeMap<String, u64> {
-        let shared = &self.io.shared;
-        let commits = shared.commit_counters.load();
-        let commit_figures = [
-            ("commit_groups", &commits.groups),
-            ("commit_items", &commits.items),
-            ("records_written", &commits.records_written),
-            ("mutations_superseded", &commits.superseded),
-            ("records_corrupt", &commits.corrupt),
-            ("records_conflicting", &commits.conflicting_records),
-            ("hints_stored", &commits.hints_stored),
-            ("hints_marked_dirty", &commits.hints_marked_dirty),
-        ];
-        let storage = shared.world.storage.statistics();
-        let mut counters: BTreeMap<String, u64> = BTreeMap::new();
-        for (name, value) in shared.counters.values() {
-            counters.insert(name.to_owned(), value);
-        }
-        for (name, value) in commit_figures {
-            counters.insert(name.to_owned(), value.load(Ordering::Relaxed));
-        }
-        counters.insert("connections".to_owned(), shared.connections.load(Ordering::Relaxed));
-        let in_flight = self.io.lock().operations.len();
-        counters.insert("operations_in_flight".to_owned(), u64::try_from(in_flight).unwrap_or(u64::MAX));
-        counters.insert("storage_data_rows".to_owned(), storage.data_rows);
-        counters.insert("storage_hint_rows".to_owned(), storage.hint_rows);
-        counters.insert("storage_file_bytes".to_owned(), storage.file_bytes);
-        counters.insert("storage_memory_bytes".to_owned(), storage.memory_bytes);
-        counters
-    }
-}
-
 const PARTITIONS_DEFAULT: u32 = 256;
 const REPLICAS_DEFAULT: u8 = 3;
 const EXPLAIN_TIMEOUT_US: u64 = 1_000_000;
-
-fn cluster_id(shared: &Shared) -> Bytes {
-    let cluster = shared.cluster();
-    if cluster.is_nil() { Bytes::new() } else { Bytes::copy_from_slice(&cluster.to_bytes()) }
-}
-
-fn node_info(node: &NodeDescription) -> v1::NodeInfo {
-    v1::NodeInfo {
-        node_id: Bytes::copy_from_slice(&node.id.to_bytes()),
-        datacenter: node.datacenter.clone(),
-        rack: node.rack.clone(),
-        client_address: node.client_address.to_string(),
-        peer_address: node.peer_address.to_string(),
-        capacity: node.capacity,
-        ..v1::NodeInfo::default()
-    }
-}
-
-fn assignments(layout: &model::Layout) -> Vec<v1::Assignment> {
-    let datacenters = layout.datacenters().iter().enumerate();
-    let assignment = |(at, name): (usize, &String)| {
-        let dc = model::DcIndex(u8::try_from(at).expect("few datacenters"));
-        let lists: Vec<_> = layout.partition_indexes().map(|it| layout.list(dc, it)).collect();
-        let list_length = lists.first().map_or(0, |it| it.len());
-        v1::Assignment {
-            datacenter: name.clone(),
-            nodes: lists.into_iter().flatten().map(|it| it.0.into()).collect(),
-            list_length: u32::try_from(list_length).expect("short lists"),
-        }
-    };
-    datacenters.map(assignment).collect()
-}
-
-fn keyspaces(view: &View) -> Vec<v1::Keyspace> {
-    let keyspaces = view.metadata().map(|it| it.keyspaces()).unwrap_or_default();
-    keyspaces.iter().map(keyspace_message).collect()
-}
-
-fn keyspace_message(it: &Keyspace) -> v1::Keyspace {
-    let replicas = it.replicas.iter().map(|(datacenter, replicas)| v1::DatacenterReplicas {
-        datacenter: datacenter.clone(),
-        replicas: u32::from(*replicas),
-    });
-    v1::Keyspace {
-        name: it.name.clone(),
-        replicas: replicas.collect(),
-        read_consistency: Some(it.read_level.into()),
-        write_consistency: Some(it.write_level.into()),
-        default_ttl_seconds: it.default_ttl_seconds.unwrap_or_default(),
-        require_overlap: it.require_overlap,
-        allow_any: it.allow_any,
-        id: it.id.0,
-    }
-}
-
-fn created(metadata: &Metadata, name: &str) -> Result<v1::Keyspace, CallError> {
-    metadata.keyspace(name).map(keyspace_message).ok_or_else(|| {
-        let message = format!("keyspace {name:?} was dropped by someone else meanwhile");
-        CallError::new(Reason::KeyspaceNotFound, message)
-    })
-}
-
-fn replica_state(
-    view: &View,
-    node: NodeIndex,
-    key: &StorageKey,
-    answer: Option<QueryAnswer>,
-    now_ms: u64,
-) -> v1::ReplicaState {
-    let description = view.metadata().map(|it| it.layout().node(node));
-    let mut state = v1::ReplicaState {
-        node: node.0.into(),
-        datacenter: description.map(|it| it.datacenter.clone()).unwrap_or_default(),
-        address: description.map(|it| it.client_address.to_string()).unwrap_or_default(),
-        answered: answer.is_some(),
-        ..v1::ReplicaState::default()
-    };
-    let Some(answer) = answer else { return state };
-    if let Some(refusal) = proto::refusal(answer.refusal) {
-        state.refusal = format!("{refusal:?}").to_uppercase();
-        return state;
-    }
-    if answer.record.is_empty() {
-        return state;
-    }
-    match Record::check(key, answer.record) {
-        Ok(record) => {
-            state.holds_record = true;
-            state.version = Some(record.version().into());
-            state.tombstone = record.kind() == model::RecordKind::Tombstone;
-            state.expires_at_ms = record.expiry_ms();
-            state.digest = record.crc();
-            state.value_bytes = u64::try_from(record.value().len()).unwrap_or(u64::MAX);
-            state.age_ms = now_ms.saturating_sub(record.version().hlc.ms());
-        }
-        Err(_) => state.refusal = "CORRUPT".to_owned(),
-    }
-    state
-}
 
 fn propose_error(error: ProposeError) -> CallError {
     let message = error.to_string();
@@ -577,9 +415,10 @@ fn change_error(error: &ChangeError) -> CallError {
         ChangeError::Exists { .. } => Reason::KeyspaceExists,
         ChangeError::NotFound { .. } => Reason::KeyspaceNotFound,
         ChangeError::LayoutVersion { .. } => Reason::PlanChanged,
-        ChangeError::Partitions { .. } | ChangeError::LayoutTooSmall { .. } => Reason::LayoutInvalid,
+        ChangeError::Partitions { .. } | ChangeError::LayoutTooSmall { .. } => {
+            Reason::LayoutInvalid
+        }
         _ => Reason::KeyspaceInvalid,
     };
     CallError::new(reason, error.to_string()).at_field("keyspace")
 }
-

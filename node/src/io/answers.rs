@@ -10,7 +10,7 @@ use model::{
 use proto::internal::{Frame, QueryAnswer};
 
 use super::{
-    coordinate::VERSION_QUERY,
+    effects::VERSION_QUERY,
     io_loop::{IoLoop, LoopState},
     world::Blocking,
 };
@@ -58,7 +58,8 @@ impl IoLoop {
     ) {
         let Some(own) = state.peers.own() else { return };
         for item in items {
-            if let CommitItem::Mutation { destination: Destination::Loop(_), operation, .. } = item {
+            if let CommitItem::Mutation { destination: Destination::Loop(_), operation, .. } = item
+            {
                 self.mutation_answer(state, own, operation, WriteAnswer::Refused(refusal), None);
             }
         }
@@ -75,14 +76,17 @@ impl IoLoop {
         }
         let mut state = self.lock();
         for operation in frame.applied.drain(..) {
-            let answer =
-                if trusted { WriteAnswer::Applied } else { WriteAnswer::Refused(Refusal::ClockAhead) };
+            let answer = if trusted {
+                WriteAnswer::Applied
+            } else {
+                WriteAnswer::Refused(Refusal::ClockAhead)
+            };
             self.mutation_answer(&mut state, from, OperationId(operation), answer, None);
         }
         for answer in frame.mutation_answers.drain(..) {
             let operation = OperationId(answer.operation);
             let mut kind = answer.answer();
-            if !trusted {
+            if !trusted || self.names_future(&kind) {
                 kind = WriteAnswer::Refused(Refusal::ClockAhead);
             }
             let newest = self.checked_newest(&mut state, operation, answer.newest_record);
@@ -107,6 +111,21 @@ impl IoLoop {
             }
         }
         self.push_local(&mut state);
+    }
+
+    /// True if an answer names a version further ahead than clocks may be: a poisoned record (C4).
+    /// It is neither stamped above nor taken for news.
+    fn names_future(&self, answer: &WriteAnswer) -> bool {
+        let WriteAnswer::Superseded { newest, .. } = answer else { return false };
+        self.is_future(newest.hlc)
+    }
+
+    fn is_future(&self, hlc: Hlc) -> bool {
+        let refused = self.shared.clock.observe(self.shared.wall(), hlc).is_err();
+        if refused {
+            Counters::count(&self.shared.counters.clocks_refused);
+        }
+        refused
     }
 
     /// The newer record that an answer to a write-back carries, checked on arrival.
@@ -146,6 +165,10 @@ impl IoLoop {
                 else {
                     return;
                 };
+                if matches!(answer, WriteAnswer::Superseded { .. }) {
+                    let key = write.key.clone();
+                    self.note_contention(state, &key);
+                }
                 self.write_event(state, token, WriteEvent::Answer { from, hlc, answer });
             }
             Some(Operation::Read(read)) => {
@@ -203,6 +226,11 @@ impl IoLoop {
                         hlc: Hlc::ZERO,
                         answer: WriteAnswer::Refused(refusal),
                     },
+                    None if self.is_future(newest.hlc) => WriteEvent::Answer {
+                        from,
+                        hlc: Hlc::ZERO,
+                        answer: WriteAnswer::Refused(Refusal::ClockAhead),
+                    },
                     None => WriteEvent::Queried { from, newest },
                 };
                 self.write_event(state, token, event);
@@ -229,6 +257,9 @@ impl IoLoop {
             return ReadEvent::Answer { from, read_at, record: None, clock };
         }
         match Record::check(key, bytes) {
+            Ok(record) if self.is_future(record.version().hlc) => {
+                ReadEvent::Refused { from, refusal: Refusal::ClockAhead }
+            }
             Ok(record) => ReadEvent::Answer { from, read_at, record: Some(record), clock },
             Err(error) => {
                 Counters::count(&self.shared.counters.checksum_failures);

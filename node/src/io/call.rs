@@ -30,10 +30,16 @@ pub(super) struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// Admits a call, or says why not. `clock` is the highest that the client has seen.
-    pub(super) fn admit(io: &'a IoLoop, metadata: &MetadataMap, clock: u64) -> Result<Self, CallError> {
+    pub(super) fn admit(
+        io: &'a IoLoop,
+        metadata: &MetadataMap,
+        clock: u64,
+    ) -> Result<Self, CallError> {
         let shared = &io.shared;
         if shared.draining.load(Ordering::Relaxed) {
-            return Err(CallError::new(Reason::Draining, "this node is stopping").retry_after(RETRY));
+            return Err(
+                CallError::new(Reason::Draining, "this node is stopping").retry_after(RETRY)
+            );
         }
         let view = shared.view.load();
         if view.metadata().is_none() {
@@ -162,7 +168,8 @@ impl<'a> Call<'a> {
                 return self.unavailable(level, *datacenter, *required, *alive);
             }
             ReadError::Timeout { required, answered } => {
-                let message = format!("{answered} of {required} required replicas answered in time");
+                let message =
+                    format!("{answered} of {required} required replicas answered in time");
                 numbers(CallError::new(Reason::ReadTimeout, message), level, *required, *answered)
             }
             ReadError::Failed { required, answered, refusals } => {
@@ -176,7 +183,12 @@ impl<'a> Call<'a> {
             ReadError::Corrupt { required, answered, .. } => {
                 let message = "the copies that could be read fail their checksum; other replicas, \
                                once they are up, may have a good one";
-                numbers(CallError::new(Reason::ChecksumMismatch, message), level, *required, *answered)
+                numbers(
+                    CallError::new(Reason::ChecksumMismatch, message),
+                    level,
+                    *required,
+                    *answered,
+                )
             }
         };
         call.with_clock(self.clock())
@@ -213,11 +225,7 @@ pub(super) const RETRY: Duration = Duration::from_millis(250);
 const TRACEPARENT_BYTES_MAX: usize = 128;
 
 fn fate(unknown: bool) -> &'static str {
-    if unknown {
-        "the write may have been applied, or may still be"
-    } else {
-        "nothing was applied"
-    }
+    if unknown { "the write may have been applied, or may still be" } else { "nothing was applied" }
 }
 
 fn numbers(error: CallError, level: ConsistencyLevel, required: u8, received: u8) -> CallError {

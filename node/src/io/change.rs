@@ -95,8 +95,7 @@ impl Changes {
 
     async fn judge(&self, shared: &Arc<Shared>, request: &Request) -> Option<Reply> {
         let _turn = self.accepting.lock().await;
-        let key: Bytes =
-            [system_key::AGREEMENT, &request.instance.0.to_be_bytes()].concat().into();
+        let key: Bytes = [system_key::AGREEMENT, &request.instance.0.to_be_bytes()].concat().into();
         let read_key = key.clone();
         let read = Arc::clone(shared).blocking(move |shared| {
             let stored = shared.world.storage.get(Space::System, &read_key);

@@ -103,7 +103,9 @@ pub(super) const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// deadline.
 pub(super) fn send(outbox: &Outbox, kind: Kind) {
     let payload = match &kind {
-        Kind::Metadata(bytes) | Kind::AgreementRequest(bytes) | Kind::AgreementReply(bytes) => bytes.len(),
+        Kind::Metadata(bytes) | Kind::AgreementRequest(bytes) | Kind::AgreementReply(bytes) => {
+            bytes.len()
+        }
         _ => 0,
     };
     let control = Control { control: Some(kind) };

@@ -1,28 +1,15 @@
-//! Drives the coordinator's machines: events in, effects out. Decides nothing about quorums.
+//! Starts the coordinator's machines and hands them what happens. Decides nothing about quorums.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use coordinator::{
-    Read, ReadEffect, ReadEvent, ReadRequest, Write, WriteEffect, WriteError, WriteEvent,
-    WriteRequest,
-};
-use model::{
-    Hlc, NodeIndex, OperationId, Record, ReplicaIndex, ReplicaMask, ReplicaSet, StorageKey, Version,
-    WriteAnswer,
-};
-use proto::internal::{Mutation, MutationKind, Query};
+use coordinator::{Read, ReadEvent, ReadRequest, Write, WriteError, WriteEvent, WriteRequest};
+use model::{Hlc, NodeIndex, PartitionIndex, ReplicaMask, ReplicaSet, StorageKey};
 
 use super::io_loop::{Alarm, IoLoop, LoopState};
 use crate::{
-    commit::CommitItem,
     counters::Counters,
-    liveness::Peers,
-    operation::{
-        NO_ANSWER, Operation, ReadOperation, ReadRound, Token, WriteOperation,
-    },
+    operation::{Operation, ReadOperation, Token, WriteOperation},
     reply::{ReadReplyTo, WriteReplyTo},
-    shared::{Destination, Shared},
     view::View,
 };
 
@@ -109,9 +96,12 @@ impl IoLoop {
         reply: WriteReplyTo,
         deadline_us: u64,
     ) {
-        let PlannedWrite { request, replicas, stamp, traceparent } = planned;
+        let PlannedWrite { mut request, replicas, stamp, traceparent } = planned;
         let alive = state.peers.alive(&replicas, self.shared.elapsed_us());
         let key = request.key.clone();
+        if alive != replicas.all() && !state.contended.is_empty() {
+            request.query_first = self.is_contended(state, view.partition(key.token()));
+        }
         let mut effects = std::mem::take(&mut state.write_effects);
         let set = Arc::clone(&replicas);
         match Write::start(request, set, alive, view.local_dc(), stamp, &mut effects) {
@@ -130,6 +120,20 @@ impl IoLoop {
             }
         }
         state.write_effects = effects;
+    }
+
+    /// True if a write to the partition has lost a race lately. With a replica away, the next race
+    /// could end undecided; asking for versions first costs a round trip and cannot (P5).
+    fn is_contended(&self, state: &mut LoopState, partition: PartitionIndex) -> bool {
+        let now_us = self.now_us();
+        state.contended.retain(|_, until_us| *until_us > now_us);
+        state.contended.contains_key(&partition)
+    }
+
+    /// Notes that a write of a key has met a newer version.
+    pub(super) fn note_contention(&self, state: &mut LoopState, key: &StorageKey) {
+        let partition = self.shared.view.load().partition(key.token());
+        state.contended.insert(partition, self.now_us() + CONTENDED_US);
     }
 
     fn start_read(
@@ -153,11 +157,18 @@ impl IoLoop {
             Ok(machine) => {
                 let (started_us, reply) = (self.now_us(), Some(reply));
                 let rounds = Vec::with_capacity(1);
-                let operation =
-                    ReadOperation { machine, replicas, key, rounds, started_us, reply, traceparent };
+                let operation = ReadOperation {
+                    machine,
+                    replicas,
+                    key,
+                    rounds,
+                    started_us,
+                    reply,
+                    traceparent,
+                };
                 let token = state.operations.insert(Operation::Read(Box::new(operation)));
                 self.set_alarm(state, deadline_us, token, Alarm::Deadline);
-                let slow_us = started_us + SLOW_US;
+                let slow_us = started_us + state.read_latency.slow_us();
                 if slow_us < deadline_us {
                     self.set_alarm(state, slow_us, token, Alarm::Slow);
                 }
@@ -186,192 +197,6 @@ impl IoLoop {
             self.read_effects(state, token, &mut effects);
         }
         state.read_effects = effects;
-    }
-
-    /// Executes a write's effects until it wants nothing more, and forgets it when it has ended.
-    fn write_effects(
-        &self,
-        state: &mut LoopState,
-        token: Token,
-        effects: &mut Vec<WriteEffect>,
-    ) {
-        while !effects.is_empty() {
-            let LoopState { operations, peers, local, awaiting_stamp, .. } = state;
-            let Some(Operation::Write(write)) = operations.get_mut(token) else { return };
-            let mut outlet = Outlet { shared: &self.shared, io_loop: self.index, peers, local };
-            let mut unreachable = ReplicaMask::EMPTY;
-            let (mut stamp, mut own) = (None, None);
-            for effect in effects.drain(..) {
-                match effect {
-                    WriteEffect::Send { to, pass_on, record } => {
-                        let sent = outlet.send_mutation(write, token, to, pass_on, record);
-                        unreachable = unreachable.or(sent);
-                    }
-                    WriteEffect::Query { to } => {
-                        let operation = token.with_sequence(VERSION_QUERY);
-                        for it in to.iter() {
-                            let node = write.replicas.node(it);
-                            if outlet.peers.own() == Some(node) {
-                                own = Some(it);
-                                continue;
-                            }
-                            if !outlet.query(node, operation, &write.key, true, None) {
-                                unreachable.insert(it);
-                            }
-                        }
-                    }
-                    WriteEffect::Hint { to, record, replaces } => {
-                        outlet.hint(write, token, to, record, replaces);
-                    }
-                    WriteEffect::NeedStamp { above } => stamp = Some(above),
-                    WriteEffect::Reply(result) => {
-                        self.count_write(&result);
-                        if let Some(reply) = write.reply.take() {
-                            reply.send(result);
-                        }
-                    }
-                }
-            }
-            if !unreachable.is_empty() {
-                write.machine.handle(WriteEvent::Unreachable { replicas: unreachable }, effects);
-            }
-            if let Some(from) = own {
-                let event = self.version_here(from, &write.key);
-                write.machine.handle(event, effects);
-            }
-            if let Some(above) = stamp {
-                Counters::count(&self.shared.counters.writes_restamped);
-                match self.stamp_above(above) {
-                    Some(stamp) => {
-                        write.stamps.push(stamp);
-                        write.machine.handle(WriteEvent::Stamped(stamp), effects);
-                    }
-                    None => awaiting_stamp.push(token),
-                }
-            }
-        }
-        self.forget_if_finished(state, token);
-    }
-
-    /// This node's own answer to a version query.
-    fn version_here(&self, from: ReplicaIndex, key: &StorageKey) -> WriteEvent {
-        match self.shared.read_blocking(key) {
-            Ok(record) => {
-                let newest = record.map_or(Version::ABSENT, |it| it.version());
-                WriteEvent::Queried { from, newest }
-            }
-            Err(refusal) => {
-                let answer = WriteAnswer::Refused(refusal);
-                WriteEvent::Answer { from, hlc: Hlc::ZERO, answer }
-            }
-        }
-    }
-
-    /// A stamp above a version that a replica answered. The version's clock was checked when its
-    /// answer came, and the answer's frame carried a clock at or above it.
-    fn stamp_above(&self, above: Hlc) -> Option<Hlc> {
-        let stamp = self.shared.try_stamp()?;
-        if stamp > above {
-            return Some(stamp);
-        }
-        self.shared.clock.observe(self.shared.wall(), above).ok()?;
-        self.shared.try_stamp()
-    }
-
-    /// Stamps the writes that waited for the ceiling.
-    pub fn stamp_waiting(&self) {
-        let mut state = self.lock();
-        for token in std::mem::take(&mut state.awaiting_stamp) {
-            let Some(Operation::Write(write)) = state.operations.get_mut(token) else { continue };
-            // The clock has passed the version since it was asked for one above.
-            match self.shared.try_stamp() {
-                Some(stamp) => {
-                    write.stamps.push(stamp);
-                    self.write_event(&mut state, token, WriteEvent::Stamped(stamp));
-                }
-                None => state.awaiting_stamp.push(token),
-            }
-        }
-        self.push_local(&mut state);
-    }
-
-    /// Executes a read's effects until it wants nothing more, and forgets it when it has ended.
-    fn read_effects(&self, state: &mut LoopState, token: Token, effects: &mut Vec<ReadEffect>) {
-        while !effects.is_empty() {
-            let LoopState { operations, peers, local, .. } = state;
-            let Some(Operation::Read(read)) = operations.get_mut(token) else { return };
-            let mut outlet = Outlet { shared: &self.shared, io_loop: self.index, peers, local };
-            let mut unreachable = ReplicaMask::EMPTY;
-            let mut own = None;
-            for effect in effects.drain(..) {
-                match effect {
-                    ReadEffect::Query { to, read_at } => {
-                        let operation = round(read, token, ReadRound::Query(read_at));
-                        for it in to.iter() {
-                            let node = read.replicas.node(it);
-                            if outlet.peers.own() == Some(node) {
-                                own = Some((it, operation, read_at));
-                                continue;
-                            }
-                            let trace = read.traceparent.as_deref();
-                            if !outlet.query(node, operation, &read.key, false, trace) {
-                                unreachable.insert(it);
-                            }
-                        }
-                    }
-                    ReadEffect::WriteBack { to, record } => {
-                        let version = record.version();
-                        let operation = round(read, token, ReadRound::WriteBack(version));
-                        let counter = &self.shared.counters.read_write_backs;
-                        for it in to.iter() {
-                            Counters::count(counter);
-                            if !outlet.write_back(read, it, operation, &record) {
-                                unreachable.insert(it);
-                            }
-                        }
-                    }
-                    ReadEffect::Repair { to, record } => {
-                        for it in to.iter() {
-                            Counters::count(&self.shared.counters.read_repairs);
-                            // Behind the reply: the next read or the exchange repairs what this
-                            // queue does not take.
-                            outlet.write_back(read, it, NO_ANSWER, &record);
-                        }
-                    }
-                    ReadEffect::Reply(result) => {
-                        let counters = &self.shared.counters;
-                        let ok = result.is_ok();
-                        Counters::count(if ok { &counters.reads_answered } else { &counters.reads_failed });
-                        if let Some(reply) = read.reply.take() {
-                            reply.send(result);
-                        }
-                    }
-                }
-            }
-            if !unreachable.is_empty() {
-                read.machine.handle(ReadEvent::Unreachable { replicas: unreachable }, effects);
-            }
-            if let Some((from, operation, read_at)) = own {
-                let key = read.key.clone();
-                if let Some(event) = self.read_own(from, operation, read_at, &key)
-                    && let Some(Operation::Read(read)) = state.operations.get_mut(token)
-                {
-                    read.machine.handle(event, effects);
-                }
-            }
-        }
-        self.forget_if_finished(state, token);
-    }
-
-    fn forget_if_finished(&self, state: &mut LoopState, token: Token) {
-        let finished = match state.operations.get_mut(token) {
-            Some(Operation::Write(it)) => it.machine.is_finished(),
-            Some(Operation::Read(it)) => it.machine.is_finished(),
-            _ => false,
-        };
-        if finished {
-            state.operations.remove(token);
-        }
     }
 
     /// Rings an alarm of an operation that is still in flight.
@@ -410,9 +235,10 @@ impl IoLoop {
                 (Operation::Read(_), Some(replicas)) => {
                     self.read_event(&mut state, token, ReadEvent::Unreachable { replicas });
                 }
-                (Operation::Probe { node: asked, .. } | Operation::Range { node: asked, .. }, _)
-                    if *asked == node =>
-                {
+                (
+                    Operation::Probe { node: asked, .. } | Operation::Range { node: asked, .. },
+                    _,
+                ) if *asked == node => {
                     state.operations.remove(token);
                 }
                 (Operation::Hint(hint), _) if hint.target == node => {
@@ -436,7 +262,7 @@ impl IoLoop {
         }
     }
 
-    fn count_write(&self, result: &Result<coordinator::WriteReply, WriteError>) {
+    pub(super) fn count_write(&self, result: &Result<coordinator::WriteReply, WriteError>) {
         let counters = &self.shared.counters;
         match result {
             Ok(reply) => {
@@ -451,145 +277,5 @@ impl IoLoop {
     }
 }
 
-/// The sequence number of a write's version query: no write sends so many stamps.
-pub(super) const VERSION_QUERY: u8 = 15;
-
-/// When a read asks one replica more. Coarse: far above the usual, far below a deadline.
-const SLOW_US: u64 = 50_000;
-
-/// Notes a round of requests and names it.
-fn round(read: &mut ReadOperation, token: Token, round: ReadRound) -> OperationId {
-    let at = read.rounds.iter().position(|it| *it == round).unwrap_or_else(|| {
-        read.rounds.push(round);
-        read.rounds.len() - 1
-    });
-    // Beyond sixteen rounds sequences repeat; the answers' own versions and clocks still tell.
-    token.with_sequence(u8::try_from(at % 16).expect("below sixteen"))
-}
-
-/// Where requests leave the loop: to this node's commit path, or to a peer's queue.
-struct Outlet<'a> {
-    shared: &'a Shared,
-    io_loop: usize,
-    peers: &'a Peers,
-    local: &'a mut Vec<CommitItem<Destination>>,
-}
-
-impl Outlet<'_> {
-    /// Sends a stamped mutation; the replicas that it cannot be sent to come back.
-    fn send_mutation(
-        &mut self,
-        write: &WriteOperation,
-        token: Token,
-        to: ReplicaIndex,
-        pass_on: ReplicaMask,
-        record: Record,
-    ) -> ReplicaMask {
-        let round = write.stamps.iter().position(|it| *it == record.version().hlc);
-        let round = u8::try_from(round.unwrap_or_default()).expect("two stamps at most");
-        let operation = token.with_sequence(round);
-        let node = write.replicas.node(to);
-        if self.peers.own() == Some(node) {
-            self.commit(operation, &write.key, record, false);
-            return ReplicaMask::EMPTY;
-        }
-        let pass_on_to = pass_on.iter().map(|it| u32::from(write.replicas.node(it).0)).collect();
-        let mutation = Mutation {
-            operation: operation.0,
-            key: write.key.as_bytes().clone(),
-            record: record.into_bytes(),
-            pass_on: pass_on_to,
-            traceparent: write.traceparent.as_deref().unwrap_or_default().to_owned(),
-            ..Mutation::default()
-        };
-        if self.mutate(node, mutation) { ReplicaMask::EMPTY } else { ReplicaMask::only(to).or(pass_on) }
-    }
-
-    /// Writes a record back to a replica. False if it cannot be reached.
-    fn write_back(
-        &mut self,
-        read: &ReadOperation,
-        to: ReplicaIndex,
-        operation: OperationId,
-        record: &Record,
-    ) -> bool {
-        let node = read.replicas.node(to);
-        if self.peers.own() == Some(node) {
-            self.commit(operation, &read.key, record.clone(), true);
-            return true;
-        }
-        let mutation = Mutation {
-            operation: operation.0,
-            key: read.key.as_bytes().clone(),
-            record: record.as_bytes().clone(),
-            kind: MutationKind::WriteBack.into(),
-            ..Mutation::default()
-        };
-        self.mutate(node, mutation)
-    }
-
-    fn mutate(&self, node: NodeIndex, mutation: Mutation) -> bool {
-        let bytes = mutation.key.len() + mutation.record.len() + MUTATION_BYTES;
-        let peer = self.peers.get(node);
-        peer.is_some_and(|it| it.outbox.push(bytes, |frame| frame.mutations.push(mutation)).is_ok())
-    }
-
-    fn commit(
-        &mut self,
-        operation: OperationId,
-        key: &StorageKey,
-        record: Record,
-        want_newest: bool,
-    ) {
-        let destination = if operation == NO_ANSWER {
-            Destination::Nowhere
-        } else {
-            Destination::Loop(self.io_loop)
-        };
-        let key = key.clone();
-        let slot = 0;
-        self.local.push(CommitItem::Mutation { destination, operation, slot, key, record, want_newest });
-    }
-
-    fn query(
-        &self,
-        node: NodeIndex,
-        operation: OperationId,
-        key: &StorageKey,
-        version_only: bool,
-        trace: Option<&str>,
-    ) -> bool {
-        let traceparent = trace.unwrap_or_default().to_owned();
-        let key: Bytes = key.as_bytes().clone();
-        let bytes = key.len() + QUERY_BYTES;
-        let query = Query { operation: operation.0, key, version_only, traceparent };
-        let peer = self.peers.get(node);
-        peer.is_some_and(|it| it.outbox.push(bytes, |frame| frame.queries.push(query)).is_ok())
-    }
-
-    fn hint(
-        &mut self,
-        write: &WriteOperation,
-        token: Token,
-        to: ReplicaIndex,
-        record: Record,
-        replaces: Option<Version>,
-    ) {
-        let view = self.shared.view.load();
-        let Some(metadata) = view.metadata() else { return };
-        self.local.push(CommitItem::Hint {
-            destination: Destination::Loop(self.io_loop),
-            operation: token.with_sequence(0),
-            slot: u32::from(to.0),
-            target: metadata.layout().node(write.replicas.node(to)).id,
-            key: write.key.clone(),
-            record,
-            replaces,
-        });
-    }
-}
-
-/// What a mutation takes in a queue beyond its key and record.
-const MUTATION_BYTES: usize = 64;
-/// What a query takes in a queue beyond its key.
-const QUERY_BYTES: usize = 48;
+/// For how long a lost race makes the next one likely.
+const CONTENDED_US: u64 = 60_000_000;

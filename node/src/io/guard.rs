@@ -110,7 +110,11 @@ pub(super) struct GuardedStream {
 
 impl GuardedStream {
     /// Guards a connection; the permit is given back when it closes.
-    pub(super) fn new(inner: BoxedStream, shared: Arc<Shared>, permit: OwnedSemaphorePermit) -> Self {
+    pub(super) fn new(
+        inner: BoxedStream,
+        shared: Arc<Shared>,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
         let timeout = Duration::from_millis(shared.config.first_request_timeout_ms);
         Self {
             inner,

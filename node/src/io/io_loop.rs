@@ -3,10 +3,13 @@
 //! Only tasks of the loop's own thread take its lock, so it is never contended: it stands in for
 //! the thread-locality that tasks of several nodes in one thread cannot have.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
 
 use coordinator::{ReadEffect, WriteEffect};
-use model::ReplicaIndex;
+use model::{PartitionIndex, ReplicaIndex};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     sync::Notify,
@@ -15,6 +18,7 @@ use tokio::{
 
 use crate::{
     commit::CommitItem,
+    latency::UsualLatency,
     liveness::Peers,
     operation::{OperationTable, Token},
     shared::{Destination, Shared},
@@ -44,6 +48,10 @@ pub struct LoopState {
     pub peers: Peers,
     /// Writes that wait for a stamp above a version they have met.
     pub awaiting_stamp: Vec<Token>,
+    /// How long this loop's reads usually take.
+    pub read_latency: UsualLatency,
+    /// Partitions in which a write has lost a race lately, and until when that counts (P5).
+    pub contended: BTreeMap<PartitionIndex, u64>,
     /// This loop's randomness.
     pub random: StdRng,
     /// Items for this node's own replicas, pushed together when an event has been handled.
@@ -76,6 +84,8 @@ impl IoLoop {
             wheel: DeadlineWheel::default(),
             peers: Peers::default(),
             awaiting_stamp: Vec::new(),
+            read_latency: UsualLatency::default(),
+            contended: BTreeMap::new(),
             random,
             local: Vec::new(),
             write_effects: Vec::new(),

@@ -1,7 +1,7 @@
 //! The data interface: each call is checked, planned and handed to its loop; the call then only
 //! waits. A client that hangs up drops the waiting, never the work.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use coordinator::{ReadReply, ReadRequest, WriteReply, WriteRequest};
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     counters::Counters,
-    reply::{Batch, ReadDone, ReplyTo, WriteDone},
+    reply::{ReadDone, ReplyTo, WriteDone},
     view::KeyspaceView,
 };
 
@@ -34,21 +34,21 @@ pub(super) struct KvApi {
 }
 
 /// A write's level, resolved.
-struct WriteLevel {
-    level: ConsistencyLevel,
-    overlap: bool,
+pub(super) struct WriteLevel {
+    pub(super) level: ConsistencyLevel,
+    pub(super) overlap: bool,
 }
 
 /// One key of a write, before it is stamped.
-struct WriteItem {
-    key: Key,
-    value: Option<Bytes>,
-    ttl_seconds: Option<u64>,
-    request_id: u64,
+pub(super) struct WriteItem {
+    pub(super) key: Key,
+    pub(super) value: Option<Bytes>,
+    pub(super) ttl_seconds: Option<u64>,
+    pub(super) request_id: u64,
 }
 
 impl KvApi {
-    fn write_level(
+    pub(super) fn write_level(
         &self,
         keyspace: &KeyspaceView,
         wanted: Option<&v1::Consistency>,
@@ -61,7 +61,7 @@ impl KvApi {
         Ok(WriteLevel { level, overlap })
     }
 
-    fn read_level(
+    pub(super) fn read_level(
         &self,
         keyspace: &KeyspaceView,
         wanted: Option<&v1::Consistency>,
@@ -75,7 +75,7 @@ impl KvApi {
     }
 
     /// Plans one write, without a stamp yet.
-    fn plan_write(
+    pub(super) fn plan_write(
         &self,
         call: &Call<'_>,
         keyspace: &KeyspaceView,
@@ -127,7 +127,7 @@ impl KvApi {
         Ok((request, Arc::clone(replicas)))
     }
 
-    fn plan_read(
+    pub(super) fn plan_read(
         &self,
         call: &Call<'_>,
         keyspace: &KeyspaceView,
@@ -139,7 +139,10 @@ impl KvApi {
         let requirement = Requirement::for_read(level, replicas, call.view.local_dc())
             .map_err(|error| level_error(&error))?;
         Ok(PlannedRead {
-            request: ReadRequest { requirement, read_at: call.shared.clock.read(call.shared.wall()) },
+            request: ReadRequest {
+                requirement,
+                read_at: call.shared.clock.read(call.shared.wall()),
+            },
             replicas: Arc::clone(replicas),
             key: StorageKey::encode(keyspace.keyspace.id, token, key),
             traceparent: call.traceparent.clone(),
@@ -163,7 +166,7 @@ impl KvApi {
         result.await.map_err(stopped)
     }
 
-    async fn stamp(&self, call: &Call<'_>) -> Result<model::Hlc, CallError> {
+    pub(super) async fn stamp(&self, call: &Call<'_>) -> Result<model::Hlc, CallError> {
         if let Some(stamp) = call.shared.try_stamp() {
             return Ok(stamp);
         }
@@ -200,59 +203,6 @@ impl KvApi {
         })
     }
 
-    async fn batch_write_call(
-        &self,
-        metadata: &MetadataMap,
-        request: v1::BatchWriteRequest,
-    ) -> Result<v1::BatchWriteResponse, CallError> {
-        let call = Call::admit(&self.io, metadata, request.clock)?;
-        call.check_writable()?;
-        let keyspace = call.keyspace(&request.keyspace)?;
-        let WriteLevel { level, overlap } =
-            self.write_level(keyspace, request.consistency.as_ref())?;
-        check_batch(
-            &call,
-            request.items.iter().map(|it| (it.key.as_ref(), put_bytes(it))),
-        )?;
-        let stamp = self.stamp(&call).await?;
-        let mut results: Vec<Option<v1::BatchWriteResult>> = vec![None; request.items.len()];
-        let (mut planned, mut positions, mut required) = (Vec::new(), Vec::new(), 0);
-        for (position, item) in request.items.into_iter().enumerate() {
-            let item = batch_item(&call, item);
-            match item.and_then(|item| self.plan_write(&call, keyspace, level, item)) {
-                Ok((request, replicas)) => {
-                    required = request.requirement.required();
-                    let traceparent = call.traceparent.clone();
-                    planned.push(PlannedWrite { request, replicas, stamp, traceparent });
-                    positions.push(position);
-                }
-                Err(error) => results[position] = Some(write_failure(error)),
-            }
-        }
-        if !planned.is_empty() {
-            let (done, results_of) = oneshot::channel();
-            let batch = Batch::new(planned.len(), done);
-            let writes = planned.into_iter().enumerate().map(|(position, it)| {
-                (it, ReplyTo::Batch { batch: Arc::clone(&batch), position })
-            });
-            self.io.start_writes(writes, call.deadline_us)?;
-            for (position, done) in positions.into_iter().zip(results_of.await.map_err(stopped)?) {
-                results[position] = Some(match done {
-                    Ok(reply) => {
-                        let version = v1::batch_write_result::Result::Version(reply.version.into());
-                        v1::BatchWriteResult { result: Some(version) }
-                    }
-                    Err(error) => write_failure(call.write_error(level, &error)),
-                });
-            }
-        }
-        Ok(v1::BatchWriteResponse {
-            results: results.into_iter().flatten().collect(),
-            participation: Some(call.participation_of(required, Vec::new(), overlap)),
-            clock: call.clock(),
-        })
-    }
-
     async fn get_call(
         &self,
         metadata: &MetadataMap,
@@ -277,52 +227,6 @@ impl KvApi {
             version: found.version,
             expires_at_ms: found.expires_at_ms,
             participation: Some(participation),
-            clock: call.clock(),
-        })
-    }
-
-    async fn batch_get_call(
-        &self,
-        metadata: &MetadataMap,
-        request: v1::BatchGetRequest,
-    ) -> Result<v1::BatchGetResponse, CallError> {
-        let call = Call::admit(&self.io, metadata, request.clock)?;
-        let keyspace = call.keyspace(&request.keyspace)?;
-        let (level, overlap) = self.read_level(keyspace, request.consistency.as_ref())?;
-        check_batch(&call, request.keys.iter().map(|it| (Some(it), 0)))?;
-        let mut results: Vec<Option<v1::BatchGetResult>> = vec![None; request.keys.len()];
-        let (mut planned, mut positions, mut required) = (Vec::new(), Vec::new(), 0);
-        for (position, key) in request.keys.into_iter().enumerate() {
-            let key = call.key(Some(key));
-            match key.and_then(|key| self.plan_read(&call, keyspace, level, &key)) {
-                Ok(read) => {
-                    required = read.request.requirement.required();
-                    planned.push(read);
-                    positions.push(position);
-                }
-                Err(error) => results[position] = Some(read_failure(error)),
-            }
-        }
-        if !planned.is_empty() {
-            let (done, results_of) = oneshot::channel();
-            let batch = Batch::new(planned.len(), done);
-            let reads = planned.into_iter().enumerate().map(|(position, it)| {
-                (it, ReplyTo::Batch { batch: Arc::clone(&batch), position })
-            });
-            self.io.start_reads(reads, call.deadline_us)?;
-            for (position, done) in positions.into_iter().zip(results_of.await.map_err(stopped)?) {
-                results[position] = Some(match done {
-                    Ok(reply) => {
-                        let found = v1::batch_get_result::Result::Found(found(reply));
-                        v1::BatchGetResult { result: Some(found) }
-                    }
-                    Err(error) => read_failure(call.read_error(level, &error)),
-                });
-            }
-        }
-        Ok(v1::BatchGetResponse {
-            results: results.into_iter().flatten().collect(),
-            participation: Some(call.participation_of(required, Vec::new(), overlap)),
             clock: call.clock(),
         })
     }
@@ -451,77 +355,13 @@ impl KvService for KvApi {
     }
 }
 
-/// Checks a batch as a whole: keys, bytes, no row twice.
-fn check_batch<'a>(
-    call: &Call<'_>,
-    items: impl ExactSizeIterator<Item = (Option<&'a v1::Key>, usize)>,
-) -> Result<(), CallError> {
-    let limits = &call.shared.config.limits;
-    let too_large = |what, limit: usize, actual: usize| {
-        let message = format!("the batch has {actual} {what}; at most {limit} are allowed");
-        let error = CallError::new(Reason::BatchTooLarge, message);
-        Err(error.at_field("items").with("limit", limit).with("actual", actual))
-    };
-    if items.len() > limits.batch_keys_max {
-        return too_large("keys", limits.batch_keys_max, items.len());
-    }
-    let (mut bytes, mut seen) = (0, BTreeSet::new());
-    for (position, (key, value_bytes)) in items.enumerate() {
-        let Some(key) = key else { continue };
-        bytes += key.partition_key.len() + key.sort_key.len() + value_bytes;
-        if !seen.insert((&key.partition_key, &key.sort_key)) {
-            let message = format!("item {position} names a row that an earlier item names");
-            return Err(CallError::new(Reason::DuplicateKey, message)
-                .at_field(&format!("items[{position}].key")));
-        }
-    }
-    if bytes > limits.batch_bytes_max {
-        return too_large("bytes", limits.batch_bytes_max, bytes);
-    }
-    Ok(())
-}
-
-fn put_bytes(item: &v1::BatchWriteItem) -> usize {
-    match &item.write {
-        Some(v1::batch_write_item::Write::Put(value)) => value.len(),
-        _ => 0,
-    }
-}
-
-fn batch_item(call: &Call<'_>, item: v1::BatchWriteItem) -> Result<WriteItem, CallError> {
-    let invalid = |text: &str| Err(CallError::new(Reason::InvalidField, text).at_field("write"));
-    let value = match item.write {
-        Some(v1::batch_write_item::Write::Put(value)) => Some(value),
-        Some(v1::batch_write_item::Write::Delete(true)) if item.ttl_seconds.is_some() => {
-            return invalid("a delete takes no TTL");
-        }
-        Some(v1::batch_write_item::Write::Delete(true)) => None,
-        Some(v1::batch_write_item::Write::Delete(false)) => {
-            return invalid("`delete` is false: leave the item away instead");
-        }
-        None => return invalid("the item has neither `put` nor `delete`"),
-    };
-    let ttl_seconds = if value.is_some() { item.ttl_seconds } else { Some(0) };
-    Ok(WriteItem { key: call.key(item.key)?, value, ttl_seconds, request_id: item.request_id })
-}
-
 /// What is told of a value read.
-fn found(reply: ReadReply) -> v1::Found {
+pub(super) fn found(reply: ReadReply) -> v1::Found {
     let expires_at_ms = reply.record.as_ref().map_or(0, model::Record::expiry_ms);
     let version = (!reply.version.is_absent()).then(|| reply.version.into());
     let found = reply.value.is_some();
     let expires_at_ms = if found { expires_at_ms } else { 0 };
     v1::Found { found, value: reply.value.unwrap_or_default(), version, expires_at_ms }
-}
-
-fn write_failure(error: CallError) -> v1::BatchWriteResult {
-    let error = v1::batch_write_result::Result::Error(error.into_key_error());
-    v1::BatchWriteResult { result: Some(error) }
-}
-
-fn read_failure(error: CallError) -> v1::BatchGetResult {
-    let error = v1::batch_get_result::Result::Error(error.into_key_error());
-    v1::BatchGetResult { result: Some(error) }
 }
 
 /// The node has stopped under the call.

@@ -253,7 +253,8 @@ fn judge_hello(shared: &Shared, hello: &Hello) -> Result<Member, CallError> {
     }
     if hello.cluster_name != shared.config.cluster_name {
         let ours = &shared.config.cluster_name;
-        let message = format!("this node is of cluster {ours:?}, the peer of {:?}", hello.cluster_name);
+        let message =
+            format!("this node is of cluster {ours:?}, the peer of {:?}", hello.cluster_name);
         return Err(CallError::new(Reason::ClusterMismatch, message));
     }
     let (ours, theirs) = (shared.cluster(), ClusterId::from_slice(&hello.cluster_id));
@@ -279,7 +280,8 @@ fn member_of(hello: &Hello) -> Option<Member> {
         rack: name(&hello.rack)?,
         client_address: hello.client_address.parse().ok()?,
         peer_address: hello.peer_address.parse().ok()?,
-        capacity: Some(hello.capacity).filter(|it| (1..=model::Layout::CAPACITY_MAX).contains(it))?,
+        capacity: Some(hello.capacity)
+            .filter(|it| (1..=model::Layout::CAPACITY_MAX).contains(it))?,
     };
     Some(Member::new(&description, hello.incarnation))
 }
@@ -314,7 +316,8 @@ impl PeerService for PeerApi {
             self.links.gossip.met(member);
         }
         self.links.origins.insert(node, hello.io_loop, &outbox);
-        let answers = Drain::new(Arc::clone(&outbox), Arc::clone(shared), shared.hello(self.io.index));
+        let answers =
+            Drain::new(Arc::clone(&outbox), Arc::clone(shared), shared.hello(self.io.index));
         let (io, links) = (Arc::clone(&self.io), self.links.clone());
         tokio::spawn(async move {
             links.serve_frames(&io, node, &outbox, frames).await;

@@ -54,7 +54,8 @@ impl Listener for Tcp {
 impl Network for TcpNetwork {
     fn listen(&self, address: SocketAddr) -> Boxed<'_, io::Result<Box<dyn Listener>>> {
         Box::pin(async move {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+            let socket =
+                Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
             socket.set_reuse_address(true)?;
             if self.shared_ports {
                 socket.set_reuse_port(true)?;

@@ -299,7 +299,10 @@ impl Answers {
 
     fn refuse(&mut self, items: Vec<CommitItem<Destination>>, refusal: Refusal) {
         for item in items {
-            if let CommitItem::Mutation { destination: Destination::Peer(outbox), operation, .. } = item {
+            if let CommitItem::Mutation {
+                destination: Destination::Peer(outbox), operation, ..
+            } = item
+            {
                 self.refuse_one(outbox, operation, refusal);
             }
         }
@@ -311,12 +314,14 @@ impl Answers {
             let sent = outbox.push_many(|batch| {
                 for answer in self.queries {
                     let bytes = answer.record.len() + ANSWER_BYTES;
-                    dropped += usize::from(batch.add(bytes, |it| it.query_answers.push(answer)).is_err());
+                    dropped +=
+                        usize::from(batch.add(bytes, |it| it.query_answers.push(answer)).is_err());
                 }
                 for answer in self.ranges {
                     let rows = answer.keys.iter().chain(&answer.records);
                     let bytes = rows.map(Bytes::len).sum::<usize>() + ANSWER_BYTES;
-                    dropped += usize::from(batch.add(bytes, |it| it.range_answers.push(answer)).is_err());
+                    dropped +=
+                        usize::from(batch.add(bytes, |it| it.range_answers.push(answer)).is_err());
                 }
                 Ok(())
             });

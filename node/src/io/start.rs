@@ -61,6 +61,15 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The wall clock lies far behind the clock that this node has promised never to fall behind.
+    #[error(
+        "the wall clock is {behind_ms} ms behind the clock of this node's last run: set it right, or \
+         wait for so long"
+    )]
+    ClockBehind {
+        /// By so many milliseconds.
+        behind_ms: u64,
+    },
     /// The system gives no thread, no randomness or no directory.
     #[error("the system refuses: {0}")]
     System(#[from] io::Error),
@@ -110,7 +119,10 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
     let mut bound = config.clone();
     for runtime in &runtimes {
         let both = runtime.block_on(async {
-            Ok::<_, StartError>((listen(&world, bound.listen).await?, listen(&world, bound.peer_listen).await?))
+            Ok::<_, StartError>((
+                listen(&world, bound.listen).await?,
+                listen(&world, bound.peer_listen).await?,
+            ))
         })?;
         // Port 0 is decided by the first loop; the others share its ports.
         bound.listen = both.0.local_address()?;
@@ -118,6 +130,7 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
         listeners.push(both);
     }
     let (node, events) = Node::open(bound, world)?;
+    await_clock(&node.shared)?;
     let commits = node.run_commits_on_thread()?;
     let stop = CancellationToken::new();
     let mut events = Some(events);
@@ -133,6 +146,27 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
     let Node { shared, gossip, loops, .. } = node;
     Ok(RunningNode { shared, gossip, stop, loops, threads, commits: Some(commits) })
 }
+
+/// Waits until the others would believe this node's clock (C5): it resumes at its durable ceiling,
+/// which a step back of the wall clock leaves far ahead.
+#[expect(clippy::disallowed_methods, reason = "before anything runs that could be kept waiting")]
+fn await_clock(shared: &Shared) -> Result<(), StartError> {
+    loop {
+        let believed_ms = shared.wall().0 + shared.config.clock_offset_max_ms;
+        let behind_ms = shared.clock.highest().ms().saturating_sub(believed_ms);
+        match behind_ms {
+            0 => return Ok(()),
+            ..=CLOCK_WAIT_MS_MAX => {
+                tracing::warn!(behind_ms, "waiting for the wall clock");
+                std::thread::sleep(Duration::from_millis(behind_ms));
+            }
+            _ => return Err(StartError::ClockBehind { behind_ms }),
+        }
+    }
+}
+
+/// A wait that is not worth a person's attention.
+const CLOCK_WAIT_MS_MAX: u64 = 5_000;
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread()
@@ -326,6 +360,9 @@ impl Node {
         tasks.spawn(Arc::clone(&io).run_answers());
         tasks.spawn(Arc::clone(&io).run_alarms());
         tasks.spawn(Arc::clone(&io).run_pings());
+        if index == 0 {
+            tasks.spawn(Arc::clone(&io).run_handoff());
+        }
         tasks.spawn(self.links.clone().run(Arc::clone(&io)));
         if let Some(events) = events {
             tasks.spawn(Arc::clone(&self.gossip).run(Arc::clone(&io), events));

@@ -7,7 +7,9 @@ use node::{
     io::{RunningNode, start},
     storage::rocks::{RocksLimits, RocksShared},
 };
-use proto::v1::{self, admin_service_client::AdminServiceClient, kv_service_client::KvServiceClient};
+use proto::v1::{
+    self, admin_service_client::AdminServiceClient, kv_service_client::KvServiceClient,
+};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use tonic::transport::{Channel, Endpoint};
@@ -49,7 +51,8 @@ impl Cluster {
         let plan_hash = plan.into_inner().plan_hash;
         admin.commit_layout(v1::CommitLayoutRequest { plan_hash, partitions: 16 }).await.unwrap();
         let keyspace = v1::Keyspace { name: "test".to_owned(), ..v1::Keyspace::default() };
-        let request = v1::CreateKeyspaceRequest { keyspace: Some(keyspace), accept_weak_defaults: false };
+        let request =
+            v1::CreateKeyspaceRequest { keyspace: Some(keyspace), accept_weak_defaults: false };
         admin.create_keyspace(request).await.unwrap();
         it
     }

@@ -1,0 +1,187 @@
+//! What the administration interface shows: nodes, figures, layouts and keyspaces as messages.
+
+use std::{collections::BTreeMap, sync::atomic::Ordering};
+
+use bytes::Bytes;
+use model::{Keyspace, Metadata, NodeDescription, NodeIndex, Record, StorageKey};
+use proto::{CallError, Reason, internal::QueryAnswer, v1};
+
+use super::admin::AdminApi;
+use crate::{shared::Shared, view::View};
+
+impl AdminApi {
+    /// The layout's nodes in its order, then the others known.
+    pub(super) fn node_infos(&self, view: &View) -> Vec<v1::NodeInfo> {
+        let shared = &self.io.shared;
+        let directory = shared.directory.borrow().clone();
+        let mut infos: Vec<v1::NodeInfo> = Vec::new();
+        if let Some(metadata) = view.metadata() {
+            let layout = metadata.layout();
+            for (at, node) in layout.nodes().iter().enumerate() {
+                let present = directory.get(&node.id).map(|it| it.description());
+                let index = NodeIndex(u16::try_from(at).expect("few nodes"));
+                infos.push(v1::NodeInfo {
+                    in_layout: true,
+                    partitions: layout.partitions_of(index),
+                    ..node_info(present.as_ref().unwrap_or(node))
+                });
+            }
+        }
+        let own = super::gossip::own_member(shared);
+        for member in directory.values().chain([&own]) {
+            let info = node_info(&member.description());
+            if infos.iter().all(|it| it.node_id != info.node_id) {
+                infos.push(info);
+            }
+        }
+        let state = self.io.lock();
+        let now_us = shared.elapsed_us();
+        for info in &mut infos {
+            let node = proto::node_id(&info.node_id);
+            if node == shared.identity.node {
+                info.up = true;
+                info.software_version = env!("CARGO_PKG_VERSION").to_owned();
+                info.storage_id = Bytes::copy_from_slice(&shared.identity.storage.to_bytes());
+                continue;
+            }
+            let status = shared.status(node);
+            let heard_us = status.last_heard_us.load(Ordering::Relaxed);
+            info.up = state.peers.by_node(node).is_some() && status.is_up(now_us);
+            info.last_heard_ms = now_us.saturating_sub(heard_us).max(1_000) / 1_000;
+        }
+        infos
+    }
+
+    pub(super) fn counters(&self) -> BTreeMap<String, u64> {
+        let shared = &self.io.shared;
+        let commits = shared.commit_counters.load();
+        let commit_figures = [
+            ("commit_groups", &commits.groups),
+            ("commit_items", &commits.items),
+            ("records_written", &commits.records_written),
+            ("mutations_superseded", &commits.superseded),
+            ("records_corrupt", &commits.corrupt),
+            ("records_conflicting", &commits.conflicting_records),
+            ("hints_stored", &commits.hints_stored),
+            ("hints_marked_dirty", &commits.hints_marked_dirty),
+        ];
+        let storage = shared.world.storage.statistics();
+        let mut counters: BTreeMap<String, u64> = BTreeMap::new();
+        for (name, value) in shared.counters.values() {
+            counters.insert(name.to_owned(), value);
+        }
+        for (name, value) in commit_figures {
+            counters.insert(name.to_owned(), value.load(Ordering::Relaxed));
+        }
+        counters.insert("connections".to_owned(), shared.connections.load(Ordering::Relaxed));
+        let in_flight = self.io.lock().operations.len();
+        counters.insert(
+            "operations_in_flight".to_owned(),
+            u64::try_from(in_flight).unwrap_or(u64::MAX),
+        );
+        counters.insert("storage_data_rows".to_owned(), storage.data_rows);
+        counters.insert("storage_hint_rows".to_owned(), storage.hint_rows);
+        counters.insert("storage_file_bytes".to_owned(), storage.file_bytes);
+        counters.insert("storage_memory_bytes".to_owned(), storage.memory_bytes);
+        counters
+    }
+}
+
+pub(super) fn cluster_id(shared: &Shared) -> Bytes {
+    let cluster = shared.cluster();
+    if cluster.is_nil() { Bytes::new() } else { Bytes::copy_from_slice(&cluster.to_bytes()) }
+}
+
+pub(super) fn node_info(node: &NodeDescription) -> v1::NodeInfo {
+    v1::NodeInfo {
+        node_id: Bytes::copy_from_slice(&node.id.to_bytes()),
+        datacenter: node.datacenter.clone(),
+        rack: node.rack.clone(),
+        client_address: node.client_address.to_string(),
+        peer_address: node.peer_address.to_string(),
+        capacity: node.capacity,
+        ..v1::NodeInfo::default()
+    }
+}
+
+pub(super) fn assignments(layout: &model::Layout) -> Vec<v1::Assignment> {
+    let datacenters = layout.datacenters().iter().enumerate();
+    let assignment = |(at, name): (usize, &String)| {
+        let dc = model::DcIndex(u8::try_from(at).expect("few datacenters"));
+        let lists: Vec<_> = layout.partition_indexes().map(|it| layout.list(dc, it)).collect();
+        let list_length = lists.first().map_or(0, |it| it.len());
+        v1::Assignment {
+            datacenter: name.clone(),
+            nodes: lists.into_iter().flatten().map(|it| it.0.into()).collect(),
+            list_length: u32::try_from(list_length).expect("short lists"),
+        }
+    };
+    datacenters.map(assignment).collect()
+}
+
+pub(super) fn keyspaces(view: &View) -> Vec<v1::Keyspace> {
+    let keyspaces = view.metadata().map(|it| it.keyspaces()).unwrap_or_default();
+    keyspaces.iter().map(keyspace_message).collect()
+}
+
+fn keyspace_message(it: &Keyspace) -> v1::Keyspace {
+    let replicas = it.replicas.iter().map(|(datacenter, replicas)| v1::DatacenterReplicas {
+        datacenter: datacenter.clone(),
+        replicas: u32::from(*replicas),
+    });
+    v1::Keyspace {
+        name: it.name.clone(),
+        replicas: replicas.collect(),
+        read_consistency: Some(it.read_level.into()),
+        write_consistency: Some(it.write_level.into()),
+        default_ttl_seconds: it.default_ttl_seconds.unwrap_or_default(),
+        require_overlap: it.require_overlap,
+        allow_any: it.allow_any,
+        id: it.id.0,
+    }
+}
+
+pub(super) fn created(metadata: &Metadata, name: &str) -> Result<v1::Keyspace, CallError> {
+    metadata.keyspace(name).map(keyspace_message).ok_or_else(|| {
+        let message = format!("keyspace {name:?} was dropped by someone else meanwhile");
+        CallError::new(Reason::KeyspaceNotFound, message)
+    })
+}
+
+pub(super) fn replica_state(
+    view: &View,
+    node: NodeIndex,
+    key: &StorageKey,
+    answer: Option<QueryAnswer>,
+    now_ms: u64,
+) -> v1::ReplicaState {
+    let description = view.metadata().map(|it| it.layout().node(node));
+    let mut state = v1::ReplicaState {
+        node: node.0.into(),
+        datacenter: description.map(|it| it.datacenter.clone()).unwrap_or_default(),
+        address: description.map(|it| it.client_address.to_string()).unwrap_or_default(),
+        answered: answer.is_some(),
+        ..v1::ReplicaState::default()
+    };
+    let Some(answer) = answer else { return state };
+    if let Some(refusal) = proto::refusal(answer.refusal) {
+        state.refusal = format!("{refusal:?}").to_uppercase();
+        return state;
+    }
+    if answer.record.is_empty() {
+        return state;
+    }
+    match Record::check(key, answer.record) {
+        Ok(record) => {
+            state.holds_record = true;
+            state.version = Some(record.version().into());
+            state.tombstone = record.kind() == model::RecordKind::Tombstone;
+            state.expires_at_ms = record.expiry_ms();
+            state.digest = record.crc();
+            state.value_bytes = u64::try_from(record.value().len()).unwrap_or(u64::MAX);
+            state.age_ms = now_ms.saturating_sub(record.version().hlc.ms());
+        }
+        Err(_) => state.refusal = "CORRUPT".to_owned(),
+    }
+    state
+}

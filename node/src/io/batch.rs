@@ -1,0 +1,178 @@
+//! Batches: each key on its own, all answered together.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use proto::{CallError, Reason, v1};
+use tokio::sync::oneshot;
+use tonic::metadata::MetadataMap;
+
+use super::{
+    call::Call,
+    coordinate::PlannedWrite,
+    kv::{KvApi, WriteItem, WriteLevel, found, stopped},
+};
+use crate::reply::{Batch, ReplyTo};
+
+impl KvApi {
+    pub(super) async fn batch_write_call(
+        &self,
+        metadata: &MetadataMap,
+        request: v1::BatchWriteRequest,
+    ) -> Result<v1::BatchWriteResponse, CallError> {
+        let call = Call::admit(&self.io, metadata, request.clock)?;
+        call.check_writable()?;
+        let keyspace = call.keyspace(&request.keyspace)?;
+        let WriteLevel { level, overlap } =
+            self.write_level(keyspace, request.consistency.as_ref())?;
+        check_batch(&call, request.items.iter().map(|it| (it.key.as_ref(), put_bytes(it))))?;
+        let stamp = self.stamp(&call).await?;
+        let mut results: Vec<Option<v1::BatchWriteResult>> = vec![None; request.items.len()];
+        let (mut planned, mut positions, mut required) = (Vec::new(), Vec::new(), 0);
+        for (position, item) in request.items.into_iter().enumerate() {
+            let item = batch_item(&call, item);
+            match item.and_then(|item| self.plan_write(&call, keyspace, level, item)) {
+                Ok((request, replicas)) => {
+                    required = request.requirement.required();
+                    let traceparent = call.traceparent.clone();
+                    planned.push(PlannedWrite { request, replicas, stamp, traceparent });
+                    positions.push(position);
+                }
+                Err(error) => results[position] = Some(write_failure(error)),
+            }
+        }
+        if !planned.is_empty() {
+            let (done, results_of) = oneshot::channel();
+            let batch = Batch::new(planned.len(), done);
+            let writes = planned
+                .into_iter()
+                .enumerate()
+                .map(|(position, it)| (it, ReplyTo::Batch { batch: Arc::clone(&batch), position }));
+            self.io.start_writes(writes, call.deadline_us)?;
+            for (position, done) in positions.into_iter().zip(results_of.await.map_err(stopped)?) {
+                results[position] = Some(match done {
+                    Ok(reply) => {
+                        let version = v1::batch_write_result::Result::Version(reply.version.into());
+                        v1::BatchWriteResult { result: Some(version) }
+                    }
+                    Err(error) => write_failure(call.write_error(level, &error)),
+                });
+            }
+        }
+        Ok(v1::BatchWriteResponse {
+            results: results.into_iter().flatten().collect(),
+            participation: Some(call.participation_of(required, Vec::new(), overlap)),
+            clock: call.clock(),
+        })
+    }
+
+    pub(super) async fn batch_get_call(
+        &self,
+        metadata: &MetadataMap,
+        request: v1::BatchGetRequest,
+    ) -> Result<v1::BatchGetResponse, CallError> {
+        let call = Call::admit(&self.io, metadata, request.clock)?;
+        let keyspace = call.keyspace(&request.keyspace)?;
+        let (level, overlap) = self.read_level(keyspace, request.consistency.as_ref())?;
+        check_batch(&call, request.keys.iter().map(|it| (Some(it), 0)))?;
+        let mut results: Vec<Option<v1::BatchGetResult>> = vec![None; request.keys.len()];
+        let (mut planned, mut positions, mut required) = (Vec::new(), Vec::new(), 0);
+        for (position, key) in request.keys.into_iter().enumerate() {
+            let key = call.key(Some(key));
+            match key.and_then(|key| self.plan_read(&call, keyspace, level, &key)) {
+                Ok(read) => {
+                    required = read.request.requirement.required();
+                    planned.push(read);
+                    positions.push(position);
+                }
+                Err(error) => results[position] = Some(read_failure(error)),
+            }
+        }
+        if !planned.is_empty() {
+            let (done, results_of) = oneshot::channel();
+            let batch = Batch::new(planned.len(), done);
+            let reads = planned
+                .into_iter()
+                .enumerate()
+                .map(|(position, it)| (it, ReplyTo::Batch { batch: Arc::clone(&batch), position }));
+            self.io.start_reads(reads, call.deadline_us)?;
+            for (position, done) in positions.into_iter().zip(results_of.await.map_err(stopped)?) {
+                results[position] = Some(match done {
+                    Ok(reply) => {
+                        let found = v1::batch_get_result::Result::Found(found(reply));
+                        v1::BatchGetResult { result: Some(found) }
+                    }
+                    Err(error) => read_failure(call.read_error(level, &error)),
+                });
+            }
+        }
+        Ok(v1::BatchGetResponse {
+            results: results.into_iter().flatten().collect(),
+            participation: Some(call.participation_of(required, Vec::new(), overlap)),
+            clock: call.clock(),
+        })
+    }
+}
+
+/// Checks a batch as a whole: keys, bytes, no row twice.
+fn check_batch<'a>(
+    call: &Call<'_>,
+    items: impl ExactSizeIterator<Item = (Option<&'a v1::Key>, usize)>,
+) -> Result<(), CallError> {
+    let limits = &call.shared.config.limits;
+    let too_large = |what, limit: usize, actual: usize| {
+        let message = format!("the batch has {actual} {what}; at most {limit} are allowed");
+        let error = CallError::new(Reason::BatchTooLarge, message);
+        Err(error.at_field("items").with("limit", limit).with("actual", actual))
+    };
+    if items.len() > limits.batch_keys_max {
+        return too_large("keys", limits.batch_keys_max, items.len());
+    }
+    let (mut bytes, mut seen) = (0, BTreeSet::new());
+    for (position, (key, value_bytes)) in items.enumerate() {
+        let Some(key) = key else { continue };
+        bytes += key.partition_key.len() + key.sort_key.len() + value_bytes;
+        if !seen.insert((&key.partition_key, &key.sort_key)) {
+            let message = format!("item {position} names a row that an earlier item names");
+            return Err(CallError::new(Reason::DuplicateKey, message)
+                .at_field(&format!("items[{position}].key")));
+        }
+    }
+    if bytes > limits.batch_bytes_max {
+        return too_large("bytes", limits.batch_bytes_max, bytes);
+    }
+    Ok(())
+}
+
+fn put_bytes(item: &v1::BatchWriteItem) -> usize {
+    match &item.write {
+        Some(v1::batch_write_item::Write::Put(value)) => value.len(),
+        _ => 0,
+    }
+}
+
+fn batch_item(call: &Call<'_>, item: v1::BatchWriteItem) -> Result<WriteItem, CallError> {
+    let invalid = |text: &str| Err(CallError::new(Reason::InvalidField, text).at_field("write"));
+    let value = match item.write {
+        Some(v1::batch_write_item::Write::Put(value)) => Some(value),
+        Some(v1::batch_write_item::Write::Delete(true)) if item.ttl_seconds.is_some() => {
+            return invalid("a delete takes no TTL");
+        }
+        Some(v1::batch_write_item::Write::Delete(true)) => None,
+        Some(v1::batch_write_item::Write::Delete(false)) => {
+            return invalid("`delete` is false: leave the item away instead");
+        }
+        None => return invalid("the item has neither `put` nor `delete`"),
+    };
+    let ttl_seconds = if value.is_some() { item.ttl_seconds } else { Some(0) };
+    Ok(WriteItem { key: call.key(item.key)?, value, ttl_seconds, request_id: item.request_id })
+}
+
+fn write_failure(error: CallError) -> v1::BatchWriteResult {
+    let error = v1::batch_write_result::Result::Error(error.into_key_error());
+    v1::BatchWriteResult { result: Some(error) }
+}
+
+fn read_failure(error: CallError) -> v1::BatchGetResult {
+    let error = v1::batch_get_result::Result::Error(error.into_key_error());
+    v1::BatchGetResult { result: Some(error) }
+}

@@ -1,0 +1,226 @@
+//! Executes what the coordinator's machines want, until they want nothing more.
+
+use coordinator::{ReadEffect, ReadEvent, WriteEffect, WriteEvent};
+use model::{Hlc, OperationId, ReplicaIndex, ReplicaMask, StorageKey, Version, WriteAnswer};
+
+use super::{
+    io_loop::{IoLoop, LoopState},
+    outlet::Outlet,
+};
+use crate::{
+    counters::Counters,
+    operation::{NO_ANSWER, Operation, ReadOperation, ReadRound, Token},
+};
+
+impl IoLoop {
+    /// Executes a write's effects until it wants nothing more, and forgets it when it has ended.
+    pub(super) fn write_effects(
+        &self,
+        state: &mut LoopState,
+        token: Token,
+        effects: &mut Vec<WriteEffect>,
+    ) {
+        while !effects.is_empty() {
+            let LoopState { operations, peers, local, awaiting_stamp, .. } = state;
+            let Some(Operation::Write(write)) = operations.get_mut(token) else { return };
+            let mut outlet = Outlet { shared: &self.shared, io_loop: self.index, peers, local };
+            let mut unreachable = ReplicaMask::EMPTY;
+            let (mut stamp, mut own) = (None, None);
+            for effect in effects.drain(..) {
+                match effect {
+                    WriteEffect::Send { to, pass_on, record } => {
+                        let sent = outlet.send_mutation(write, token, to, pass_on, record);
+                        unreachable = unreachable.or(sent);
+                    }
+                    WriteEffect::Query { to } => {
+                        let operation = token.with_sequence(VERSION_QUERY);
+                        for it in to.iter() {
+                            let node = write.replicas.node(it);
+                            if outlet.peers.own() == Some(node) {
+                                own = Some(it);
+                                continue;
+                            }
+                            if !outlet.query(node, operation, &write.key, true, None) {
+                                unreachable.insert(it);
+                            }
+                        }
+                    }
+                    WriteEffect::Hint { to, record, replaces } => {
+                        outlet.hint(write, token, to, record, replaces);
+                    }
+                    WriteEffect::NeedStamp { above } => stamp = Some(above),
+                    WriteEffect::Reply(result) => {
+                        self.count_write(&result);
+                        if let Some(reply) = write.reply.take() {
+                            reply.send(result);
+                        }
+                    }
+                }
+            }
+            if !unreachable.is_empty() {
+                write.machine.handle(WriteEvent::Unreachable { replicas: unreachable }, effects);
+            }
+            if let Some(from) = own {
+                let event = self.version_here(from, &write.key);
+                write.machine.handle(event, effects);
+            }
+            if let Some(above) = stamp {
+                Counters::count(&self.shared.counters.writes_restamped);
+                match self.stamp_above(above) {
+                    Some(stamp) => {
+                        write.stamps.push(stamp);
+                        write.machine.handle(WriteEvent::Stamped(stamp), effects);
+                    }
+                    None => awaiting_stamp.push(token),
+                }
+            }
+        }
+        self.forget_if_finished(state, token);
+    }
+
+    /// This node's own answer to a version query.
+    fn version_here(&self, from: ReplicaIndex, key: &StorageKey) -> WriteEvent {
+        match self.shared.read_blocking(key) {
+            Ok(record) => {
+                let newest = record.map_or(Version::ABSENT, |it| it.version());
+                WriteEvent::Queried { from, newest }
+            }
+            Err(refusal) => {
+                let answer = WriteAnswer::Refused(refusal);
+                WriteEvent::Answer { from, hlc: Hlc::ZERO, answer }
+            }
+        }
+    }
+
+    /// A stamp above a version that a replica answered. The version's clock was checked when its
+    /// answer came, and the answer's frame carried a clock at or above it.
+    fn stamp_above(&self, above: Hlc) -> Option<Hlc> {
+        let stamp = self.shared.try_stamp()?;
+        if stamp > above {
+            return Some(stamp);
+        }
+        self.shared.clock.observe(self.shared.wall(), above).ok()?;
+        self.shared.try_stamp()
+    }
+
+    /// Stamps the writes that waited for the ceiling.
+    pub fn stamp_waiting(&self) {
+        let mut state = self.lock();
+        for token in std::mem::take(&mut state.awaiting_stamp) {
+            let Some(Operation::Write(write)) = state.operations.get_mut(token) else { continue };
+            // The clock has passed the version since it was asked for one above.
+            match self.shared.try_stamp() {
+                Some(stamp) => {
+                    write.stamps.push(stamp);
+                    self.write_event(&mut state, token, WriteEvent::Stamped(stamp));
+                }
+                None => state.awaiting_stamp.push(token),
+            }
+        }
+        self.push_local(&mut state);
+    }
+
+    /// Executes a read's effects until it wants nothing more, and forgets it when it has ended.
+    pub(super) fn read_effects(
+        &self,
+        state: &mut LoopState,
+        token: Token,
+        effects: &mut Vec<ReadEffect>,
+    ) {
+        while !effects.is_empty() {
+            let LoopState { operations, peers, local, read_latency, .. } = state;
+            let Some(Operation::Read(read)) = operations.get_mut(token) else { return };
+            let mut outlet = Outlet { shared: &self.shared, io_loop: self.index, peers, local };
+            let mut unreachable = ReplicaMask::EMPTY;
+            let mut own = None;
+            for effect in effects.drain(..) {
+                match effect {
+                    ReadEffect::Query { to, read_at } => {
+                        let operation = round(read, token, ReadRound::Query(read_at));
+                        for it in to.iter() {
+                            let node = read.replicas.node(it);
+                            if outlet.peers.own() == Some(node) {
+                                own = Some((it, operation, read_at));
+                                continue;
+                            }
+                            let trace = read.traceparent.as_deref();
+                            if !outlet.query(node, operation, &read.key, false, trace) {
+                                unreachable.insert(it);
+                            }
+                        }
+                    }
+                    ReadEffect::WriteBack { to, record } => {
+                        let version = record.version();
+                        let operation = round(read, token, ReadRound::WriteBack(version));
+                        let counter = &self.shared.counters.read_write_backs;
+                        for it in to.iter() {
+                            Counters::count(counter);
+                            if !outlet.write_back(read, it, operation, &record) {
+                                unreachable.insert(it);
+                            }
+                        }
+                    }
+                    ReadEffect::Repair { to, record } => {
+                        for it in to.iter() {
+                            Counters::count(&self.shared.counters.read_repairs);
+                            // Behind the reply: the next read or the exchange repairs what this
+                            // queue does not take.
+                            outlet.write_back(read, it, NO_ANSWER, &record);
+                        }
+                    }
+                    ReadEffect::Reply(result) => {
+                        let counters = &self.shared.counters;
+                        let ok = result.is_ok();
+                        Counters::count(if ok {
+                            &counters.reads_answered
+                        } else {
+                            &counters.reads_failed
+                        });
+                        if ok {
+                            read_latency.measured(self.now_us() - read.started_us);
+                        }
+                        if let Some(reply) = read.reply.take() {
+                            reply.send(result);
+                        }
+                    }
+                }
+            }
+            if !unreachable.is_empty() {
+                read.machine.handle(ReadEvent::Unreachable { replicas: unreachable }, effects);
+            }
+            if let Some((from, operation, read_at)) = own {
+                let key = read.key.clone();
+                if let Some(event) = self.read_own(from, operation, read_at, &key)
+                    && let Some(Operation::Read(read)) = state.operations.get_mut(token)
+                {
+                    read.machine.handle(event, effects);
+                }
+            }
+        }
+        self.forget_if_finished(state, token);
+    }
+
+    fn forget_if_finished(&self, state: &mut LoopState, token: Token) {
+        let finished = match state.operations.get_mut(token) {
+            Some(Operation::Write(it)) => it.machine.is_finished(),
+            Some(Operation::Read(it)) => it.machine.is_finished(),
+            _ => false,
+        };
+        if finished {
+            state.operations.remove(token);
+        }
+    }
+}
+
+/// The sequence number of a write's version query: no write sends so many stamps.
+pub(super) const VERSION_QUERY: u8 = 15;
+
+/// Notes a round of requests and names it.
+fn round(read: &mut ReadOperation, token: Token, round: ReadRound) -> OperationId {
+    let at = read.rounds.iter().position(|it| *it == round).unwrap_or_else(|| {
+        read.rounds.push(round);
+        read.rounds.len() - 1
+    });
+    // Beyond sixteen rounds sequences repeat; the answers' own versions and clocks still tell.
+    token.with_sequence(u8::try_from(at % 16).expect("below sixteen"))
+}
