@@ -1,0 +1,9 @@
+//! Quorate from outside: real processes of `quorate start` on loopback and temporary folders, spoken
+//! to over real connections, killed, paused and lied to.
+//!
+//! A test passes by what clients and operators can see. Waits have an end but no test measures time.
+
+mod durability;
+mod harness;
+mod levels;
+mod scans;
