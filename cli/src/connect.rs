@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use client::{Client, ClientConfig};
+use proto::Reason;
 
 use crate::{
     args::Global,
-    failure::{Attempt, Failure},
+    failure::{Attempt, Exit, Failure},
 };
 
 /// A node that takes longer to accept a connection is taken for down.
@@ -32,10 +33,14 @@ pub(crate) async fn connect_with(
     };
     Client::connect(config).await.map_err(|error| {
         let asked = global.nodes.join(", ");
-        fail(&error, &Attempt::default())
-            .of_connecting()
-            .fact("asked", asked)
-            .advise("quorate start, or --node ADDRESS of a node that is up")
+        let failure = fail(&error, &Attempt::default()).of_connecting().fact("asked", asked);
+        match error.reason() {
+            // The address or the datacenter makes no sense: another node would not help.
+            Reason::InvalidField => failure.exit(Exit::Usage),
+            _ => failure
+                .exit(Exit::Unavailable)
+                .advise("quorate start, or --node ADDRESS of a node that is up"),
+        }
     })
 }
 

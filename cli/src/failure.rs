@@ -157,7 +157,7 @@ impl Failure {
     pub(crate) fn of_connecting(mut self) -> Self {
         self.0.effect = None;
         self.0.advice.clear();
-        self.exit(Exit::Unavailable)
+        self
     }
 
     /// Adds a fact.
@@ -267,7 +267,10 @@ fn sentence(error: &CallError) -> String {
 fn facts(error: &CallError, node: Option<&str>, attempt: &Attempt) -> Vec<(&'static str, String)> {
     let mut facts = Vec::new();
     match (&attempt.keyspace, &attempt.key) {
-        (Some(keyspace), Some(key)) => facts.push(("key", format!("{key}  (keyspace {keyspace})"))),
+        (Some(keyspace), Some(key)) => {
+            let key = if key.is_empty() { "\"\"" } else { key };
+            facts.push(("key", format!("{key}  (keyspace {keyspace})")));
+        }
         (Some(keyspace), None) => facts.push(("keyspace", keyspace.clone())),
         _ => {}
     }

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use node::{
     config::NodeConfig,
-    io::RunningNode,
+    io::{RunningNode, StartError},
     storage::rocks::{RocksLimits, RocksShared},
 };
 
@@ -23,8 +23,14 @@ impl SharedResources {
     /// Starts a node; it listens when this returns.
     pub(crate) fn start(&self, config: NodeConfig) -> Result<RunningNode, Failure> {
         let data = config.data.display().to_string();
-        let started = node::io::start(config, &self.0);
-        started.map_err(|error| start_failure(&error).fact("data", data))
+        node::io::start(config, &self.0).map_err(|error| {
+            let failure = start_failure(&error).fact("data", data);
+            match error {
+                StartError::Listen { .. } => failure.advise("another --listen and --peer-listen"),
+                StartError::Open(_) => failure.advise("look whether another node runs in it"),
+                _ => failure,
+            }
+        })
     }
 }
 

@@ -182,7 +182,7 @@ impl Job {
             return Ok(None);
         }
         let bar = progress::steps_bar(output, RING_STEPS);
-        let mut saved = Instant::now();
+        let mut saved: Option<Instant> = None;
         loop {
             let page = tokio::select! {
                 page = scan.next_page() => page,
@@ -192,9 +192,9 @@ impl Job {
             let Some(page) = page else { break };
             self.take(args, &page)?;
             self.advance(&bar, &page);
-            if saved.elapsed() >= SAVE_INTERVAL {
+            if saved.is_none_or(|it| it.elapsed() >= SAVE_INTERVAL) {
                 self.save()?;
-                saved = Instant::now();
+                saved = Some(Instant::now());
             }
         }
         bar.finish_and_clear();

@@ -88,7 +88,9 @@ async fn show(admin: &Admin, output: Output) -> Result<(), Failure> {
 /// How many partitions each node holds, and how many as the first replica of its datacenter.
 fn holders(topology: &v1::GetTopologyResponse) -> Table {
     let mut table = Table::new(&["clients", "dc", "rack", ">partitions", ">first in", "node"]);
-    for (index, node) in topology.nodes.iter().enumerate() {
+    let mut nodes: Vec<_> = topology.nodes.iter().enumerate().collect();
+    nodes.sort_by_key(|(_, it)| (&it.datacenter, &it.rack, &it.client_address));
+    for (index, node) in nodes {
         let first: usize = topology
             .assignments
             .iter()
@@ -232,7 +234,9 @@ impl PlanDocument {
     fn table(&self) -> Table {
         let columns = ["clients", "dc", "rack", ">partitions", ">gains", ">gives up", "node"];
         let mut table = Table::new(&columns);
-        for it in &self.nodes {
+        let mut nodes: Vec<_> = self.nodes.iter().collect();
+        nodes.sort_by_key(|it| (&it.datacenter, &it.rack, &it.client_address));
+        for it in nodes {
             table.row([
                 it.client_address.as_str().into(),
                 it.datacenter.as_str().into(),

@@ -207,7 +207,9 @@ impl StatusDocument {
         let columns =
             ["--", "clients", "peers", "rack", ">partitions", ">owns", "node", ">last heard"];
         let mut blocks = BTreeMap::new();
-        for node in &self.nodes {
+        let mut nodes: Vec<_> = self.nodes.iter().collect();
+        nodes.sort_by_key(|it| (&it.rack, &it.client_address));
+        for node in nodes {
             let table =
                 blocks.entry(node.datacenter.as_str()).or_insert_with(|| Table::new(&columns));
             let owns = match self.partitions {
