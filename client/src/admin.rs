@@ -154,7 +154,7 @@ impl Admin {
 
     async fn call_and_tell<C: Call>(&self, call: C) -> Result<(C::Response, InFlight), Error> {
         let route = self.node.as_ref().map_or(Route::Home, Route::Node);
-        self.client.cluster().call_and_tell(&call, route, &self.options).await
+        self.client.cluster().call(&call, route, &self.options).await
     }
 }
 

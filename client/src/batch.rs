@@ -280,7 +280,7 @@ async fn run_part<R: Round>(
     let mut results: Vec<Option<Result<R::Output, Error>>> = Vec::new();
     results.resize_with(length, || None);
     for attempt in 1.. {
-        let answer = cluster.call_and_tell(&round, round.route(), &options).await;
+        let answer = cluster.call(&round, round.route(), &options).await;
         let pending = std::mem::take(round.pending());
         let (response, node) = match answer {
             Ok(answer) => answer,

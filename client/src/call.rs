@@ -6,8 +6,10 @@
 
 use std::{
     error::Error as _,
-    future::Future,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{Arc, atomic::Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -159,19 +161,8 @@ pub(crate) fn no_node(call: &'static str, writes: bool) -> Error {
 }
 
 impl Cluster {
-    /// Makes a call, and makes it again where that is safe.
+    /// Makes a call, and makes it again where that is safe. Also tells which node answered.
     pub(crate) async fn call<C: Call>(
-        &self,
-        call: &C,
-        route: Route<'_>,
-        options: &CallOptions,
-    ) -> Result<C::Response, Error> {
-        let (response, _) = self.call_and_tell(call, route, options).await?;
-        Ok(response)
-    }
-
-    /// Like [`call`](Self::call); also tells which node answered.
-    pub(crate) async fn call_and_tell<C: Call>(
         &self,
         call: &C,
         route: Route<'_>,
@@ -304,12 +295,19 @@ impl Cluster {
     ) -> Result<C::Response, Failure> {
         let mut request = Request::new(request);
         self.set_headers(&mut request, budget, trace);
+        // Around the whole call: tonic's own timer, set by the header, ends with the answer's head. The
+        // futures are pinned where they are made: moving them would cost more than all else here.
         let sending = C::send(node.channel(), self.config().message_bytes_max, request);
-        // Around the whole call: tonic's own timer, set by the header, ends with the answer's head.
-        match tokio::time::timeout(budget, sending).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(failure(&status, C::WRITES, budget)),
-            Err(_) => Err(Failure {
+        let mut sending = pin!(sending);
+        let mut time_is_up = pin!(tokio::time::sleep(budget));
+        let answer = poll_fn(|context| match sending.as_mut().poll(context) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => time_is_up.as_mut().poll(context).map(|()| None),
+        });
+        match answer.await {
+            Some(Ok(response)) => Ok(response.into_inner()),
+            Some(Err(status)) => Err(failure(&status, C::WRITES, budget)),
+            None => Err(Failure {
                 progress: Progress::NoAnswer,
                 error: no_answer_in_time(C::WRITES, budget),
             }),

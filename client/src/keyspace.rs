@@ -198,7 +198,7 @@ impl Put<'_> {
     /// See [`Error::is_unknown_write`] first.
     pub async fn send(self) -> Result<Written, Error> {
         let route = self.keyspace.route(self.key.token(), true, &self.options);
-        let response = self.keyspace.cluster().call(&self, route, &self.options).await?;
+        let (response, _) = self.keyspace.cluster().call(&self, route, &self.options).await?;
         Ok(Written::new(response.version, response.participation))
     }
 }
@@ -249,7 +249,7 @@ impl Get<'_> {
     /// Sends it. The same as awaiting it, without a box around the future.
     pub async fn send(self) -> Result<Read, Error> {
         let route = self.keyspace.route(self.key.token(), false, &self.options);
-        let it = self.keyspace.cluster().call(&self, route, &self.options).await?;
+        let (it, _) = self.keyspace.cluster().call(&self, route, &self.options).await?;
         let participation = it.participation.unwrap_or_default();
         Ok(Read {
             value: it.found.then_some(it.value),
@@ -315,7 +315,7 @@ impl Delete<'_> {
     /// See [`Error::is_unknown_write`] first.
     pub async fn send(self) -> Result<Written, Error> {
         let route = self.keyspace.route(self.key.token(), true, &self.options);
-        let response = self.keyspace.cluster().call(&self, route, &self.options).await?;
+        let (response, _) = self.keyspace.cluster().call(&self, route, &self.options).await?;
         Ok(Written::new(response.version, response.participation))
     }
 }
