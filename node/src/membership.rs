@@ -4,6 +4,7 @@
 //! members come out. What is up is a hint for coordinators, never a promise.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
     time::Duration,
