@@ -279,6 +279,8 @@ fn rounds_table(rounds: &[Round]) -> Table {
         ">p50",
         ">p99",
         ">CPU us/call",
+        ">generator",
+        ">servers",
         ">failed",
     ]);
     for (index, round) in rounds.iter().enumerate() {
@@ -294,6 +296,8 @@ fn rounds_table(rounds: &[Round]) -> Table {
                 latency(|it| it.p50_us).into(),
                 latency(|it| it.p99_us).into(),
                 format!("{:.1}", it.processor_us_per_call.total).into(),
+                format!("{:.1}", it.processor_us_per_call.load).into(),
+                format!("{:.1}", it.processor_us_per_call.servers).into(),
                 it.errors.to_string().into(),
             ]);
         }
