@@ -13,7 +13,10 @@ impl AdminApi {
     /// The layout's nodes in its order, then the others known.
     pub(super) fn node_infos(&self, view: &View) -> Vec<v1::NodeInfo> {
         let shared = &self.io.shared;
-        let directory = shared.directory.borrow().clone();
+        let own = super::gossip::own_member(shared);
+        // The layout says where each node was when it was made; this node knows where it is now.
+        let mut directory = shared.directory.borrow().clone();
+        directory.insert(own.node(), own);
         let mut infos: Vec<v1::NodeInfo> = Vec::new();
         if let Some(metadata) = view.metadata() {
             let layout = metadata.layout();
@@ -27,8 +30,7 @@ impl AdminApi {
                 });
             }
         }
-        let own = super::gossip::own_member(shared);
-        for member in directory.values().chain([&own]) {
+        for member in directory.values() {
             let info = node_info(&member.description());
             if infos.iter().all(|it| it.node_id != info.node_id) {
                 infos.push(info);

@@ -53,6 +53,17 @@ pub enum StartError {
         /// Which part.
         what: &'static str,
     },
+    /// The node's place in the layout is in another datacenter than it was told.
+    #[error(
+        "this data directory belongs to a node of datacenter {layout:?}, and cannot be moved to \
+         {configured:?}: the layout counts on it"
+    )]
+    DatacenterChanged {
+        /// The datacenter in the layout.
+        layout: String,
+        /// The datacenter in the configuration.
+        configured: String,
+    },
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -299,6 +310,12 @@ impl Node {
             }
         };
         let known = metadata.iter().flat_map(|it| it.layout().nodes());
+        if let Some(own) = known.clone().find(|it| it.id == identity.node)
+            && own.datacenter != config.datacenter
+        {
+            let (layout, configured) = (own.datacenter.clone(), config.datacenter.clone());
+            return Err(StartError::DatacenterChanged { layout, configured });
+        }
         let known: Vec<_> = known.map(|it| Member::new(it, 0)).collect();
         let view = metadata.map_or_else(View::default, |metadata| {
             View::new(metadata, identity.node, &config.datacenter, &View::default())
