@@ -3,7 +3,10 @@
 //!
 //! A test passes by what clients and operators can see. Waits have an end but no test measures time.
 
+mod admin;
+mod dataset;
 mod durability;
 mod harness;
 mod levels;
+mod restart;
 mod scans;

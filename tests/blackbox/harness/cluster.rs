@@ -94,7 +94,7 @@ impl Keyspace {
         Self { name: name.to_owned(), ..Self::default() }
     }
 
-    /// With one replica in each of the datacenters.
+    /// The request that creates it.
     pub(crate) fn request(&self) -> v1::CreateKeyspaceRequest {
         let replicas = self.replicas.iter().map(|(datacenter, replicas)| v1::DatacenterReplicas {
             datacenter: datacenter.clone(),
@@ -184,16 +184,6 @@ impl Cluster {
         &self.nodes[at]
     }
 
-    /// A node, to change what its next start is told.
-    pub(crate) fn node_mut(&mut self, at: usize) -> &mut Node {
-        &mut self.nodes[at]
-    }
-
-    /// The nodes of a datacenter.
-    pub(crate) fn in_datacenter(&self, datacenter: &str) -> Vec<usize> {
-        (0..self.len()).filter(|it| self.nodes[*it].datacenter == datacenter).collect()
-    }
-
     /// The nodes that run.
     pub(crate) fn running(&self) -> Vec<usize> {
         (0..self.len()).filter(|it| self.nodes[*it].process.is_some()).collect()
@@ -240,8 +230,6 @@ impl Cluster {
             node.datacenter.clone(),
             "--rack".to_owned(),
             node.rack.clone(),
-            "--log".to_owned(),
-            "info".to_owned(),
         ];
         arguments.extend(node.arguments.iter().cloned());
         arguments
@@ -252,6 +240,9 @@ impl Cluster {
         for at in nodes {
             let mut arguments = self.arguments(*at);
             arguments.extend(further.iter().map(|it| (*it).to_owned()));
+            if !further.contains(&"--log") {
+                arguments.extend(["--log".to_owned(), "info".to_owned()]);
+            }
             let node = &mut self.nodes[*at];
             assert!(node.process.is_none(), "node {at} runs already");
             let name = format!("{}-{at}", node.datacenter);
@@ -292,6 +283,13 @@ impl Cluster {
         self.launch(nodes, &[]);
         self.wait_all_up().await;
         self.wait_agreed().await;
+    }
+
+    /// Gives a node that does not run other addresses.
+    pub(crate) fn move_node(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        assert!(node.process.is_none(), "node {at} runs");
+        (node.client, node.peer) = (free_address(), free_address());
     }
 
     /// Waits until every running node sees every other running node up, and the others down.
