@@ -3,8 +3,9 @@
 //! Pure: packets, timers and randomness come in; packets to send, timers to set and changes of
 //! members come out. What is up is a hint for coordinators, never a promise.
 
+#[cfg(test)]
+use std::collections::BTreeMap;
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
     time::Duration,
