@@ -178,6 +178,16 @@ async fn a_changed_layout_is_noticed_by_who_coordinates() {
 }
 
 #[tokio::test]
+async fn the_topology_is_asked_for_now_and_then() {
+    let fake = Fake::start(&["a"]).await;
+    let topology_refresh_interval = Duration::from_millis(50);
+    let config = ClientConfig { topology_refresh_interval, ..fake.config() };
+    let client = Client::connect(config).await.unwrap();
+    fake.topology_calls(fake.topology_calls_so_far() + 3).await;
+    drop(client);
+}
+
+#[tokio::test]
 async fn a_hostile_topology_changes_nothing() {
     let fake = Fake::start(&["a", "a"]).await;
     let keyspace = fake.keyspace().await;

@@ -185,8 +185,12 @@ impl Fake {
 
     pub(crate) fn config(&self) -> ClientConfig {
         let addresses = self.nodes.iter().map(|it| it.address.clone());
-        let retry_delay = Duration::from_millis(1);
-        ClientConfig { retry_delay, seed: Some(7), ..ClientConfig::new(addresses) }
+        ClientConfig {
+            retry_delay: Duration::from_millis(1),
+            topology_refresh_interval: Duration::from_secs(3_600),
+            seed: Some(7),
+            ..ClientConfig::new(addresses)
+        }
     }
 
     pub(crate) async fn client(&self) -> Client {
@@ -232,7 +236,9 @@ impl Fake {
     /// Waits until the topology has been asked for so often.
     pub(crate) async fn topology_calls(&self, at_least: usize) {
         let mut calls = self.shared.topology_calls.subscribe();
-        calls.wait_for(|it| *it >= at_least).await.expect("the sender lives");
+        let asked = calls.wait_for(|it| *it >= at_least);
+        let asked = tokio::time::timeout(Duration::from_secs(20), asked).await;
+        asked.expect("it is asked for").expect("the sender lives");
     }
 
     pub(crate) fn topology_calls_so_far(&self) -> usize {
