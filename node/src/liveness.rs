@@ -29,6 +29,8 @@ pub struct PeerStatus {
     pub member: AtomicBool,
     /// A moving average of the round trip, in microseconds.
     pub latency_us: AtomicU64,
+    /// The metadata that it has said to be at.
+    pub metadata_sequence: AtomicU64,
     /// When it was last heard, in microseconds of elapsed time.
     pub last_heard_us: AtomicU64,
 }
@@ -38,6 +40,7 @@ impl Default for PeerStatus {
         Self {
             member: AtomicBool::new(true),
             latency_us: AtomicU64::new(LATENCY_US_START),
+            metadata_sequence: AtomicU64::new(0),
             last_heard_us: AtomicU64::new(0),
         }
     }

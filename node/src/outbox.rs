@@ -40,13 +40,44 @@ struct Queue {
     frames: VecDeque<(Frame, usize)>,
     bytes: usize,
     closed: bool,
+    usual: Usual,
+}
+
+/// What the last frame held: the next one gets room for as much, and does not grow item by item.
+#[derive(Clone, Copy, Default)]
+struct Usual {
+    mutations: usize,
+    applied: usize,
+    queries: usize,
+    query_answers: usize,
+}
+
+impl Usual {
+    fn of(frame: &Frame) -> Self {
+        Self {
+            mutations: frame.mutations.len(),
+            applied: frame.applied.len(),
+            queries: frame.queries.len(),
+            query_answers: frame.query_answers.len(),
+        }
+    }
+
+    fn frame(self) -> Frame {
+        Frame {
+            mutations: Vec::with_capacity(self.mutations),
+            applied: Vec::with_capacity(self.applied),
+            queries: Vec::with_capacity(self.queries),
+            query_answers: Vec::with_capacity(self.query_answers),
+            ..Frame::default()
+        }
+    }
 }
 
 impl Queue {
     /// The frame that takes the next item.
     fn open_frame(&mut self) -> &mut (Frame, usize) {
         if self.frames.back().is_none_or(|it| it.1 >= FRAME_BYTES) {
-            self.frames.push_back(Default::default());
+            self.frames.push_back((self.usual.frame(), 0));
         }
         self.frames.back_mut().expect("just pushed")
     }
@@ -151,6 +182,7 @@ impl<S: FrameStamp> Drain<S> {
             match queue.frames.pop_front() {
                 Some((frame, bytes)) => {
                     queue.bytes -= bytes;
+                    queue.usual = Usual::of(&frame);
                     frame
                 }
                 None if queue.closed => return Poll::Ready(None),

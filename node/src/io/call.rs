@@ -4,6 +4,7 @@ use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
 use arc_swap::Guard;
 use coordinator::{ReadError, WriteError};
+use http::{HeaderMap, HeaderName};
 use model::{
     ConsistencyLevel, DcIndex, Hlc, Key, KeyError, LevelError, Refusal, ReplicaMask, ReplicaSet,
 };
@@ -53,7 +54,8 @@ impl<'a> Call<'a> {
                 .at_field("clock")
                 .with("limit_ms", shared.config.clock_offset_max_ms)
         })?;
-        let traceparent = metadata.get("traceparent").and_then(|it| it.to_str().ok());
+        let headers: &HeaderMap = metadata.as_ref();
+        let traceparent = headers.get(TRACEPARENT).and_then(|it| it.to_str().ok());
         let traceparent = traceparent.filter(|it| it.len() <= TRACEPARENT_BYTES_MAX).map(Arc::from);
         let deadline_us = io.now_us() + timeout_us;
         Ok(Self { shared, view, deadline_us, traceparent })
@@ -222,6 +224,9 @@ impl<'a> Call<'a> {
 /// When a client may try again what could not be served just now.
 pub(super) const RETRY: Duration = Duration::from_millis(250);
 
+/// W3C trace context.
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const TRACEPARENT_BYTES_MAX: usize = 128;
 
 fn fate(unknown: bool) -> &'static str {
@@ -313,7 +318,8 @@ impl From<Full> for CallError {
 /// transport gives up, and at most the node's own.
 fn effective_timeout(shared: &Shared, metadata: &MetadataMap) -> Result<Duration, CallError> {
     let own = Duration::from_millis(shared.config.request_timeout_ms);
-    let header = metadata.get("grpc-timeout").and_then(|it| it.to_str().ok());
+    let headers: &HeaderMap = metadata.as_ref();
+    let header = headers.get(GRPC_TIMEOUT).and_then(|it| it.to_str().ok());
     // One that cannot be parsed is ignored, as the transport does.
     let Some(wanted) = header.and_then(parse_timeout) else { return Ok(own) };
     if wanted.is_zero() {

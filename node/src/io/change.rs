@@ -1,6 +1,9 @@
 //! Changes of the metadata: proposes them, takes part in others' proposals, keeps promises on disk.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use model::{Change, ChangeError, Metadata, NodeId};
@@ -143,10 +146,26 @@ impl IoLoop {
             let (metadata, ours) = self.decide(proposer, deadline).await?;
             shared.adopt_durably(metadata).await?;
             if ours {
-                return Ok(Arc::clone(
-                    shared.view.load().metadata().expect("metadata was just adopted"),
-                ));
+                let view = shared.view.load_full();
+                let metadata = view.metadata().expect("metadata was just adopted");
+                self.await_spread(metadata.sequence()).await;
+                return Ok(Arc::clone(metadata));
             }
+        }
+    }
+
+    /// Waits until the nodes that are up know a metadata, so that whoever asked for the change finds
+    /// it at any of them; not for long, and nothing depends on it.
+    async fn await_spread(&self, sequence: u64) {
+        let until = Instant::now() + SPREAD_TIMEOUT;
+        let behind = || {
+            let now_us = self.shared.elapsed_us();
+            let state = self.lock();
+            let mut up = state.peers.iter().filter(|it| it.status.is_up(now_us));
+            up.any(|it| it.status.metadata_sequence.load(Ordering::Relaxed) < sequence)
+        };
+        while behind() && Instant::now() < until {
+            sleep(SPREAD_POLL).await;
         }
     }
 
@@ -175,7 +194,7 @@ impl IoLoop {
             if let Some(outcome) = outcome {
                 break ended(outcome);
             }
-            if pause {
+            if pause && Instant::now() < deadline {
                 let ms = self.lock().random.random_range(20..200);
                 sleep(Duration::from_millis(ms)).await;
                 steps = proposer.retry();
@@ -248,5 +267,8 @@ pub(super) fn successor(
 
 /// How long a change may take to be decided.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a change may take to be known everywhere before it is answered all the same.
+const SPREAD_TIMEOUT: Duration = Duration::from_secs(2);
+const SPREAD_POLL: Duration = Duration::from_millis(5);
 /// When messages are taken for lost.
 const ASK_AGAIN: Duration = Duration::from_millis(800);

@@ -1,6 +1,9 @@
 //! The rare messages between nodes: metadata, its agreement, and pings.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use model::{Metadata, NodeId};
@@ -22,6 +25,7 @@ impl IoLoop {
         match control.control {
             Some(Kind::MetadataSequence(theirs)) => {
                 let ours = shared.view.load().sequence();
+                shared.status(from).metadata_sequence.fetch_max(theirs, Ordering::Relaxed);
                 if theirs > ours {
                     send(outbox, Kind::MetadataRequest(true));
                 } else if theirs < ours {

@@ -12,10 +12,13 @@ use proto::{
 };
 use rand::RngExt;
 use tokio::sync::oneshot;
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{
+    Request, Response, Status,
+    metadata::{AsciiMetadataValue, MetadataMap},
+};
 
 use super::{
-    call::{Call, level_error, level_of, overlap_error},
+    call::{Call, TRACEPARENT, level_error, level_of, overlap_error},
     coordinate::{PlannedRead, PlannedWrite},
     io_loop::IoLoop,
     scan::ScanStream,
@@ -237,7 +240,9 @@ impl KvApi {
         metadata: &MetadataMap,
         result: Result<T, CallError>,
     ) -> Result<Response<T>, Status> {
-        let traceparent = metadata.get("traceparent").cloned();
+        let headers: &http::HeaderMap = metadata.as_ref();
+        let traceparent: Option<AsciiMetadataValue> =
+            headers.get(TRACEPARENT).and_then(|it| it.to_str().ok()?.parse().ok());
         match result {
             Ok(message) => {
                 let mut response = Response::new(message);
