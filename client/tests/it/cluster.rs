@@ -131,7 +131,7 @@ impl Connector for Counting {
 async fn a_connection_that_takes_too_long_was_never_sent_into() {
     let fake = Fake::start(&["a", "a"]).await;
     let slow = Arc::new(Slow(fake.address(1).to_owned()));
-    let connect_timeout = Duration::from_millis(50);
+    let connect_timeout = Duration::from_millis(500);
     let config = ClientConfig { connector: slow, connect_timeout, ..fake.config() };
     let keyspace = Client::connect(config).await.unwrap().keyspace("k");
     for _ in 0..9 {

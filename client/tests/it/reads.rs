@@ -24,7 +24,7 @@ async fn a_read_is_tried_on_another_node_whatever_happened() {
         let fake = Fake::start(&["a", "a", "a"]).await;
         let keyspace = fake.keyspace().await;
         fake.script([failure.clone()]);
-        let read = keyspace.get("key").timeout(Duration::from_secs(2)).await.unwrap();
+        let read = keyspace.get("key").timeout(Duration::from_secs(3)).await.unwrap();
         assert_eq!(read.value.as_deref(), Some(&b"value"[..]));
         let path = fake.path();
         assert_eq!(path.len(), 2, "{failure:?}");
@@ -37,7 +37,7 @@ async fn a_read_ends_with_its_deadline() {
     let fake = Fake::start(&["a", "a", "a"]).await;
     let keyspace = fake.keyspace().await;
     fake.script(vec![Answer::Hang; 9]);
-    let error = keyspace.get("key").timeout(Duration::from_millis(200)).await.unwrap_err();
+    let error = keyspace.get("key").timeout(Duration::from_millis(1_600)).await.unwrap_err();
     assert_eq!(error.reason(), Reason::ReadTimeout);
     assert!(!error.is_unknown_write());
     assert_eq!(fake.path().len(), 4);
