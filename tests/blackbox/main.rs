@@ -4,9 +4,11 @@
 //! A test passes by what clients and operators can see. Waits have an end but no test measures time.
 
 mod admin;
+mod bad_input;
 mod dataset;
 mod durability;
 mod harness;
 mod levels;
+mod python;
 mod restart;
 mod scans;

@@ -272,9 +272,13 @@ impl Cluster {
 
     /// Asks a node to stop, and waits for its end.
     pub(crate) fn stop(&mut self, at: usize) -> ExitStatus {
-        let mut process = self.nodes[at].process.take().expect("the node runs");
-        process.signal(Signal::Terminate);
-        process.wait_end()
+        self.process(at).signal(Signal::Terminate);
+        self.wait_stopped(at)
+    }
+
+    /// Waits for the end of a node that was asked to stop.
+    pub(crate) fn wait_stopped(&mut self, at: usize) -> ExitStatus {
+        self.nodes[at].process.take().expect("the node runs").wait_end()
     }
 
     /// Starts nodes again as they were, without anybody to join, and waits until all running nodes

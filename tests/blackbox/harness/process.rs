@@ -106,11 +106,6 @@ impl Process {
         guard.clone()
     }
 
-    /// True until it has ended.
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("our own child").is_none()
-    }
-
     /// Sends a signal. Panics if the process has ended.
     pub(crate) fn signal(&self, signal: Signal) {
         let name = match signal {
