@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    io,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
@@ -17,19 +16,12 @@ use proto::{
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Status,
-    body::Body,
-    transport::{
-        Server,
-        server::{Connected, TcpConnectInfo},
-    },
-};
+use tonic::{Status, body::Body, transport::Server};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::{
     admin::AdminApi,
-    guard::GuardedStream,
+    guard::{GuardedStream, Port},
     io_loop::IoLoop,
     kv::KvApi,
     links::{Links, PeerApi, frame_bytes_max},
@@ -95,7 +87,7 @@ pub(super) async fn serve_clients(
         };
         Counters::count(&guarded.counters.connections_accepted);
         guarded.connections.fetch_add(1, Ordering::Relaxed);
-        Some(GuardedStream::new(stream, Arc::clone(&guarded), permit))
+        Some(GuardedStream::new(stream, Port::Clients, Arc::clone(&guarded), permit))
     }));
     let limits = &shared.config.limits;
     // The client's clock and names come on top of keys and values.
@@ -112,11 +104,12 @@ pub(super) async fn serve_clients(
     let reflection_v1alpha = reflection(tonic_reflection::server::Builder::configure())
         .build_v1alpha()
         .expect("the descriptors were checked when they were compiled");
-    let message_limit = message_bytes_max;
+    let counting = Arc::clone(&shared);
+    let explain = move |response| explain(response, message_bytes_max, &counting.counters);
     let backstop = Duration::from_millis(shared.config.request_timeout_ms + BACKSTOP_MS);
     let served = limited(shared.config.streams_per_connection_max)
         .timeout(backstop)
-        .layer(tower::util::MapResponseLayer::new(move |response| explain(response, message_limit)))
+        .layer(tower::util::MapResponseLayer::new(explain))
         .add_service(
             KvServiceServer::new(KvApi { io: Arc::clone(&io) })
                 .max_decoding_message_size(message_bytes_max)
@@ -139,8 +132,16 @@ pub(super) async fn serve_peers(
     listener: Box<dyn Listener>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let permits = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
     let (admitted, incoming) = mpsc::channel(BACKLOG);
-    let accepting = tokio::spawn(accept(listener, admitted, |stream| Some(PeerStream(stream))));
+    let guarded = Arc::clone(&io.shared);
+    let accepting = tokio::spawn(accept(listener, admitted, move |stream| {
+        let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
+            Counters::count(&guarded.counters.connections_refused);
+            return None;
+        };
+        Some(GuardedStream::new(stream, Port::Peers, Arc::clone(&guarded), permit))
+    }));
     let limit = frame_bytes_max(&io.shared);
     let served = limited(PEER_STREAMS_MAX)
         .initial_stream_window_size(PEER_WINDOW_BYTES)
@@ -172,15 +173,21 @@ const PENDING_RESETS_MAX: usize = 20;
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Far more nodes than a cluster has, each with a connection of every loop.
+const PEER_CONNECTIONS_MAX: usize = 4_096;
 /// A node opens one stream a connection; a few more leave room for reconnects.
 const PEER_STREAMS_MAX: u32 = 16;
 const PEER_WINDOW_BYTES: u32 = 4 << 20;
 /// Beyond a call's own deadline: for requests whose bytes never come.
 const BACKSTOP_MS: u64 = 5_000;
 
-/// Gives the transport's own refusals the form of ours. Successful answers carry their status in
-/// trailers and are not touched.
-fn explain(response: http::Response<Body>, message_bytes_max: usize) -> http::Response<Body> {
+/// Gives the transport's own refusals the form of ours, and counts those of broken messages.
+/// Successful answers carry their status in trailers and are not touched.
+fn explain(
+    response: http::Response<Body>,
+    message_bytes_max: usize,
+    counters: &Counters,
+) -> http::Response<Body> {
     let headers = response.headers();
     let Some(code) = headers.get("grpc-status") else { return response };
     if headers.contains_key("grpc-status-details-bin") {
@@ -201,56 +208,8 @@ fn explain(response: http::Response<Body>, message_bytes_max: usize) -> http::Re
         }
         _ => return response,
     };
+    if error.reason != Reason::DeadlinePassed {
+        Counters::count(&counters.calls_invalid);
+    }
     Status::from(error).into_http()
-}
-
-/// A node's connection.
-struct PeerStream(BoxedStream);
-
-impl tokio::io::AsyncRead for PeerStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl tokio::io::AsyncWrite for PeerStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffers: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(context, buffers)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
-    }
-}
-
-impl Connected for PeerStream {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        TcpConnectInfo { local_addr: None, remote_addr: None }
-    }
 }

@@ -1,4 +1,4 @@
-//! Watches the raw bytes of a client's connection for what the HTTP/2 library lets through: bytes
+//! Watches the raw bytes of an accepted connection for what the HTTP/2 library lets through: bytes
 //! that are no HTTP/2, connections that never come to a request, floods of control frames.
 //!
 //! Source of the framing: RFC 9113, 3.4 and 4.1.
@@ -98,9 +98,19 @@ impl FrameWatch {
     }
 }
 
-/// A client's connection.
+/// The port that a connection came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Port {
+    /// For clients; its connections are counted.
+    Clients,
+    /// For nodes.
+    Peers,
+}
+
+/// An accepted connection.
 pub(super) struct GuardedStream {
     inner: BoxedStream,
+    port: Port,
     watch: FrameWatch,
     first_request: Option<Pin<Box<Sleep>>>,
     window_started: Instant,
@@ -112,12 +122,14 @@ impl GuardedStream {
     /// Guards a connection; the permit is given back when it closes.
     pub(super) fn new(
         inner: BoxedStream,
+        port: Port,
         shared: Arc<Shared>,
         permit: OwnedSemaphorePermit,
     ) -> Self {
         let timeout = Duration::from_millis(shared.config.first_request_timeout_ms);
         Self {
             inner,
+            port,
             watch: FrameWatch::default(),
             first_request: Some(Box::pin(sleep(timeout))),
             window_started: Instant::now(),
@@ -133,7 +145,7 @@ impl GuardedStream {
         }
         self.watch.take(bytes).map_err(|offence| {
             Counters::count(&self.shared.counters.connections_refused);
-            tracing::debug!(?offence, "a connection is closed");
+            tracing::debug!(?offence, port = ?self.port, "a connection is closed");
             io::Error::new(io::ErrorKind::InvalidData, format!("{offence:?}"))
         })?;
         if self.watch.requested {
@@ -201,7 +213,9 @@ impl Connected for GuardedStream {
 
 impl Drop for GuardedStream {
     fn drop(&mut self) {
-        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        if self.port == Port::Clients {
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
