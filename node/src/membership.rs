@@ -131,7 +131,7 @@ impl Membership {
 
     /// The other members that are up.
     #[cfg(test)]
-    pub fn up(&self) -> &BTreeMap<NodeId, Member> {
+    pub(crate) fn up(&self) -> &BTreeMap<NodeId, Member> {
         &self.up
     }
 
@@ -236,63 +236,72 @@ mod tests {
         Member::new(&description, 1 << 20)
     }
 
-    /// Delivers packets and timers in the order of their time until `until`.
-    fn run(
-        nodes: &mut BTreeMap<NodeId, Membership>,
-        first: Vec<(NodeId, MembershipEffect)>,
-        until: Duration,
-    ) {
-        let mut timers: Vec<(Duration, NodeId, Timer<Member>)> = Vec::new();
-        let mut now = Duration::ZERO;
-        let mut pending = first;
-        loop {
+    /// A network that loses nothing, and a clock that jumps to the next timer.
+    struct World {
+        nodes: BTreeMap<NodeId, Membership>,
+        timers: Vec<(Duration, NodeId, Timer<Member>)>,
+        now: Duration,
+    }
+
+    impl World {
+        fn execute(&mut self, node: NodeId, effects: Vec<MembershipEffect>) {
+            let mut pending: Vec<_> = effects.into_iter().map(|it| (node, it)).collect();
             while let Some((from, effect)) = pending.pop() {
                 match effect {
                     MembershipEffect::Send { to, packet } => {
-                        if let Some(node) = nodes.get_mut(&to.node()) {
+                        if let Some(node) = self.nodes.get_mut(&to.node()) {
                             let effects = node.receive(&packet);
                             pending.extend(effects.into_iter().map(|it| (to.node(), it)));
                         }
                     }
                     MembershipEffect::Schedule { after, timer } => {
-                        timers.push((now + after, from, timer))
+                        self.timers.push((self.now + after, from, timer));
                     }
                     MembershipEffect::Up(_) | MembershipEffect::Down(_) => {}
                 }
             }
-            timers.sort_by_key(|it| std::cmp::Reverse(it.0));
-            let Some((at, node, timer)) = timers.pop().filter(|it| it.0 <= until) else { return };
-            now = at;
-            if let Some(it) = nodes.get_mut(&node) {
-                pending.extend(it.timer(timer).into_iter().map(|it| (node, it)));
+        }
+
+        fn run_for(&mut self, time: Duration) {
+            let until = self.now + time;
+            loop {
+                self.timers.sort_by_key(|it| std::cmp::Reverse(it.0));
+                let Some((at, node, timer)) = self.timers.pop_if(|it| it.0 <= until) else {
+                    self.now = until;
+                    return;
+                };
+                self.now = at;
+                if let Some(it) = self.nodes.get_mut(&node) {
+                    let effects = it.timer(timer);
+                    self.execute(node, effects);
+                }
             }
+        }
+
+        fn seen(&self) -> Vec<usize> {
+            self.nodes.values().map(|it| it.up().len()).collect()
         }
     }
 
     #[test]
     fn members_find_each_other_and_miss_the_one_that_goes() {
-        let mut nodes: BTreeMap<_, _> = (1..=4)
-            .map(|it| {
-                (NodeId(it.into()), Membership::new(member(it), StdRng::seed_from_u64(it.into())))
-            })
-            .collect();
-        let mut first = Vec::new();
+        let node = |number: u16| {
+            let random = StdRng::seed_from_u64(number.into());
+            (NodeId(number.into()), Membership::new(member(number), random))
+        };
+        let nodes = (1..=4).map(node).collect();
+        let mut world = World { nodes, timers: Vec::new(), now: Duration::ZERO };
         for number in 2..=4u16 {
             let node = NodeId(number.into());
-            let effects = nodes.get_mut(&node).unwrap().announce(member(1));
-            first.extend(effects.into_iter().map(|it| (node, it)));
+            let effects = world.nodes.get_mut(&node).unwrap().announce(member(1));
+            world.execute(node, effects);
         }
-        run(&mut nodes, first, Duration::from_secs(10));
-        assert!(nodes.values().all(|it| it.up().len() == 3), "everybody sees everybody");
+        world.run_for(Duration::from_secs(10));
+        assert_eq!(world.seen(), [3, 3, 3, 3], "everybody sees everybody");
 
-        nodes.remove(&NodeId(4));
-        let first = nodes.iter_mut().flat_map(|(node, it)| {
-            it.announce(member(1)).into_iter().map(|it| (*node, it)).collect::<Vec<_>>()
-        });
-        let first = first.collect();
-        run(&mut nodes, first, Duration::from_secs(120));
-        let seen: Vec<_> = nodes.values().map(|it| it.up().len()).collect();
-        assert_eq!(seen, [2, 2, 2]);
+        world.nodes.remove(&NodeId(4));
+        world.run_for(Duration::from_secs(60));
+        assert_eq!(world.seen(), [2, 2, 2], "the one that went is missed");
     }
 
     #[test]

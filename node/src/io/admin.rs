@@ -192,7 +192,7 @@ impl AdminApi {
         for (node, answer) in answers {
             replicas.push(replica_state(&call.view, node, &storage_key, answer.await, now_ms));
         }
-        let newest = replicas.iter().filter_map(|it| it.version.clone());
+        let newest = replicas.iter().filter_map(|it| it.version);
         let newest = newest.max_by_key(|it| (it.clock, it.request_id));
         let same = |it: &v1::ReplicaState| {
             it.answered
@@ -316,7 +316,7 @@ impl AdminService for AdminApi {
         let keyspace = self.new_keyspace(request.keyspace.ok_or_else(missing)?)?;
         let (name, accept_weak) = (keyspace.name.clone(), request.accept_weak_defaults);
         let metadata = self.change(Change::CreateKeyspace { keyspace, accept_weak }).await?;
-        let keyspace = Some(created(&*metadata, &name)?);
+        let keyspace = Some(created(&metadata, &name)?);
         Ok(Response::new(v1::CreateKeyspaceResponse { keyspace }))
     }
 

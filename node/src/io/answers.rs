@@ -289,7 +289,7 @@ impl IoLoop {
         if shared.world.blocking == Blocking::Inline {
             return Some(event(shared.read_blocking(key), shared.clock.highest()));
         }
-        let Some(this) = self.this.upgrade() else { return None };
+        let this = self.this.upgrade()?;
         let key = key.clone();
         let (token, _) = Token::of(operation);
         tokio::spawn(async move {

@@ -102,7 +102,10 @@ impl Changes {
         let read_key = key.clone();
         let read = Arc::clone(shared).blocking(move |shared| {
             let stored = shared.world.storage.get(Space::System, &read_key);
-            stored.map_err(|_| model::Refusal::Failed)
+            stored.map_err(|error| {
+                tracing::error!(%error, "what this node promised cannot be read");
+                model::Refusal::Failed
+            })
         });
         let storage = shared.identity.storage;
         let acceptor = match read.await.ok()? {

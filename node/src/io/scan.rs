@@ -29,6 +29,7 @@ use super::{
     scan_range::{
         bounds, fingerprint, last_token_before, malformed, read_token, token_at, write_token,
     },
+    world::Boxed,
 };
 use crate::{
     counters::Counters,
@@ -315,7 +316,7 @@ impl Scan {
         call: &Call<'_>,
         node: model::NodeIndex,
         mut query: RangeQuery,
-    ) -> Pin<Box<dyn Future<Output = Option<(RangeAnswer, Hlc)>> + Send>> {
+    ) -> Boxed<'static, Option<(RangeAnswer, Hlc)>> {
         let shared = Arc::clone(call.shared);
         let mut state = self.io.lock();
         if state.peers.own() == Some(node) {

@@ -106,7 +106,6 @@ pub struct RunningNode {
 
 /// Starts a node in its data directory. Returns when it listens. May be called from anywhere, async
 /// code included: it blocks for as long as the database takes to open.
-#[expect(clippy::disallowed_methods, reason = "runtimes cannot be made within another runtime")]
 pub fn start(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode, StartError> {
     std::thread::scope(|scope| {
         let starting = scope.spawn(|| start_here(config, resources));
@@ -165,14 +164,14 @@ fn await_clock(shared: &Shared) -> Result<(), StartError> {
     loop {
         let believed_ms = shared.wall().0 + shared.config.clock_offset_max_ms;
         let behind_ms = shared.clock.highest().ms().saturating_sub(believed_ms);
-        match behind_ms {
-            0 => return Ok(()),
-            ..=CLOCK_WAIT_MS_MAX => {
-                tracing::warn!(behind_ms, "waiting for the wall clock");
-                std::thread::sleep(Duration::from_millis(behind_ms));
-            }
-            _ => return Err(StartError::ClockBehind { behind_ms }),
+        if behind_ms == 0 {
+            return Ok(());
         }
+        if behind_ms > CLOCK_WAIT_MS_MAX {
+            return Err(StartError::ClockBehind { behind_ms });
+        }
+        tracing::warn!(behind_ms, "waiting for the wall clock");
+        std::thread::sleep(Duration::from_millis(behind_ms));
     }
 }
 
@@ -187,6 +186,7 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
+#[expect(clippy::disallowed_methods, reason = "the threads of a node that runs by itself")]
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name.to_owned()).spawn(run)
 }

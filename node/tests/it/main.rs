@@ -1,5 +1,7 @@
 //! Whole nodes in this process, on RocksDB and loopback.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up its cluster has failed")]
+
 use std::{net::SocketAddr, time::Duration};
 
 use node::{
