@@ -86,8 +86,10 @@ async fn two_first_layouts() {
         let cluster = Cluster::start_bare(&datacenters(&[3]), &Options::default()).await;
         let hash = plan(&cluster, 0, 16).await.expect("a plan").plan_hash;
         let (mut one, mut other) = (cluster.api(0).admin(), cluster.api(2).admin());
-        let (one, other) =
-            tokio::join!(one.commit_layout(commit(hash, 16)), other.commit_layout(commit(hash, 16)));
+        let (one, other) = tokio::join!(
+            one.commit_layout(commit(hash, 16)),
+            other.commit_layout(commit(hash, 16))
+        );
         let results = [called(one), called(other)];
         let ids: BTreeSet<_> = results.iter().flatten().map(|it| it.cluster_id.clone()).collect();
         assert_eq!(ids.len(), 1, "round {round}: {results:?}");
@@ -172,7 +174,16 @@ async fn from_the_command_line() {
     };
     let plan = json(&["admin", "layout", "plan"]);
     let hash = plan["plan"].as_str().expect("a hash").to_owned();
-    let wrong = run(&["--json", "--node", &node, "admin", "layout", "commit", "--plan", "0000000000000001"]);
+    let wrong = run(&[
+        "--json",
+        "--node",
+        &node,
+        "admin",
+        "layout",
+        "commit",
+        "--plan",
+        "0000000000000001",
+    ]);
     assert_eq!(wrong.status.code(), Some(1), "{wrong:?}");
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("PLAN_CHANGED"), "{wrong:?}");
     assert_eq!(json(&["admin", "layout", "commit", "--plan", &hash])["layout_version"], 1);
@@ -186,9 +197,8 @@ async fn from_the_command_line() {
     let explained = json(&["admin", "explain", "shop", "key"]);
     assert_eq!(explained["agreed"], true, "{explained}");
     run_ok(&["--node", &node, "delete", "shop", "key"]);
-    let exit = |arguments: &[&str]| {
-        run(&[&["--json", "--node", &node], arguments].concat()).status.code()
-    };
+    let exit =
+        |arguments: &[&str]| run(&[&["--json", "--node", &node], arguments].concat()).status.code();
     assert_eq!(exit(&["get", "shop", "key"]), Some(5), "absent");
     assert_eq!(exit(&["get", "shop", "key", "--consistency", "SOME"]), Some(2), "nonsense");
     assert_eq!(exit(&["get", "nowhere", "key"]), Some(1), "no such keyspace");

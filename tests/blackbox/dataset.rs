@@ -50,7 +50,8 @@ fn read_ndjson(path: &Path) -> BTreeMap<String, String> {
     let mut records = BTreeMap::new();
     for line in text.lines() {
         let it: Value = serde_json::from_str(line).expect("one JSON object per line");
-        let text = |name: &str| it[name].as_str().unwrap_or_else(|| panic!("{name}: {line}")).to_owned();
+        let text =
+            |name: &str| it[name].as_str().unwrap_or_else(|| panic!("{name}: {line}")).to_owned();
         assert!(it.get("encoding").is_none_or(|it| it == "text"), "{line}");
         let earlier = records.insert(text("key"), text("value"));
         assert!(earlier.is_none(), "twice: {line}");
@@ -124,8 +125,20 @@ async fn a_datacenter_dies_during_an_import() {
     let survivors = cluster.addresses(&[0, 1, 2]);
     let path = file.display().to_string();
     let mut import = Import::start(&[
-        "--node", &survivors, "--prefer-dc", "dc1", "--json", "import", "unicode", &path,
-        "--consistency", "QUORUM", "--batch-rows", "50", "--in-flight", "4",
+        "--node",
+        &survivors,
+        "--prefer-dc",
+        "dc1",
+        "--json",
+        "import",
+        "unicode",
+        &path,
+        "--consistency",
+        "QUORUM",
+        "--batch-rows",
+        "50",
+        "--in-flight",
+        "4",
     ]);
     // What a node of another datacenter has been sent tells how far the import is.
     let watched = cluster.api(3);
@@ -149,8 +162,16 @@ async fn a_datacenter_dies_during_an_import() {
         let to = cluster.folder().join(format!("{datacenter}.ndjson")).display().to_string();
         let addresses = cluster.addresses(&nodes);
         run_ok(&[
-            "--node", &addresses, "--prefer-dc", datacenter, "--json", "export", "unicode", &to,
-            "--consistency", "LOCAL_QUORUM",
+            "--node",
+            &addresses,
+            "--prefer-dc",
+            datacenter,
+            "--json",
+            "export",
+            "unicode",
+            &to,
+            "--consistency",
+            "LOCAL_QUORUM",
         ]);
         assert_whole(&read_ndjson(Path::new(&to)), &records, datacenter);
     }
@@ -158,7 +179,11 @@ async fn a_datacenter_dies_during_an_import() {
     // The datacenter that was away: at QUORUM its nodes answer what they have missed, too.
     cluster.restart(&[6, 7, 8]).await;
     let keys: Vec<&String> = records.keys().collect();
-    let sample: Vec<&String> = (0..400).map(|_| *random.pick(&keys)).collect::<std::collections::BTreeSet<_>>().into_iter().collect();
+    let sample: Vec<&String> = (0..400)
+        .map(|_| *random.pick(&keys))
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect();
     let request = v1::BatchGetRequest {
         keyspace: "unicode".to_owned(),
         keys: sample.iter().map(|it| Key::new((*it).clone()).into()).collect(),
@@ -171,15 +196,18 @@ async fn a_datacenter_dies_during_an_import() {
         let Some(v1::batch_get_result::Result::Found(found)) = result.result else {
             panic!("{key}: {result:?}")
         };
-        assert_eq!(found.value, records[*key].as_bytes(), "{key} through the datacenter that was away");
+        assert_eq!(
+            found.value,
+            records[*key].as_bytes(),
+            "{key} through the datacenter that was away"
+        );
     }
 }
 
 /// The comparison can fail: one record less, one changed, one too many.
 #[test]
 fn what_is_missing_is_noticed() {
-    let records: BTreeMap<_, _> =
-        (0..3).map(|it| (it.to_string(), "value".to_owned())).collect();
+    let records: BTreeMap<_, _> = (0..3).map(|it| (it.to_string(), "value".to_owned())).collect();
     let differs = |change: fn(&mut BTreeMap<String, String>)| {
         let mut found = records.clone();
         change(&mut found);

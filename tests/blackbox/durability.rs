@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,7 +15,9 @@ use bytes::Bytes;
 use model::{Key, Version};
 use proto::{CallOutcome, v1, v1::ConsistencyLevel as Wire};
 
-use crate::harness::{Api, Cluster, Keyspace, Options, PATIENCE, Random, datacenters, eventually, level, within};
+use crate::harness::{
+    Api, Cluster, Keyspace, Options, PATIENCE, Random, datacenters, eventually, level, within,
+};
 
 /// What is known of one key, which has one writer.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +46,8 @@ impl Ledger {
             _ => self.unknown.iter().any(|it| it.as_ref() == value),
         };
         let known = &self.unknown;
-        (!matches).then(|| format!("{value:?} at {version} is neither {acknowledged:?} nor of {known:?}"))
+        (!matches)
+            .then(|| format!("{value:?} at {version} is neither {acknowledged:?} nor of {known:?}"))
     }
 }
 
@@ -71,7 +76,8 @@ impl Writer {
                 // Every key once: nothing later can hide that it was lost.
                 0 | 1 => self.put(Key::new(unique.clone()), unique, false).await,
                 2 => {
-                    let name = format!("writer {}, key {}", self.number, self.random.below(OVERWRITTEN));
+                    let name =
+                        format!("writer {}, key {}", self.number, self.random.below(OVERWRITTEN));
                     self.put(Key::new(name), unique, false).await;
                 }
                 3 => self.batch(&unique).await,
@@ -94,7 +100,13 @@ impl Writer {
         value.into()
     }
 
-    fn note(&mut self, key: Key, value: Option<Bytes>, done: Result<Version, CallOutcome>, at_all: bool) {
+    fn note(
+        &mut self,
+        key: Key,
+        value: Option<Bytes>,
+        done: Result<Version, CallOutcome>,
+        at_all: bool,
+    ) {
         let ledger = self.ledgers.entry(key).or_default();
         match done {
             Ok(version) => {
@@ -118,14 +130,16 @@ impl Writer {
     }
 
     async fn delete(&mut self) {
-        let key = Key::new(format!("writer {}, key {}", self.number, self.random.below(OVERWRITTEN)));
+        let key =
+            Key::new(format!("writer {}, key {}", self.number, self.random.below(OVERWRITTEN)));
         let done = self.api().remove("plain", &key, level(Wire::Quorum)).await;
         let done = done.map(|it| it.version.expect("a version").into()).map_err(|it| it.outcome);
         self.note(key, None, done, false);
     }
 
     async fn batch(&mut self, unique: &str) {
-        let names: Vec<_> = (0..20).map(|it| Key::with_sort_key(unique.to_owned(), format!("{it}"))).collect();
+        let names: Vec<_> =
+            (0..20).map(|it| Key::with_sort_key(unique.to_owned(), format!("{it}"))).collect();
         let values: Vec<_> = names.iter().map(|_| self.value(unique)).collect();
         let item = |(key, value): (&Key, &Bytes)| v1::BatchWriteItem {
             key: Some(key.clone().into()),
@@ -268,4 +282,42 @@ async fn every_acknowledged_write_survives() {
     ledger.acknowledged = Some((version, Some("never written".into())));
     let (key, expected) = (key.clone(), [(key.clone(), ledger.clone())].into());
     assert_eq!(check_all(&cluster, &expected).await.len(), 1, "{key:?}");
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder").flatten() {
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy_folder(&path, &copy);
+        } else {
+            fs::copy(&path, &copy).expect("a copy");
+        }
+    }
+}
+
+/// The ledger notices when writes are lost: two of three disks go back to what they held earlier.
+#[tokio::test]
+async fn lost_writes_are_noticed() {
+    let mut random = Random::new("lost_writes_are_noticed");
+    let mut cluster = Cluster::start(&datacenters(&[3]), &Options::small_ring()).await;
+    cluster.create(&Keyspace::named("plain")).await;
+    let (all, mut ledgers) = ([0, 1, 2], Ledgers::new());
+    load_and_kill(&mut cluster, &mut random, 0, &mut ledgers, 100).await;
+    for at in [0, 1] {
+        let earlier = cluster.folder().join(format!("earlier-{at}"));
+        copy_folder(&cluster.node(at).data, &earlier);
+    }
+    cluster.restart(&all).await;
+    assert_eq!(check_all(&cluster, &ledgers).await, [""; 0]);
+    load_and_kill(&mut cluster, &mut random, 1, &mut ledgers, 300).await;
+    for at in [0, 1] {
+        let data = &cluster.node(at).data;
+        fs::remove_dir_all(data).expect("removed");
+        copy_folder(&cluster.folder().join(format!("earlier-{at}")), data);
+    }
+    cluster.restart(&all).await;
+    let complaints = check_all(&cluster, &ledgers).await;
+    println!("{} complaints, such as {:?}", complaints.len(), complaints.first());
+    assert!(complaints.iter().any(|it| it.contains("lost:")), "{complaints:?}");
 }

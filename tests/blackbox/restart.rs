@@ -12,17 +12,29 @@ use client::{ConsistencyLevel, WriteItem};
 use model::Key;
 use proto::v1;
 
-use crate::harness::{Cluster, Keyspace, Options, PATIENCE, datacenters, eventually, quorate, within};
+use crate::harness::{
+    Cluster, Keyspace, Options, PATIENCE, datacenters, eventually, quorate, within,
+};
 
 /// What must outlive a restart.
-async fn memory(cluster: &Cluster, at: usize) -> (Vec<u8>, Vec<u8>, Vec<u8>, u64, u64, Vec<String>) {
+async fn memory(
+    cluster: &Cluster,
+    at: usize,
+) -> (Vec<u8>, Vec<u8>, Vec<u8>, u64, u64, Vec<String>) {
     let status = cluster.api(at).status().await.expect("a status");
     let index = usize::try_from(status.answered_by).expect("few");
     let own = &status.nodes[index];
     assert_eq!(own.client_address, cluster.node(at).client.to_string());
     let keyspaces = status.keyspaces.iter().map(|it| format!("{it:?}")).collect();
     let (node, storage) = (own.node_id.to_vec(), own.storage_id.to_vec());
-    (status.cluster_id.to_vec(), node, storage, status.layout_hash, status.metadata_sequence, keyspaces)
+    (
+        status.cluster_id.to_vec(),
+        node,
+        storage,
+        status.layout_hash,
+        status.metadata_sequence,
+        keyspaces,
+    )
 }
 
 /// One node after the other is killed or stopped while a client goes on: it never notices, and each
@@ -170,7 +182,10 @@ async fn data_directories_are_not_shared() {
         second[at + 1] = value.to_owned();
     }
     start_refused(&second, &[]);
-    assert!(cluster.api(0).read("plain", &key, None).await.expect("a get").found, "the first goes on");
+    assert!(
+        cluster.api(0).read("plain", &key, None).await.expect("a get").found,
+        "the first goes on"
+    );
 
     cluster.kill(&[0]);
     let mut elsewhere = second.clone();
@@ -262,7 +277,8 @@ async fn a_graceful_stop_finishes() {
     for call in 0..20 {
         let keyspace = client.keyspace("plain");
         calls.push(tokio::spawn(async move {
-            let items = (0..200).map(|it| WriteItem::put(format!("call {call}, key {it}"), "value"));
+            let items =
+                (0..200).map(|it| WriteItem::put(format!("call {call}, key {it}"), "value"));
             keyspace.batch_write(items.collect()).await
         }));
     }

@@ -116,9 +116,8 @@ async fn rows_of_a_partition_key() {
     }
     let partition: &[u8] = b"rows\x00\xff";
     let named = |partition: &'static [u8]| {
-        let keyed = rows.iter().map(move |it| {
-            (Key::with_sort_key(partition, it.0.clone()), it.1.clone())
-        });
+        let keyed =
+            rows.iter().map(move |it| (Key::with_sort_key(partition, it.0.clone()), it.1.clone()));
         keyed.collect::<Vec<_>>()
     };
     fill(&cluster, "plain", named(b"rows\x00\xff")).await;
@@ -225,7 +224,8 @@ async fn the_whole_keyspace_while_writes_go_on() {
         let found = no_duplicates(&keys_of(&pages));
         let missing: Vec<_> = settled.difference(&found).collect();
         assert!(missing.is_empty(), "{} settled keys are missing: {missing:?}", missing.len());
-        let strange: Vec<_> = found.difference(&settled).filter(|it| !it.starts_with(b"new ")).collect();
+        let strange: Vec<_> =
+            found.difference(&settled).filter(|it| !it.starts_with(b"new ")).collect();
         assert!(strange.is_empty(), "{strange:?}");
         scans += 1;
     }
@@ -290,7 +290,8 @@ async fn a_stale_replica() {
             let mut request = of_partition("plain", range);
             (request.consistency, request.page_rows) = (level(consistency), page_rows);
             let pages = cluster.api(at).scan(request.clone()).await.expect("a scan");
-            let mut found: Vec<_> = sort_keys_and_values(&pages).into_iter().map(|it| it.0).collect();
+            let mut found: Vec<_> =
+                sort_keys_and_values(&pages).into_iter().map(|it| it.0).collect();
             if reverse {
                 found.reverse();
             }

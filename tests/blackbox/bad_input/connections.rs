@@ -14,7 +14,9 @@ use super::{
     raw::{self, END_HEADERS, HEADERS, PREFACE, SETTINGS, frame},
     watch::{Books, Witness},
 };
-use crate::harness::{Api, Cluster, Keyspace, Options, PATIENCE, Random, datacenters, eventually, within};
+use crate::harness::{
+    Api, Cluster, Keyspace, Options, PATIENCE, Random, datacenters, eventually, within,
+};
 
 async fn one_node(options: &Options) -> Cluster {
     let cluster = Cluster::start(&datacenters(&[1]), options).await;

@@ -40,7 +40,11 @@ async fn one_rotten_replica() {
     cluster.create(&Keyspace::named("plain")).await;
     let (key, value) = (Key::new("rotten"), random.bytes(2_000));
     cluster.api(0).set("plain", &key, value.clone(), level(Wire::All)).await.expect("all are up");
-    cluster.api(0).set("plain", &Key::new("sound"), "value", level(Wire::All)).await.expect("all are up");
+    cluster
+        .api(0)
+        .set("plain", &Key::new("sound"), "value", level(Wire::All))
+        .await
+        .expect("all are up");
     // In good order, so that the record is in a table and not in the log.
     assert!(cluster.stop(2).success());
     assert!(rot(&cluster.node(2).data, &value[500..600]) > 0, "the record is nowhere on disk");
@@ -48,7 +52,8 @@ async fn one_rotten_replica() {
 
     for at in 0..3 {
         let read = cluster.api(at).read("plain", &key, level(Wire::Quorum)).await;
-        let read = read.unwrap_or_else(|it| panic!("two of three are sound, through node {at}: {it}"));
+        let read =
+            read.unwrap_or_else(|it| panic!("two of three are sound, through node {at}: {it}"));
         assert!(read.value == value, "wrong bytes were served through node {at}");
     }
     // Every other copy out of reach: an error, and neither wrong bytes nor "absent".

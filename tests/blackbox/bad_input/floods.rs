@@ -14,7 +14,9 @@ use super::{
     },
     watch::{Books, Witness},
 };
-use crate::harness::{Cluster, Keyspace, Options, PATIENCE, Random, datacenters, eventually, within};
+use crate::harness::{
+    Cluster, Keyspace, Options, PATIENCE, Random, datacenters, eventually, within,
+};
 
 const GET: &str = "/quorate.v1.KvService/Get";
 const MANY: u32 = 100_000;
@@ -32,7 +34,11 @@ async fn one_node() -> (Cluster, Books, Witness) {
 async fn acquainted(cluster: &Cluster) -> TcpStream {
     let mut stream = raw::connect(cluster.node(0).client).await;
     let block = raw::call_headers(GET, &[]);
-    let get = v1::GetRequest { keyspace: "plain".to_owned(), key: Some(Key::new("key").into()), ..Default::default() };
+    let get = v1::GetRequest {
+        keyspace: "plain".to_owned(),
+        key: Some(Key::new("key").into()),
+        ..Default::default()
+    };
     let body = message(&get.encode_to_vec());
     let bytes =
         [raw::opening(), frame(HEADERS, END_HEADERS, 1, &block), frame(DATA, END_STREAM, 1, &body)];
@@ -58,7 +64,8 @@ async fn floods_that_end_the_connection() {
     let rapid_resets = repeated(|at| {
         let stream = stream_number(at);
         let cancel = 8_u32.to_be_bytes();
-        [frame(HEADERS, END_HEADERS, stream, &block), frame(RST_STREAM, 0, stream, &cancel)].concat()
+        [frame(HEADERS, END_HEADERS, stream, &block), frame(RST_STREAM, 0, stream, &cancel)]
+            .concat()
     });
     let setting = [0, 4, 0, 0, 0xff, 0xff];
     let junk = raw::header_block(&[("x-filler", &"y".repeat(100))]);
@@ -75,10 +82,16 @@ async fn floods_that_end_the_connection() {
         ("100,000 settings", repeated(|_| frame(SETTINGS, 0, 0, &setting))),
         ("100,000 resets of new calls", rapid_resets),
         ("headers without end", endless_headers(&headers(100), 2_000)),
-        ("a million headers", endless_headers(&raw::header_block(&[("a", "b")]).repeat(2_500), 400)),
+        (
+            "a million headers",
+            endless_headers(&raw::header_block(&[("a", "b")]).repeat(2_500), 400),
+        ),
         ("empty continuations", endless_headers(&[], 100_000)),
         ("a header block that is none", frame(HEADERS, END_HEADERS, 3, &[0xff; 1_000])),
-        ("a window beyond its size", repeated(|_| frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff]))),
+        (
+            "a window beyond its size",
+            repeated(|_| frame(WINDOW_UPDATE, 0, 0, &[0x7f, 0xff, 0xff, 0xff])),
+        ),
         ("a window of nothing", frame(WINDOW_UPDATE, 0, 0, &[0; 4])),
         ("a ping that is too short", frame(PING, 0, 0, &[0; 7])),
         ("settings of half a setting", frame(SETTINGS, 0, 0, &[0; 3])),
@@ -109,7 +122,10 @@ async fn floods_that_may_be_borne() {
     let block = raw::call_headers(GET, &[]);
     let resets = repeated(|at| frame(RST_STREAM, 0, stream_number(at), &8_u32.to_be_bytes()));
     let floods: Vec<(&str, Vec<u8>)> = vec![
-        ("100,000 priorities", repeated(|at| frame(PRIORITY, 0, stream_number(at), &[0, 0, 0, 0, 16]))),
+        (
+            "100,000 priorities",
+            repeated(|at| frame(PRIORITY, 0, stream_number(at), &[0, 0, 0, 0, 16])),
+        ),
         ("100,000 acknowledgements of pings", repeated(|_| frame(PING, ACK, 0, &[1; 8]))),
         ("100,000 unknown frames", repeated(|_| frame(0xbe, 0, 0, b"what"))),
         ("100,000 resets of nothing", resets),
@@ -121,13 +137,16 @@ async fn floods_that_may_be_borne() {
         ("100,000 small windows", repeated(|_| frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes()))),
         // As many streams as there may be and more, none of which ever gets a body.
         ("20,000 calls without a body", {
-            (0..20_000).flat_map(|at| frame(HEADERS, END_HEADERS, stream_number(at), &block)).collect()
+            (0..20_000)
+                .flat_map(|at| frame(HEADERS, END_HEADERS, stream_number(at), &block))
+                .collect()
         }),
         ("headers of 17 KiB", {
             let filler = raw::header_block(&[("x-filler", &"y".repeat(100))]).repeat(160);
             let (first, rest) = filler.split_at(8_000);
             let head = [&block[..], first].concat();
-            [frame(HEADERS, END_STREAM, 3, &head), frame(CONTINUATION, END_HEADERS, 3, rest)].concat()
+            [frame(HEADERS, END_STREAM, 3, &head), frame(CONTINUATION, END_HEADERS, 3, rest)]
+                .concat()
         }),
     ];
     for (what, flood) in floods {

@@ -17,7 +17,9 @@ use super::{
     raw,
     watch::{Books, Witness},
 };
-use crate::harness::{Api, Cluster, Keyspace, Options, PATIENCE, Random, datacenters, level, within};
+use crate::harness::{
+    Api, Cluster, Keyspace, Options, PATIENCE, Random, datacenters, level, within,
+};
 use proto::v1::ConsistencyLevel as Wire;
 
 /// A stranger that presents itself soundly, with addresses where nobody listens.
@@ -80,9 +82,7 @@ impl Link {
         let ping = Ping { sent_us: number, ..Ping::default() };
         let control = Control { control: Some(control::Control::Ping(ping)) };
         self.say(Frame { controls: vec![control], ..Frame::default() }).await;
-        let is_pong = |it: &Control| {
-            matches!(&it.control, Some(control::Control::Pong(pong)) if pong.sent_us == number)
-        };
+        let is_pong = |it: &Control| matches!(&it.control, Some(control::Control::Pong(pong)) if pong.sent_us == number);
         self.answer(|frame| frame.controls.iter().any(is_pong).then_some(())).await;
     }
 
@@ -123,7 +123,10 @@ async fn hellos() {
         let status = refused("a protocol", link, Code::FailedPrecondition, "VERSION_MISMATCH");
         let details = status.get_error_details();
         let metadata = &details.error_info().expect("checked").metadata;
-        assert_eq!((&metadata["required"], &metadata["actual"]), (&"1".into(), &protocol.to_string()));
+        assert_eq!(
+            (&metadata["required"], &metadata["actual"]),
+            (&"1".into(), &protocol.to_string())
+        );
     }
     for wrong in [
         Hello { cluster_id: Bytes::from_static(b"another cluster!"), ..hello() },
@@ -131,7 +134,12 @@ async fn hellos() {
         Hello { cluster_name: String::new(), ..hello() },
     ] {
         let what = format!("{wrong:?}");
-        refused(&what, Link::hello(&api, wrong).await, Code::FailedPrecondition, "CLUSTER_MISMATCH");
+        refused(
+            &what,
+            Link::hello(&api, wrong).await,
+            Code::FailedPrecondition,
+            "CLUSTER_MISMATCH",
+        );
     }
     for wrong in [
         Hello { node_id: Bytes::new(), ..hello() },
@@ -148,11 +156,17 @@ async fn hellos() {
         let what = format!("{:.200}", format!("{wrong:?}"));
         refused(&what, Link::hello(&api, wrong).await, Code::PermissionDenied, "NOT_A_PEER");
     }
-    refused("no hello", Link::open(&api, Frame::default()).await, Code::PermissionDenied, "NOT_A_PEER");
+    refused(
+        "no hello",
+        Link::open(&api, Frame::default()).await,
+        Code::PermissionDenied,
+        "NOT_A_PEER",
+    );
     // No first frame at all: the node does not wait for ever.
     let (_silent, frames) = mpsc::channel::<Frame>(1);
     let mut client = PeerServiceClient::new(api.channel());
-    let status = within("silence is refused", PATIENCE, client.link(ReceiverStream::new(frames))).await;
+    let status =
+        within("silence is refused", PATIENCE, client.link(ReceiverStream::new(frames))).await;
     assert_eq!(status.expect_err("let in").code(), Code::PermissionDenied);
     // Bytes that are no frame, and a frame that claims four gigabytes.
     let path = "/quorate.internal.v1.PeerService/Link";
@@ -242,7 +256,8 @@ async fn lies() {
     // Keys that are none, or whose token is not theirs.
     let wrong_token = StorageKey::encode(liar.keyspace, Token(42), &Key::new("lie"));
     let record_there = record(&wrong_token, now);
-    let (frame, mutation) = (liar.frame(), liar.mutation(wrong_token.as_bytes().clone(), record_there));
+    let (frame, mutation) =
+        (liar.frame(), liar.mutation(wrong_token.as_bytes().clone(), record_there));
     liar.refused("a wrong token", frame, mutation, Refusal::Failed).await;
     for length in [0, 3, 11, 12, key.as_bytes().len() - 2] {
         let cut = key.as_bytes().slice(..length);
@@ -255,8 +270,10 @@ async fn lies() {
         let (frame, mutation) = (liar.frame(), liar.mutation(key.as_bytes().clone(), future));
         liar.refused("a record ahead", frame, mutation, Refusal::ClockAhead).await;
         let clock = Hlc::from_ms(now_ms() + ahead_ms).0;
-        let (frame, mutation) = (liar.frame(), liar.mutation(key.as_bytes().clone(), sound.clone()));
-        liar.refused("a frame ahead", Frame { clock, ..frame }, mutation, Refusal::ClockAhead).await;
+        let (frame, mutation) =
+            (liar.frame(), liar.mutation(key.as_bytes().clone(), sound.clone()));
+        liar.refused("a frame ahead", Frame { clock, ..frame }, mutation, Refusal::ClockAhead)
+            .await;
     }
     // Planned by another layout.
     for wrong in [0, layout_hash ^ 1] {
@@ -264,17 +281,22 @@ async fn lies() {
         let frame = Frame { layout_hash: wrong, ..Frame::default() };
         liar.refused("another layout", frame, mutation, Refusal::StaleLayout).await;
     }
-    let read = cluster.api(0).read("plain", &Key::new("lie"), level(Wire::All)).await.expect("a get");
+    let read =
+        cluster.api(0).read("plain", &Key::new("lie"), level(Wire::All)).await.expect("a get");
     assert!(!read.found && read.version.is_none(), "a lie was stored: {read:?}");
     let put = cluster.api(0).set("plain", &Key::new("lie"), "truth", None).await.expect("a put");
     let stamped = put.version.expect("a version").clock >> 16;
     assert!(stamped < now_ms() + 10_000, "the clock was carried away");
 
     nonsense(&mut liar, &key, &mut random).await;
-    let read = cluster.api(0).read("plain", &Key::new("lie"), level(Wire::All)).await.expect("a get");
+    let read =
+        cluster.api(0).read("plain", &Key::new("lie"), level(Wire::All)).await.expect("a get");
     assert_eq!(&read.value[..], b"truth");
     let after = cluster.api(0).status().await.expect("a status");
-    assert_eq!((after.layout_hash, after.metadata_sequence), (layout_hash, status.metadata_sequence));
+    assert_eq!(
+        (after.layout_hash, after.metadata_sequence),
+        (layout_hash, status.metadata_sequence)
+    );
     assert!(after.counters["peer_messages_malformed"] > 0, "{:?}", after.counters);
     assert!(after.counters["checksum_failures"] > 0 && after.counters["clocks_refused"] > 0);
     drop((liar, api));
@@ -306,8 +328,16 @@ async fn nonsense(liar: &mut Liar, key: &StorageKey, random: &mut Random) {
         ];
         // Answers to questions that nobody asked.
         frame.applied = (0..100).map(|_| operation(random)).collect();
-        frame.query_answers = vec![QueryAnswer { operation: operation(random), record: bytes(random), ..QueryAnswer::default() }];
-        frame.range_answers = vec![RangeAnswer { operation: operation(random), keys: vec![bytes(random); 3], ..RangeAnswer::default() }];
+        frame.query_answers = vec![QueryAnswer {
+            operation: operation(random),
+            record: bytes(random),
+            ..QueryAnswer::default()
+        }];
+        frame.range_answers = vec![RangeAnswer {
+            operation: operation(random),
+            keys: vec![bytes(random); 3],
+            ..RangeAnswer::default()
+        }];
         frame.queries = vec![Query { operation: 1, key: bytes(random), ..Query::default() }];
         frame.range_queries = vec![RangeQuery {
             operation: 1,

@@ -200,16 +200,16 @@ pub(super) async fn call(
     }
     let request = request.body(Body::new(Chunks(body.into_iter()))).expect("sound headers");
     let answering = async {
-        let response = channel.oneshot(request).await.map_err(|it| Status::from_error(Box::new(it)))?;
+        let response =
+            channel.oneshot(request).await.map_err(|it| Status::from_error(Box::new(it)))?;
         if let Some(status) = status_in(response.headers()) {
             return Err(status);
         }
         assert_eq!(response.status(), 200, "{:?}", response.headers());
         let (mut answer, mut body) = (Vec::new(), response.into_body());
         loop {
-            let next = std::future::poll_fn(|it| {
-                http_body::Body::poll_frame(Pin::new(&mut body), it)
-            });
+            let next =
+                std::future::poll_fn(|it| http_body::Body::poll_frame(Pin::new(&mut body), it));
             let Some(next) = next.await else { panic!("an answer without a status") };
             match next?.into_data() {
                 Ok(mut data) => answer.extend_from_slice(&data.copy_to_bytes(data.remaining())),

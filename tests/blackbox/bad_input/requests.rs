@@ -54,10 +54,15 @@ fn check<T: std::fmt::Debug>(what: &str, called: Result<Response<T>, Status>, ex
     assert!(!status.message().is_empty(), "{what}: says nothing to people");
     let details = status.get_error_details();
     let info = details.error_info().unwrap_or_else(|| panic!("{what}: no ErrorInfo: {status:?}"));
-    assert_eq!((info.domain.as_str(), info.reason.as_str()), ("quorate", expected.reason), "{what}");
+    assert_eq!(
+        (info.domain.as_str(), info.reason.as_str()),
+        ("quorate", expected.reason),
+        "{what}"
+    );
     check_metadata(what, &info.metadata.clone().into_iter().collect(), expected);
     let violations = details.bad_request().map(|it| it.field_violations.as_slice());
-    let fields: Vec<_> = violations.unwrap_or_default().iter().map(|it| it.field.as_str()).collect();
+    let fields: Vec<_> =
+        violations.unwrap_or_default().iter().map(|it| it.field.as_str()).collect();
     assert_eq!(fields.first().copied(), expected.field, "{what}: {status:?}");
 }
 
@@ -91,7 +96,11 @@ fn put() -> v1::PutRequest {
 }
 
 fn get() -> v1::GetRequest {
-    v1::GetRequest { keyspace: KEYSPACE.to_owned(), key: Some(key(3, 0)), ..v1::GetRequest::default() }
+    v1::GetRequest {
+        keyspace: KEYSPACE.to_owned(),
+        key: Some(key(3, 0)),
+        ..v1::GetRequest::default()
+    }
 }
 
 fn delete() -> v1::DeleteRequest {
@@ -124,7 +133,11 @@ fn item(number: usize, value: usize) -> v1::BatchWriteItem {
 }
 
 fn batch(items: Vec<v1::BatchWriteItem>) -> v1::BatchWriteRequest {
-    v1::BatchWriteRequest { keyspace: KEYSPACE.to_owned(), items, ..v1::BatchWriteRequest::default() }
+    v1::BatchWriteRequest {
+        keyspace: KEYSPACE.to_owned(),
+        items,
+        ..v1::BatchWriteRequest::default()
+    }
 }
 
 /// Sends what one row of the table wants to every call that has the field.
@@ -157,7 +170,10 @@ async fn keys_values_levels_and_clocks() {
         (Some(key(1 << 20, 0)), invalid("KEY_TOO_LARGE", "key").limit(4_096, 1 << 20)),
         (Some(key(3, 1_025)), invalid("KEY_TOO_LARGE", "key").limit(1_024, 1_025)),
     ] {
-        let what = format!("{:?} bytes", wrong.as_ref().map(|it| (it.partition_key.len(), it.sort_key.len())));
+        let what = format!(
+            "{:?} bytes",
+            wrong.as_ref().map(|it| (it.partition_key.len(), it.sort_key.len()))
+        );
         let requests = (
             v1::PutRequest { key: wrong.clone(), ..put() },
             v1::GetRequest { key: wrong.clone(), ..get() },
@@ -169,7 +185,9 @@ async fn keys_values_levels_and_clocks() {
     }
     // The largest that are allowed.
     let largest = v1::PutRequest { key: Some(key(4_096, 1_024)), ..put() };
-    api.put(v1::PutRequest { value: vec![1; 1 << 20].into(), ..largest }).await.expect("within limits");
+    api.put(v1::PutRequest { value: vec![1; 1 << 20].into(), ..largest })
+        .await
+        .expect("within limits");
     let too_large = v1::PutRequest { value: vec![1; (1 << 20) + 1].into(), ..put() };
     let expected = invalid("VALUE_TOO_LARGE", "value").limit(1 << 20, (1 << 20) + 1);
     check("a large value", api.kv().put(too_large).await, &expected);
@@ -177,7 +195,8 @@ async fn keys_values_levels_and_clocks() {
     let expected = refusal("KEYSPACE_NOT_FOUND", Code::NotFound, "keyspace");
     for name in ["", "nowhere", "plain\0", "PLAIN", "🦀"] {
         let keyspace = || name.to_owned();
-        let expected = Refusal { metadata: vec![("keyspace", keyspace())], field: expected.field, ..expected };
+        let expected =
+            Refusal { metadata: vec![("keyspace", keyspace())], field: expected.field, ..expected };
         let requests = (
             v1::PutRequest { keyspace: keyspace(), ..put() },
             v1::GetRequest { keyspace: keyspace(), ..get() },
@@ -185,7 +204,11 @@ async fn keys_values_levels_and_clocks() {
         );
         check_reads_and_writes(&api, name, &expected, requests).await;
         let scan = v1::ScanRequest { keyspace: keyspace(), ..tokens(0, None) };
-        check(&format!("scan: {name}"), api.kv().scan(scan).await.map(|it| it.map(drop)), &expected);
+        check(
+            &format!("scan: {name}"),
+            api.kv().scan(scan).await.map(|it| it.map(drop)),
+            &expected,
+        );
     }
 
     let level_99 = Some(v1::Consistency { choice: Some(v1::consistency::Choice::Level(99)) });
@@ -200,7 +223,11 @@ async fn keys_values_levels_and_clocks() {
         );
         check_reads_and_writes(&api, &what, &expected, requests).await;
         let scan = v1::ScanRequest { consistency: wrong, ..tokens(0, None) };
-        check(&format!("scan: {what}"), api.kv().scan(scan).await.map(|it| it.map(drop)), &expected);
+        check(
+            &format!("scan: {what}"),
+            api.kv().scan(scan).await.map(|it| it.map(drop)),
+            &expected,
+        );
     }
 
     let most = 100 * 365 * 86_400;
@@ -259,7 +286,8 @@ async fn batches() {
     let keys: Vec<_> = twice.iter().filter_map(|it| it.key.clone()).collect();
     check("a row twice", api.kv().batch_write(batch(twice)).await, &expected);
     check("a row twice", api.kv().batch_get(read(keys)).await, &expected);
-    let unknown = v1::BatchWriteRequest { keyspace: "nowhere".to_owned(), ..batch(vec![item(1, 1)]) };
+    let unknown =
+        v1::BatchWriteRequest { keyspace: "nowhere".to_owned(), ..batch(vec![item(1, 1)]) };
     let expected = refusal("KEYSPACE_NOT_FOUND", Code::NotFound, "keyspace");
     check("no keyspace", api.kv().batch_write(unknown).await, &expected);
     let empty = api.batch_write(batch(Vec::new())).await.expect("nothing to do is no error");
@@ -314,7 +342,9 @@ async fn batches() {
     assert_eq!(answer.results.len(), expected.len());
     for (at, (result, expected)) in answer.results.iter().zip(&expected).enumerate() {
         match (result.result.as_ref().expect("a result"), expected) {
-            (v1::batch_get_result::Result::Found(it), Ok(found)) => assert_eq!(it.found, *found, "{at}"),
+            (v1::batch_get_result::Result::Found(it), Ok(found)) => {
+                assert_eq!(it.found, *found, "{at}")
+            }
             (v1::batch_get_result::Result::Error(error), Err(expected)) => {
                 check_key_error(&format!("key {at}"), error, expected);
             }
@@ -342,7 +372,8 @@ async fn scans_and_their_tokens() {
     let refused = async |what: &str, request: v1::ScanRequest, expected: Refusal| {
         check(what, api.kv().scan(request).await.map(|it| it.map(drop)), &expected);
     };
-    let rows = || v1::PartitionScan { partition_key: "rows".into(), ..v1::PartitionScan::default() };
+    let rows =
+        || v1::PartitionScan { partition_key: "rows".into(), ..v1::PartitionScan::default() };
     let none = v1::ScanRequest { range: None, ..tokens(0, None) };
     refused("no range", none, invalid("INVALID_FIELD", "range")).await;
     refused("tokens reversed", tokens(5, Some(4)), invalid("RANGE_REVERSED", "tokens.end")).await;
@@ -419,12 +450,20 @@ async fn keyspaces() {
     ] {
         let replicas: Vec<_> = replicas.into_iter().map(|it| (it.0.to_owned(), it.1)).collect();
         let request = Keyspace { replicas, ..Keyspace::named("other") }.request();
-        check(&format!("{request:?}"), api.admin().create_keyspace(request.clone()).await, &expected);
+        check(
+            &format!("{request:?}"),
+            api.admin().create_keyspace(request.clone()).await,
+            &expected,
+        );
     }
     let ttl = Keyspace { default_ttl_seconds: u64::MAX, ..Keyspace::named("other") }.request();
     check("a TTL", api.admin().create_keyspace(ttl).await, &expected);
     let nothing = v1::CreateKeyspaceRequest::default();
-    check("nothing", api.admin().create_keyspace(nothing).await, &invalid("KEYSPACE_INVALID", "").no_field());
+    check(
+        "nothing",
+        api.admin().create_keyspace(nothing).await,
+        &invalid("KEYSPACE_INVALID", "").no_field(),
+    );
     let level_99 = Some(v1::Consistency { choice: Some(v1::consistency::Choice::Level(99)) });
     let unknown = Keyspace { read: level_99, ..Keyspace::named("other") }.request();
     let expected = invalid("INVALID_CONSISTENCY", "consistency");
@@ -436,6 +475,7 @@ async fn keyspaces() {
     let drop = v1::DropKeyspaceRequest { name: "nowhere".into() };
     check("drop", api.admin().drop_keyspace(drop).await, &expected);
     // Nothing of all that was made.
-    let names: Vec<_> = api.status().await.expect("a status").keyspaces.into_iter().map(|it| it.name).collect();
+    let names: Vec<_> =
+        api.status().await.expect("a status").keyspaces.into_iter().map(|it| it.name).collect();
     assert_eq!(names, [KEYSPACE]);
 }

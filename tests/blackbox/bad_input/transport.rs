@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::{
-    raw::{self, END_HEADERS, END_STREAM, HEADERS, DATA, frame, message},
+    raw::{self, DATA, END_HEADERS, END_STREAM, HEADERS, frame, message},
     watch::{Books, Witness},
 };
 use crate::harness::{Api, Cluster, Keyspace, Options, Signal, datacenters, eventually, level};
@@ -51,10 +51,21 @@ async fn bodies() {
     let mut not_text = BytesMut::new();
     not_text.put_slice(&[0x0a, 2, 0xc3, 0x28]);
     let sound = put("key", "value").encode_to_vec();
-    let bodies: [&[u8]; 6] =
-        [b"\xff\xff\xff\xff", &not_text, &sound[..sound.len() - 1], b"\x0a\xff\xff\xff\xff\x0f", b"\x0b", &[0x80; 40]];
+    let bodies: [&[u8]; 6] = [
+        b"\xff\xff\xff\xff",
+        &not_text,
+        &sound[..sound.len() - 1],
+        b"\x0a\xff\xff\xff\xff\x0f",
+        b"\x0b",
+        &[0x80; 40],
+    ];
     for body in bodies {
-        for path in [PUT, "/quorate.v1.KvService/Scan", "/quorate.v1.KvService/BatchWrite", "/quorate.v1.AdminService/CreateKeyspace"] {
+        for path in [
+            PUT,
+            "/quorate.v1.KvService/Scan",
+            "/quorate.v1.KvService/BatchWrite",
+            "/quorate.v1.AdminService/CreateKeyspace",
+        ] {
             let called = raw::call(api.channel(), path, &[], vec![message(body)]).await;
             let Err(status) = called else { continue };
             assert_eq!(status.code(), Code::InvalidArgument, "{path} {body:?}: {status:?}");
@@ -83,7 +94,8 @@ async fn bodies() {
     compressed[0] = 1;
     for encoding in ["gzip", "zstd", "nonsense"] {
         let body = vec![Bytes::from(compressed.clone())];
-        let status = raw::call(api.channel(), PUT, &[("grpc-encoding", encoding)], body).await.unwrap_err();
+        let status =
+            raw::call(api.channel(), PUT, &[("grpc-encoding", encoding)], body).await.unwrap_err();
         assert_eq!(status.code(), Code::Unimplemented, "{encoding}: {status:?}");
     }
     for first in [1, 2, 255] {
@@ -124,7 +136,8 @@ async fn methods_and_ports() {
         "/quorate.internal.v1.PeerService/Link",
         "/",
     ] {
-        let status = raw::call(clients.channel(), path, &[], vec![sound.clone()]).await.unwrap_err();
+        let status =
+            raw::call(clients.channel(), path, &[], vec![sound.clone()]).await.unwrap_err();
         assert_eq!(status.code(), Code::Unimplemented, "{path}: {status:?}");
     }
     for path in [PUT, "/quorate.v1.AdminService/GetClusterStatus", "/grpc.health.v1.Health/Check"] {
@@ -139,11 +152,8 @@ async fn call_with_timeout(cluster: &Cluster, timeout: &str, request: &v1::PutRe
     let mut stream = raw::connect(cluster.node(0).client).await;
     let block = raw::call_headers(PUT, &[("grpc-timeout", timeout)]);
     let body = message(&request.encode_to_vec());
-    let bytes = [
-        raw::opening(),
-        frame(HEADERS, END_HEADERS, 1, &block),
-        frame(DATA, END_STREAM, 1, &body),
-    ];
+    let bytes =
+        [raw::opening(), frame(HEADERS, END_HEADERS, 1, &block), frame(DATA, END_STREAM, 1, &body)];
     stream.write_all(&bytes.concat()).await.expect("sent");
     raw::read_until(&mut stream, HEADERS).await.3.to_vec()
 }
@@ -160,7 +170,9 @@ async fn deadlines() {
     let late = api.read("plain", &Key::new("late"), None).await.expect("a get");
     assert!(!late.found && late.version.is_none(), "{late:?}");
     // What is no deadline is none: the call is served, and nothing breaks.
-    for (at, timeout) in ["", "x", "1", "-1S", "1.5S", "99999999999S", "S", "1 S", "1s"].iter().enumerate() {
+    for (at, timeout) in
+        ["", "x", "1", "-1S", "1.5S", "99999999999S", "S", "1 S", "1s"].iter().enumerate()
+    {
         let key = format!("served {at}");
         call_with_timeout(&cluster, timeout, &put(&key, "value")).await;
         eventually(&format!("served in spite of {timeout:?}"), async || {

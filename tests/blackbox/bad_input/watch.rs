@@ -36,11 +36,13 @@ impl Witness {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                let (key, value) = (Key::new(format!("witness {}", number % 50)), number.to_string());
+                let (key, value) =
+                    (Key::new(format!("witness {}", number % 50)), number.to_string());
                 let put = api.set(&keyspace, &key, value.clone(), None);
                 let put = within("the witness writes", PROMPTLY, put).await;
                 put.unwrap_or_else(|it| panic!("the witness cannot write: {it}"));
-                let read = within("the witness reads", PROMPTLY, api.read(&keyspace, &key, None)).await;
+                let read =
+                    within("the witness reads", PROMPTLY, api.read(&keyspace, &key, None)).await;
                 let read = read.unwrap_or_else(|it| panic!("the witness cannot read: {it}"));
                 assert_eq!(read.value, value.as_bytes(), "what the witness wrote");
                 count.fetch_add(1, Ordering::Relaxed);

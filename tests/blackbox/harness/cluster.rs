@@ -305,9 +305,8 @@ impl Cluster {
 
     /// Waits until a node sees the running nodes up, and the others down.
     pub(crate) async fn wait_seen(&self, viewer: usize) {
-        let running: BTreeMap<String, bool> = (self.nodes.iter())
-            .map(|it| (it.client.to_string(), it.process.is_some()))
-            .collect();
+        let running: BTreeMap<String, bool> =
+            (self.nodes.iter()).map(|it| (it.client.to_string(), it.process.is_some())).collect();
         let api = self.api(viewer);
         eventually(&format!("node {viewer} sees who is up"), async || {
             let status = api.status().await.map_err(|it| it.to_string())?;

@@ -164,7 +164,8 @@ impl Drop for Process {
             let tail = lines.len().saturating_sub(5);
             let (early, late) = lines.split_at(tail);
             let worth_showing = |it: &&&str| !it.contains("INFO");
-            let shown: Vec<&str> = early.iter().filter(worth_showing).chain(late).copied().collect();
+            let shown: Vec<&str> =
+                early.iter().filter(worth_showing).chain(late).copied().collect();
             let shown = shown[shown.len().saturating_sub(20)..].join("\n");
             println!("--- {}, of its log:\n{shown}", self.name);
         }

@@ -1,11 +1,13 @@
 //! Every level while nodes and whole datacenters are killed and come back.
 
+use model::Key;
+
 use super::{
-    expected::Level,
+    expected::{Level, replicas_of},
     sweep::{Seen, Subject, sweep},
 };
 use crate::harness::{Cluster, Keyspace, Options, Random, datacenters, level};
-use proto::v1::ConsistencyLevel as Wire;
+use proto::{v1, v1::ConsistencyLevel as Wire};
 
 fn quorum(name: &str, replicas: &[(&str, u32)]) -> Keyspace {
     let (read, write) = (level(Wire::Quorum), level(Wire::Quorum));
@@ -75,7 +77,9 @@ fn subjects(cluster: &Cluster) -> [Subject<'_>; 2] {
 #[tokio::test]
 async fn one_datacenter() {
     let mut random = Random::new("one_datacenter");
-    let mut cluster = Cluster::start(&datacenters(&[3]), &Options::small_ring()).await;
+    // With more than one I/O loop in each node: calls and answers cross between them.
+    let options = Options::small_ring().with(&["--io-threads", "2"]);
+    let mut cluster = Cluster::start(&datacenters(&[3]), &options).await;
     cluster.create(&quorum("full", &[("dc1", 3)])).await;
     let mut single = quorum("single", &[("dc1", 1)]);
     single.allow_any = true;
@@ -85,6 +89,7 @@ async fn one_datacenter() {
             cluster.kill(&[killed]);
             cluster.wait_all_up().await;
         }
+        mixed_batch(&cluster, killed).await;
         let through: Vec<_> = cluster.running();
         for subject in subjects(&cluster) {
             let seen = sweep(&subject, &through, &mut random).await;
@@ -95,6 +100,54 @@ async fn one_datacenter() {
     for subject in subjects(&cluster) {
         assert_eq!(sweep(&subject, &[0, 1, 2], &mut random).await.unavailable, 0);
     }
+}
+
+/// One batch over many keys, of which some have lost their only replica: each key has the answer that
+/// it would have alone.
+async fn mixed_batch(cluster: &Cluster, killed: usize) {
+    let keys: Vec<Key> = (0..80).map(|it| Key::new(format!("mixed {killed} {it}"))).collect();
+    let (api, topology) = (cluster.api(0), cluster.api(0).topology().await.expect("a topology"));
+    let is_up = |key: &Key| {
+        let replicas = replicas_of(cluster, &topology, "single", key);
+        replicas["dc1"].iter().all(|it| cluster.running().contains(it))
+    };
+    let item = |key: &Key| v1::BatchWriteItem {
+        key: Some(key.clone().into()),
+        write: Some(v1::batch_write_item::Write::Put(key.partition_key.clone())),
+        ..v1::BatchWriteItem::default()
+    };
+    let request = v1::BatchWriteRequest {
+        keyspace: "single".to_owned(),
+        items: keys.iter().map(item).collect(),
+        ..v1::BatchWriteRequest::default()
+    };
+    let written = api.batch_write(request).await.expect("a batch");
+    let request = v1::BatchGetRequest {
+        keyspace: "single".to_owned(),
+        keys: keys.iter().cloned().map(Into::into).collect(),
+        ..v1::BatchGetRequest::default()
+    };
+    let read = api.batch_get(request).await.expect("a batch");
+    assert_eq!((written.results.len(), read.results.len()), (keys.len(), keys.len()));
+    for ((key, written), read) in keys.iter().zip(written.results).zip(read.results) {
+        use v1::{batch_get_result::Result as Read, batch_write_result::Result as Write};
+        match (is_up(key), written.result, read.result) {
+            (true, Some(Write::Version(version)), Some(Read::Found(found))) => {
+                assert_eq!(
+                    (found.value, found.version),
+                    (key.partition_key.clone(), Some(version))
+                );
+            }
+            (false, Some(Write::Error(write)), Some(Read::Error(read))) => {
+                for error in [write, read] {
+                    assert_eq!(error.reason, "NOT_ENOUGH_REPLICAS", "{error:?}");
+                    assert_eq!(error.metadata["alive"], "0", "{error:?}");
+                }
+            }
+            other => panic!("{key:?}: {other:?}"),
+        }
+    }
+    assert_eq!(keys.iter().any(|it| !is_up(it)), killed > 0, "no key lost its replica");
 }
 
 /// The sweep itself can fail: against a model that believes a healthy node dead, it does.
