@@ -21,11 +21,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// A request is some dozens of small allocations on one thread that are freed on another. The
-/// system's allocator spends a quarter of a node's I/O loop on them.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = args::Cli::parse();
     let output = output::Output::new(cli.global.json, cli.global.color);

@@ -86,7 +86,8 @@ pub struct StorageKey(Bytes);
 impl StorageKey {
     /// Encodes a key. `token` is the key's own, passed in because the caller has it already.
     pub fn encode(keyspace: KeyspaceId, token: Token, key: &Key) -> Self {
-        let mut bytes = Self::row_prefix_buffer(keyspace, token, &key.partition_key, key.sort_key.len());
+        let mut bytes =
+            Self::row_prefix_buffer(keyspace, token, &key.partition_key, key.sort_key.len());
         bytes.put_slice(&key.sort_key);
         Self(bytes.freeze())
     }
@@ -103,7 +104,8 @@ impl StorageKey {
         spare: usize,
     ) -> BytesMut {
         let zeros = partition_key.iter().filter(|it| **it == ESCAPE).count();
-        let mut bytes = BytesMut::with_capacity(HEAD_BYTES + partition_key.len() + zeros + 2 + spare);
+        let mut bytes =
+            BytesMut::with_capacity(HEAD_BYTES + partition_key.len() + zeros + 2 + spare);
         bytes.put_u32(keyspace.0);
         bytes.put_u64(token.0);
         if zeros == 0 {
@@ -214,7 +216,12 @@ mod tests {
     }
 
     fn keys() -> impl Strategy<Value = Key> {
-        let bytes = |min| proptest::collection::vec(prop_oneof![Just(0u8), Just(1), Just(255), any::<u8>()], min..6);
+        let bytes = |min| {
+            proptest::collection::vec(
+                prop_oneof![Just(0u8), Just(1), Just(255), any::<u8>()],
+                min..6,
+            )
+        };
         (bytes(1), bytes(0)).prop_map(|(a, b)| Key::with_sort_key(a, b))
     }
 
@@ -248,7 +255,8 @@ mod tests {
     #[test]
     fn golden() {
         let key = Key::with_sort_key(&b"a\0b"[..], &b"s"[..]);
-        let expected = [&[0, 0, 0, 7][..], &key.token().0.to_be_bytes(), b"a\0\xffb\0\x01s"].concat();
+        let expected =
+            [&[0, 0, 0, 7][..], &key.token().0.to_be_bytes(), b"a\0\xffb\0\x01s"].concat();
         assert_eq!(encode(&key).as_bytes(), &expected);
     }
 

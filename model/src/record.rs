@@ -62,7 +62,12 @@ impl Record {
     pub const OVERHEAD_BYTES: usize = HEADER_BYTES;
 
     /// Encodes a write of `key`; `None` as `value` is a delete. `expiry_ms` 0 means never.
-    pub fn encode(key: &StorageKey, version: Version, expiry_ms: u64, value: Option<&[u8]>) -> Self {
+    pub fn encode(
+        key: &StorageKey,
+        version: Version,
+        expiry_ms: u64,
+        value: Option<&[u8]>,
+    ) -> Self {
         let body = value.unwrap_or_default();
         let mut bytes = BytesMut::with_capacity(HEADER_BYTES + body.len());
         bytes.put_u8(FORMAT);

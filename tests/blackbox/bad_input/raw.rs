@@ -214,7 +214,9 @@ pub(super) async fn call(
             match next?.into_data() {
                 Ok(mut data) => answer.extend_from_slice(&data.copy_to_bytes(data.remaining())),
                 Err(rest) => {
-                    let trailers = rest.into_trailers().ok().expect("data or trailers");
+                    let Ok(trailers) = rest.into_trailers() else {
+                        panic!("neither data nor trailers")
+                    };
                     let status = status_in(&trailers).expect("a status in the trailers");
                     return if status.code() == Code::Ok { Ok(answer.into()) } else { Err(status) };
                 }
