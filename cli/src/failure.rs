@@ -304,8 +304,7 @@ fn advice(error: &CallError, attempt: &Attempt, unknown: bool) -> Vec<String> {
     let mut advice: Vec<String> = Vec::new();
     match error.reason {
         Reason::NotEnoughReplicas => {
-            let local = attempt.level.is_none_or(|it| !it.is_local());
-            advice.extend(local.then(|| "--consistency LOCAL_QUORUM".to_owned()));
+            advice.extend(lower_level(attempt.level).map(|it| format!("--consistency {it}")));
             advice.push("quorate admin status".to_owned());
             advice.push(retry);
         }
@@ -343,6 +342,17 @@ fn advice(error: &CallError, attempt: &Attempt, unknown: bool) -> Vec<String> {
         }
     }
     advice
+}
+
+/// The next level that needs fewer replicas, or only those of one datacenter. Nothing below a local
+/// quorum is suggested: it would promise less than its caller relies on.
+fn lower_level(level: Option<ConsistencyLevel>) -> Option<ConsistencyLevel> {
+    use ConsistencyLevel::{All, EachQuorum, LocalQuorum, Quorum};
+    match level {
+        Some(All) => Some(Quorum),
+        Some(Quorum | EachQuorum) => Some(LocalQuorum),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

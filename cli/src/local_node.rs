@@ -14,9 +14,23 @@ use crate::failure::{Failure, with_causes};
 pub(crate) struct SharedResources(RocksShared);
 
 impl SharedResources {
-    /// Sets them up; once per process.
-    pub(crate) fn new() -> Result<Self, Failure> {
-        let shared = RocksShared::new(RocksLimits::default());
+    /// Sets them up for one node; once per process.
+    pub(crate) fn for_one_node() -> Result<Self, Failure> {
+        Self::new(RocksLimits::default())
+    }
+
+    /// Sets them up for the many small nodes of a demo: half the memory of one serious node.
+    pub(crate) fn for_demo() -> Result<Self, Failure> {
+        let all = RocksLimits::default();
+        Self::new(RocksLimits {
+            cache_bytes: all.cache_bytes / 2,
+            write_buffer_bytes: all.write_buffer_bytes / 2,
+            memtable_bytes: all.memtable_bytes / 4,
+        })
+    }
+
+    fn new(limits: RocksLimits) -> Result<Self, Failure> {
+        let shared = RocksShared::new(limits);
         shared.map(Self).map_err(|error| start_failure(&error))
     }
 

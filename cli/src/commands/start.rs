@@ -98,7 +98,7 @@ pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure
     let mut signals = StopSignals::new()?;
     let config = args.config()?;
     let (datacenter, rack) = (config.datacenter.clone(), config.rack.clone());
-    let mut node = SharedResources::new()?.start(config)?;
+    let mut node = SharedResources::for_one_node()?.start(config)?;
     announce(&node, &datacenter, &rack, &args, output)?;
 
     let signal = tokio::select! {

@@ -46,7 +46,7 @@ impl DemoCluster {
     ) -> Result<Self, Failure> {
         let folder = TempDir::with_prefix("quorate-demo-")
             .map_err(|error| Failure::file("cannot make a temporary folder", &error))?;
-        let resources = SharedResources::new()?;
+        let resources = SharedResources::for_demo()?;
         let mut it = Self { resources, seats: Vec::new(), folder };
         let mut ports = first_port.map(|first| first..);
         let mut next_port = || ports.as_mut().and_then(Iterator::next).unwrap_or(0);
