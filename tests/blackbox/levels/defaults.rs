@@ -12,7 +12,7 @@ fn levels(name: &str, read: Wire, write: Wire) -> Keyspace {
 }
 
 async fn refused(cluster: &Cluster, keyspace: &Keyspace, why: Reason) {
-    let error = cluster.api(0).create_keyspace(keyspace.request()).await.unwrap_err();
+    let error = cluster.api(0).create_keyspace(keyspace.request()).await.expect_err("refused");
     assert_eq!(error.reason, why, "{keyspace:?}: {error}");
     assert_eq!(error.outcome, CallOutcome::NotApplied, "{error}");
 }
