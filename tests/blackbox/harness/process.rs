@@ -117,6 +117,23 @@ impl Process {
         let line = format!("kill -{name} {}", self.pid());
         let status = Command::new("sh").args(["-c", &line]).status().expect("there is a shell");
         assert!(status.success(), "{}: {line}", self.name);
+        // Other threads of the process run on until they notice.
+        let deadline = Instant::now() + PATIENCE;
+        while signal == Signal::Pause && !self.stands_still() {
+            assert!(Instant::now() < deadline, "{} does not stand still", self.name);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// True if every thread of the process is stopped, or has ended.
+    fn stands_still(&self) -> bool {
+        let path = format!("/proc/{}/task", self.pid());
+        let tasks = fs::read_dir(&path).unwrap_or_else(|it| panic!("{path}: {it}"));
+        tasks.flatten().all(|task| {
+            let Ok(text) = fs::read_to_string(task.path().join("status")) else { return true };
+            let state = text.lines().find_map(|it| it.strip_prefix("State:"));
+            state.is_some_and(|it| ["T", "t", "Z", "X"].contains(&&it.trim()[..1]))
+        })
     }
 
     /// Kills it as power loss would, without a chance to react, and waits for its end.

@@ -72,19 +72,3 @@ async fn a_silent_replica() {
         assert_eq!(&read.value[..], b"during", "through node {at}");
     }
 }
-
-/// A deadline that has passed before the call: no work is done for it.
-#[tokio::test]
-async fn a_deadline_that_has_passed() {
-    let cluster = Cluster::start(&datacenters(&[1]), &Options::small_ring()).await;
-    cluster.create(&Keyspace::named("plain")).await;
-    let (api, key) = (cluster.api(0), Key::new("key"));
-    let late = limited(put(&key, "late", None), 0);
-    let status = api.kv().put(late).await.unwrap_err();
-    let error = proto::CallError::from(&status);
-    // The transport of this client gives up at once too: either of both may be first.
-    assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status}");
-    assert!(matches!(error.reason, Reason::DeadlinePassed | Reason::Other), "{error}");
-    let read = api.read("plain", &key, None).await.expect("a get");
-    assert!(!read.found && read.version.is_none(), "a late write was done: {read:?}");
-}
