@@ -73,6 +73,10 @@ pub(crate) struct BarsArgs {
     folder: Option<PathBuf>,
 }
 
+/// As many keys as the restart bar speaks of, and how long each load of a round takes.
+const KEYS: u64 = 200_000;
+const DURATION: Duration = Duration::from_secs(3);
+
 /// One round's loads.
 #[derive(Clone, Debug, Serialize)]
 struct Round {
@@ -112,7 +116,7 @@ struct BarsDocument<'a> {
 
 /// Measures and judges.
 pub(super) async fn run(args: BarsArgs, global: Global, output: Output) -> Result<Exit, Failure> {
-    let load = args.load.load()?;
+    let load = args.load.load(KEYS, DURATION)?;
     let (cluster, memory, restarts) = prepare(&args, &load, &global, output).await?;
     let echo = Server::echo(args.load.value_size).await?;
     let echo_target = Target::echo(&echo.client_address.to_string(), cluster.nodes().len());

@@ -13,7 +13,7 @@ use super::{
     latency::spell_us,
     load,
     report::{LoadDocument, spell_rate},
-    run::LoadArgs,
+    run::{DURATION, KEYS, LoadArgs},
     target::Target,
 };
 use crate::{
@@ -59,7 +59,7 @@ struct FloorDocument {
 
 /// Measures and shows both floors.
 pub(super) async fn run(args: FloorArgs, output: Output) -> Result<Exit, Failure> {
-    let put = args.load.load()?;
+    let put = args.load.load(KEYS, DURATION)?;
     let mut get = put.clone();
     get.read_share = 1.0;
     let server = Server::echo(args.load.value_size).await?;

@@ -79,6 +79,10 @@ pub(crate) struct RunArgs {
     server_pids: Vec<u32>,
 }
 
+/// Keys and duration of a load that names none.
+pub(super) const KEYS: u64 = 100_000;
+pub(super) const DURATION: Duration = Duration::from_secs(10);
+
 /// Options of every load.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct LoadArgs {
@@ -86,17 +90,17 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "N", default_value = "64")]
     pub(crate) clients: NonZeroUsize,
 
-    /// How long to measure
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
-    pub(crate) duration: Duration,
+    /// How long to measure [default: 10s; 3s for each load of `bars`]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub(crate) duration: Option<Duration>,
 
     /// How long to run before anything counts
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = values::duration)]
     pub(crate) warm_up: Duration,
 
-    /// How many different keys
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) keys: u64,
+    /// How many different keys [default: 100000; 200000 for `bars`]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) keys: Option<u64>,
 
     /// Bytes of a key
     #[arg(long, value_name = "SIZE", default_value = "16", value_parser = values::size)]
@@ -112,10 +116,11 @@ pub(crate) struct LoadArgs {
 }
 
 impl LoadArgs {
-    /// A load of uniformly popular keys, one key a call.
-    pub(crate) fn load(&self) -> Result<Load, Failure> {
+    /// A load of uniformly popular keys, one key a call. `keys` and `duration` are for options that
+    /// were not given.
+    pub(crate) fn load(&self, keys: u64, duration: Duration) -> Result<Load, Failure> {
         let space = KeySpace {
-            keys: self.keys,
+            keys: self.keys.unwrap_or(keys),
             key_bytes: self.key_size,
             value_bytes: self.value_size,
             popularity: Popularity::Uniform,
@@ -123,7 +128,7 @@ impl LoadArgs {
             seed: self.seed,
         };
         if self.key_size < space.key_bytes_min() {
-            let (least, keys) = (space.key_bytes_min(), self.keys);
+            let (least, keys) = (space.key_bytes_min(), space.keys);
             let problem =
                 format!("--key-size {} is too small: {keys} keys need {least}", self.key_size);
             return Err(Failure::usage(problem));
@@ -132,7 +137,7 @@ impl LoadArgs {
             clients: self.clients.get(),
             rate: None,
             warm_up: self.warm_up,
-            duration: self.duration,
+            duration: self.duration.unwrap_or(duration),
             read_share: 0.0,
             batch: 1,
             space,
@@ -142,7 +147,7 @@ impl LoadArgs {
 
 /// Runs the load and shows what it measured.
 pub(super) async fn run(args: RunArgs, global: Global, output: Output) -> Result<Exit, Failure> {
-    let mut load = args.load.load()?;
+    let mut load = args.load.load(KEYS, DURATION)?;
     load.rate = args.rate;
     load.read_share = args.read_share;
     load.batch = args.batch.get();
