@@ -290,6 +290,12 @@ impl Shared {
         let view = View::new(Arc::clone(&metadata), self.identity.node, datacenter, &before);
         self.view.store(Arc::new(view));
         Counters::count(&self.counters.metadata_adopted);
+        let known = before.metadata().map(|it| it.keyspaces()).unwrap_or_default();
+        for dropped in known.iter().filter(|it| metadata.keyspace_of_id(it.id).is_none()) {
+            let item = CommitItem::DropKeyspace { keyspace: dropped.id };
+            // Never refused for lack of room; a closed queue is a node that ends.
+            let _ = self.commits.push(|items| items.push(item));
+        }
         tracing::info!(
             sequence = metadata.sequence(),
             layout = metadata.layout().version(),
