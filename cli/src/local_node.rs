@@ -25,7 +25,8 @@ impl SharedResources {
         Self::new(RocksLimits {
             cache_bytes: all.cache_bytes / 2,
             write_buffer_bytes: all.write_buffer_bytes / 2,
-            memtable_bytes: all.memtable_bytes / 4,
+            memtable_bytes: all.memtable_bytes / 8,
+            row_cache_bytes: all.row_cache_bytes / 64,
         })
     }
 

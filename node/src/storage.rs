@@ -11,6 +11,7 @@
 //! (Rebello et al., "Can Applications Recover from fsync Failures?", 2020). Reads may go on.
 
 mod batch;
+pub mod cached;
 #[cfg(test)]
 mod conformance;
 mod format;

@@ -30,6 +30,7 @@ use crate::{
     shared::{Identity, Shared, system_key},
     storage::{
         Durability, OpenError, Space, Storage, StorageError, WriteBatch,
+        cached::CachedStorage,
         rocks::{RocksShared, RocksStorage},
     },
     view::View,
@@ -116,7 +117,8 @@ pub fn start(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode,
 fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode, StartError> {
     config.validate()?;
     std::fs::create_dir_all(&config.data)?;
-    let storage = RocksStorage::open(&config.data.join("rocksdb"), resources)?;
+    let engine = RocksStorage::open(&config.data.join("rocksdb"), resources)?;
+    let storage = CachedStorage::new(engine, resources.row_cache_bytes());
     let world = World {
         clock: Arc::new(SystemClock),
         network: Arc::new(TcpNetwork { shared_ports: config.io_threads > 1 }),

@@ -22,15 +22,21 @@ const WAYS: usize = 8;
 /// Lists for at most 4,096 contended keys. A set-associative table: a new key replaces the least
 /// recently used of the eight it shares its place with.
 pub struct RecentVersions {
-    sets: Vec<[Option<Box<List>>; WAYS]>,
+    sets: Vec<Set>,
     uses: u64,
 }
 
+/// What decides stands together: most keys have no list, and to see that must touch no list.
+#[derive(Default)]
+struct Set {
+    hashes: [u64; WAYS],
+    used: [u64; WAYS],
+    lists: [Option<Box<List>>; WAYS],
+}
+
 struct List {
-    hash: u64,
     key: Vec<u8>,
     versions: Vec<Version>,
-    used: u64,
 }
 
 impl Default for RecentVersions {
@@ -57,8 +63,8 @@ impl RecentVersions {
     pub fn replace(&mut self, hash: u64, key: &[u8], replaced: Version, newest: Version) {
         self.uses += 1;
         let uses = self.uses;
-        if let Some(list) = self.find_mut(hash, key) {
-            list.used = uses;
+        if let Some((list, used)) = self.find_mut(hash, key) {
+            *used = uses;
             if list.versions.last() != Some(&replaced) {
                 list.versions.clear();
                 list.versions.push(replaced);
@@ -77,34 +83,42 @@ impl RecentVersions {
             self.sets.resize_with(SETS, Default::default);
         }
         let used = self.uses;
-        let ways = &mut self.sets[set_of(hash)];
-        let oldest = ways.iter_mut().min_by_key(|way| way.as_ref().map_or(0, |it| it.used));
-        let way = oldest.expect("a set has ways");
-        match way {
+        let set = &mut self.sets[set_of(hash)];
+        let oldest = (0..WAYS).min_by_key(|way| set.used[*way]).expect("a set has ways");
+        (set.hashes[oldest], set.used[oldest]) = (hash, used);
+        match &mut set.lists[oldest] {
             Some(list) => {
                 list.key.clear();
                 list.key.extend_from_slice(key);
                 list.versions.clear();
                 list.versions.extend(versions);
-                (list.hash, list.used) = (hash, used);
             }
-            None => {
-                let mut list = List { hash, key: key.to_vec(), versions: Vec::new(), used };
+            free => {
+                let mut list = List { key: key.to_vec(), versions: Vec::new() };
                 list.versions.reserve_exact(VERSIONS_MAX);
                 list.versions.extend(versions);
-                *way = Some(Box::new(list));
+                *free = Some(Box::new(list));
             }
         }
     }
 
     fn find(&self, hash: u64, key: &[u8]) -> Option<&List> {
-        let ways = self.sets.get(set_of(hash))?;
-        ways.iter().flatten().find(|it| it.hash == hash && it.key == key).map(|it| &**it)
+        let set = self.sets.get(set_of(hash))?;
+        let found = (0..WAYS).find(|way| set.holds(*way, hash, key))?;
+        set.lists[found].as_deref()
     }
 
-    fn find_mut(&mut self, hash: u64, key: &[u8]) -> Option<&mut List> {
-        let ways = self.sets.get_mut(set_of(hash))?;
-        ways.iter_mut().flatten().find(|it| it.hash == hash && it.key == key).map(|it| &mut **it)
+    /// A key's list, and when it was last used.
+    fn find_mut(&mut self, hash: u64, key: &[u8]) -> Option<(&mut List, &mut u64)> {
+        let set = self.sets.get_mut(set_of(hash))?;
+        let found = (0..WAYS).find(|way| set.holds(*way, hash, key))?;
+        Some((set.lists[found].as_deref_mut()?, &mut set.used[found]))
+    }
+}
+
+impl Set {
+    fn holds(&self, way: usize, hash: u64, key: &[u8]) -> bool {
+        self.hashes[way] == hash && self.lists[way].as_ref().is_some_and(|it| it.key == key)
     }
 }
 

@@ -14,6 +14,7 @@ pub struct RocksShared {
     cache: Cache,
     write_buffers: WriteBufferManager,
     memtable_bytes: usize,
+    row_cache_bytes: usize,
 }
 
 /// The sizes of [`RocksShared`].
@@ -26,12 +27,19 @@ pub struct RocksLimits {
     /// The memtable of one database. The log behind it is what a restart has to read: 8 MiB take
     /// some 50 ms, larger ones gain no speed.
     pub memtable_bytes: usize,
+    /// The cache of rows before one database, taken as rows are touched.
+    pub row_cache_bytes: usize,
 }
 
 impl Default for RocksLimits {
-    /// 64 MiB of cache, of which memtables take at most 32, 8 for a database.
+    /// 48 MiB of blocks, of which memtables take at most 32, 16 for a database; and 64 MiB of rows.
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, write_buffer_bytes: 32 << 20, memtable_bytes: 8 << 20 }
+        Self {
+            cache_bytes: 48 << 20,
+            write_buffer_bytes: 32 << 20,
+            memtable_bytes: 16 << 20,
+            row_cache_bytes: 64 << 20,
+        }
     }
 }
 
@@ -46,7 +54,8 @@ impl RocksShared {
             false,
             cache.clone(),
         );
-        let mut shared = Self { env, cache, write_buffers, memtable_bytes: limits.memtable_bytes };
+        let RocksLimits { memtable_bytes, row_cache_bytes, .. } = limits;
+        let mut shared = Self { env, cache, write_buffers, memtable_bytes, row_cache_bytes };
         shared.env.set_low_priority_background_threads(COMPACTION_THREADS);
         shared.env.set_high_priority_background_threads(FLUSH_THREADS);
         Ok(shared)
@@ -57,11 +66,17 @@ impl RocksShared {
         self.cache.get_usage()
     }
 
+    /// Bytes of rows to cache before each database.
+    pub fn row_cache_bytes(&self) -> usize {
+        self.row_cache_bytes
+    }
+
     /// The settings of a database and of each of its column families.
     pub(super) fn options(&self) -> Options {
         let mut tables = BlockBasedOptions::default();
         tables.set_block_cache(&self.cache);
         tables.set_cache_index_and_filter_blocks(true);
+        tables.set_pin_l0_filter_and_index_blocks_in_cache(true);
         tables.set_bloom_filter(BLOOM_BITS_PER_KEY, false);
 
         let mut options = Options::default();
@@ -69,8 +84,15 @@ impl RocksShared {
         options.create_missing_column_families(true);
         options.set_env(&self.env);
         options.set_block_based_table_factory(&tables);
-        options.set_compression_type(DBCompressionType::Lz4);
-        options.set_bottommost_compression_type(DBCompressionType::Zstd);
+        // Young files are soon rewritten. While a database is small its bottom is young too: hence
+        // by level, counted from the first that is filled, and nothing special for the bottommost.
+        options.set_compression_per_level(&[
+            DBCompressionType::None,
+            DBCompressionType::Lz4,
+            DBCompressionType::Lz4,
+            DBCompressionType::Zstd,
+        ]);
+        options.set_level_zero_file_num_compaction_trigger(LEVEL_ZERO_FILES);
         options.set_max_open_files(OPEN_FILES_MAX);
         options.set_max_background_jobs(COMPACTION_THREADS + FLUSH_THREADS);
 
@@ -97,6 +119,9 @@ impl RocksShared {
 
 const COMPACTION_THREADS: i32 = 2;
 const FLUSH_THREADS: i32 = 1;
+/// Each compaction of these rewrites what it meets below: fewer of them cost less CPU, and more files
+/// cost a read one filter each.
+const LEVEL_ZERO_FILES: i32 = 6;
 const OPEN_FILES_MAX: i32 = 512;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 const EVENT_LOG_BYTES_MAX: usize = 1 << 20;

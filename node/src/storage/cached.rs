@@ -1,0 +1,266 @@
+//! Keeps recently read and written rows of [`Space::Data`] in memory, before any engine.
+//!
+//! Two things ask for rows that were touched a moment ago: gets, and the read that precedes every
+//! write. An engine finds them by a search through memtables, filters and blocks, which costs ten
+//! times a hash lookup; a hit here copies nothing and verifies as any other read does.
+//!
+//! Invariant: a row is here only while the engine would answer the same. A write takes the rows it
+//! changes out, and closes the door to rows that are being read meanwhile, before the engine sees
+//! it; it puts the new ones in once the engine has accepted them. Without the first half, a reader
+//! could be answered the old row after another was answered the new one.
+
+use std::hash::{BuildHasherDefault, Hasher};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::unsync::Cache;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{
+    Change, Durability, RangePage, RangeRequest, Space, Storage, StorageError, StorageStatistics,
+    TryGet, WriteBatch,
+};
+
+/// An engine behind a cache of rows.
+pub struct CachedStorage<S> {
+    inner: S,
+    shards: Vec<Mutex<Shard>>,
+}
+
+/// Rows are spread over shards so that loops and the commit thread hardly ever meet in one.
+const SHARDS: usize = 64;
+
+/// Doors of one shard. A key shares its door with every 4,096th other.
+const DOORS: usize = 64;
+
+struct Shard {
+    rows: Cache<u64, Row, RowBytes, BuildHasherDefault<Prehashed>>,
+    /// Odd while a write is under way; another number after each one.
+    doors: [u32; DOORS],
+}
+
+/// Key and value behind each other in one allocation.
+#[derive(Clone)]
+struct Row {
+    bytes: Bytes,
+    key_bytes: usize,
+}
+
+impl<S: Storage> CachedStorage<S> {
+    /// Puts a cache of at most `bytes_max` bytes before an engine; zero is no cache. Rows larger
+    /// than a 64th of that are not kept.
+    pub fn new(inner: S, bytes_max: usize) -> Self {
+        let shards = if bytes_max == 0 { 0 } else { SHARDS };
+        let shard_bytes = bytes_max as u64 / SHARDS as u64;
+        let rows = usize::try_from(shard_bytes / ROW_BYTES_USUAL).unwrap_or(usize::MAX);
+        let shard = || {
+            let hasher = BuildHasherDefault::default();
+            let rows =
+                Cache::with(rows, shard_bytes, RowBytes, hasher, quick_cache::unsync::DefaultLifecycle::default());
+            Mutex::new(Shard { rows, doors: [0; DOORS] })
+        };
+        Self { inner, shards: std::iter::repeat_with(shard).take(shards).collect() }
+    }
+
+    fn shard(&self, hash: u64) -> Option<MutexGuard<'_, Shard>> {
+        let index = usize::try_from(hash >> 58).expect("six bits");
+        self.shards.get(index).map(lock)
+    }
+
+    /// Looks a row up; `Err` with the number of its door if it is not here.
+    fn find(&self, hash: u64, key: &[u8]) -> Result<Bytes, u32> {
+        let Some(shard) = self.shard(hash) else { return Err(CLOSED) };
+        match shard.rows.get(&hash).and_then(|it| it.value_of(key)) {
+            Some(value) => Ok(value),
+            None => Err(shard.doors[door(hash)]),
+        }
+    }
+
+    /// Keeps a row that was read, unless it may have been written since its door was looked at.
+    fn keep(&self, hash: u64, key: &[u8], value: &Bytes, seen: u32) {
+        if seen % 2 == 1 {
+            return;
+        }
+        let row = Row::new(key, value);
+        if let Some(mut shard) = self.shard(hash)
+            && shard.doors[door(hash)] == seen
+        {
+            shard.rows.insert(hash, row);
+        }
+    }
+
+    fn before_write(&self, batch: &WriteBatch) {
+        for (_, change) in batch.changes().filter(|it| it.0 == Space::Data) {
+            match change {
+                Change::Put { key, .. } | Change::Delete { key } => {
+                    let hash = xxh3_64(key);
+                    let Some(mut shard) = self.shard(hash) else { return };
+                    shard.doors[door(hash)] |= 1;
+                    shard.rows.remove(&hash);
+                }
+                Change::DeleteRange { .. } => {
+                    for mut shard in self.shards.iter().map(lock) {
+                        shard.doors.iter_mut().for_each(|it| *it |= 1);
+                        shard.rows.clear();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens the doors again, and keeps what was written if it was accepted.
+    fn after_write(&self, batch: &WriteBatch, accepted: bool) {
+        for (_, change) in batch.changes().filter(|it| it.0 == Space::Data) {
+            match change {
+                Change::Put { key, value } => {
+                    let hash = xxh3_64(key);
+                    let row = accepted.then(|| Row::new(key, value));
+                    let Some(mut shard) = self.shard(hash) else { return };
+                    shard.open(door(hash));
+                    if let Some(row) = row {
+                        shard.rows.insert(hash, row);
+                    }
+                }
+                Change::Delete { key } => {
+                    let hash = xxh3_64(key);
+                    let Some(mut shard) = self.shard(hash) else { return };
+                    shard.open(door(hash));
+                    shard.rows.remove(&hash);
+                }
+                Change::DeleteRange { .. } => {
+                    for mut shard in self.shards.iter().map(lock) {
+                        (0..DOORS).for_each(|it| shard.open(it));
+                        shard.rows.clear();
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<S: Storage> Storage for CachedStorage<S> {
+    fn try_get(&self, space: Space, key: &[u8]) -> Result<TryGet, StorageError> {
+        if space != Space::Data {
+            return self.inner.try_get(space, key);
+        }
+        let hash = xxh3_64(key);
+        match self.find(hash, key) {
+            Ok(value) => Ok(TryGet::Hit(value)),
+            Err(seen) => {
+                let read = self.inner.try_get(space, key)?;
+                if let TryGet::Hit(value) = &read {
+                    self.keep(hash, key, value, seen);
+                }
+                Ok(read)
+            }
+        }
+    }
+
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        if space != Space::Data {
+            return self.inner.get(space, key);
+        }
+        let hash = xxh3_64(key);
+        match self.find(hash, key) {
+            Ok(value) => Ok(Some(value)),
+            Err(seen) => {
+                let read = self.inner.get(space, key)?;
+                if let Some(value) = &read {
+                    self.keep(hash, key, value, seen);
+                }
+                Ok(read)
+            }
+        }
+    }
+
+    /// Straight from the engine: a scan would push out what is asked for again.
+    fn range(&self, request: &RangeRequest) -> Result<RangePage, StorageError> {
+        self.inner.range(request)
+    }
+
+    fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), StorageError> {
+        self.before_write(batch);
+        let written = self.inner.write(batch, durability);
+        self.after_write(batch, written.is_ok());
+        written
+    }
+
+    fn checkpoint(&self, path: &Path) -> Result<(), StorageError> {
+        self.inner.checkpoint(path)
+    }
+
+    fn flush(&self) -> Result<(), StorageError> {
+        self.inner.flush()
+    }
+
+    fn statistics(&self) -> StorageStatistics {
+        self.inner.statistics()
+    }
+}
+
+impl Shard {
+    fn open(&mut self, door: usize) {
+        self.doors[door] = (self.doors[door] | 1).wrapping_add(1);
+    }
+}
+
+impl Row {
+    fn new(key: &[u8], value: &[u8]) -> Self {
+        Self { bytes: [key, value].concat().into(), key_bytes: key.len() }
+    }
+
+    /// The value, if the row is this key's and not another's with the same hash.
+    fn value_of(&self, key: &[u8]) -> Option<Bytes> {
+        (self.bytes[..self.key_bytes] == *key).then(|| self.bytes.slice(self.key_bytes..))
+    }
+}
+
+#[derive(Clone)]
+struct RowBytes;
+
+impl Weighter<u64, Row> for RowBytes {
+    fn weight(&self, _: &u64, row: &Row) -> u64 {
+        row.bytes.len() as u64 + ROW_BYTES_BESIDES
+    }
+}
+
+/// The keys of the table are hashes already.
+#[derive(Clone, Copy, Default)]
+struct Prehashed(u64);
+
+impl Hasher for Prehashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = xxh3_64(bytes);
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        // The upper bits are the same for a whole shard, and the table looks at both ends.
+        self.0 = hash.rotate_left(32);
+    }
+}
+
+fn door(hash: u64) -> usize {
+    usize::try_from(hash >> 52 & 63).expect("six bits")
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The number of a door that never lets a row in.
+const CLOSED: u32 = 1;
+
+/// What a row takes besides its bytes: its place in the table, and the allocations' own.
+const ROW_BYTES_BESIDES: u64 = 112;
+
+/// Sizes the table's memory of rows it has dropped, nothing else.
+const ROW_BYTES_USUAL: u64 = 400;
+
+#[cfg(test)]
+mod tests;

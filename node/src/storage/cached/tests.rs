@@ -1,0 +1,104 @@
+use super::super::conformance;
+use super::super::memory::{Access, Fault, MemoryStorage};
+use super::*;
+
+#[test]
+fn conforms() {
+    // Too small for anything, with room for some rows, and with room for all.
+    for bytes_max in [0, 1 << 10, 40 << 10, 8 << 20] {
+        let disk = MemoryStorage::new();
+        conformance::run(CachedStorage::new(disk.clone(), bytes_max), |storage| {
+            drop(storage);
+            disk.power_loss(|_| 0);
+            CachedStorage::new(disk.clone(), bytes_max)
+        });
+    }
+}
+
+const KEY: &[u8] = b"k";
+
+fn put(storage: &impl Storage, value: &[u8]) -> Result<(), StorageError> {
+    let mut batch = WriteBatch::new();
+    batch.put(Space::Data, KEY, [value]);
+    storage.write(&batch, Durability::Synced)
+}
+
+fn get(storage: &impl Storage) -> Option<Bytes> {
+    let value = storage.get(Space::Data, KEY).unwrap();
+    let inline = storage.try_get(Space::Data, KEY).unwrap();
+    assert_eq!(inline, value.clone().map_or(TryGet::Absent, TryGet::Hit));
+    value
+}
+
+#[test]
+fn rows_written_and_rows_read_are_kept() {
+    let disk = MemoryStorage::new();
+    let storage = CachedStorage::new(disk.clone(), 1 << 20);
+    put(&storage, b"written").unwrap();
+    let blocks = |it: Access<'_>| matches!(it, Access::TryGet(..)).then_some(Fault::WouldBlock);
+    disk.set_faults(Some(Box::new(blocks)));
+    let kept = TryGet::Hit(Bytes::from_static(b"written"));
+    assert_eq!(storage.try_get(Space::Data, KEY).unwrap(), kept);
+
+    let storage = CachedStorage::new(disk, 1 << 20);
+    assert_eq!(storage.try_get(Space::Data, KEY).unwrap(), TryGet::WouldBlock);
+    assert_eq!(storage.get(Space::Data, KEY).unwrap().unwrap(), "written");
+    assert_eq!(storage.try_get(Space::Data, KEY).unwrap(), kept);
+}
+
+#[test]
+fn a_row_read_before_a_write_is_not_kept_after_it() {
+    let storage = CachedStorage::new(MemoryStorage::new(), 1 << 20);
+    let hash = xxh3_64(KEY);
+    let old = Bytes::from_static(b"old");
+    put(&storage.inner, &old).unwrap();
+    let seen = storage.find(hash, KEY).unwrap_err();
+    let mut batch = WriteBatch::new();
+    batch.put(Space::Data, KEY, [&b"new"[..]]);
+    storage.before_write(&batch);
+    storage.keep(hash, KEY, &old, seen);
+    let during = storage.find(hash, KEY).unwrap_err();
+    storage.inner.write(&batch, Durability::Synced).unwrap();
+    assert_eq!(get(&storage).unwrap(), "new", "what the engine shows is answered");
+    storage.keep(hash, KEY, &old, during);
+    assert_eq!(get(&storage).unwrap(), "new", "nothing is kept during a write");
+    storage.after_write(&batch, true);
+    assert!(storage.find(hash, KEY).is_ok());
+    storage.keep(hash, KEY, &old, seen);
+    storage.keep(hash, KEY, &old, during);
+    assert_eq!(get(&storage).unwrap(), "new");
+}
+
+#[test]
+fn a_write_that_was_refused_leaves_what_was_there() {
+    let disk = MemoryStorage::new();
+    let storage = CachedStorage::new(disk.clone(), 1 << 20);
+    put(&storage, b"old").unwrap();
+    disk.set_faults(Some(Box::new(|it| matches!(it, Access::Append(_)).then_some(Fault::Full))));
+    assert!(matches!(put(&storage, b"new"), Err(StorageError::Full { .. })));
+    disk.set_faults(None);
+    assert_eq!(get(&storage).unwrap(), "old");
+    assert!(storage.find(xxh3_64(KEY), KEY).is_ok(), "kept again");
+}
+
+#[test]
+fn memory_is_bounded_by_bytes() {
+    let storage = CachedStorage::new(MemoryStorage::new(), 1 << 20);
+    for number in 0..4_000_u32 {
+        let mut batch = WriteBatch::new();
+        batch.put(Space::Data, &number.to_be_bytes(), [&[7; 1_000][..]]);
+        storage.write(&batch, Durability::Synced).unwrap();
+    }
+    let kept: u64 = storage.shards.iter().map(|it| lock(it).rows.weight()).sum();
+    assert!((1 << 19..=1 << 20).contains(&kept), "{kept} bytes");
+}
+
+#[test]
+fn keys_of_one_hash_are_told_apart() {
+    let storage = CachedStorage::new(MemoryStorage::new(), 1 << 20);
+    let hash = xxh3_64(KEY);
+    lock(&storage.shards[usize::try_from(hash >> 58).unwrap()])
+        .rows
+        .insert(hash, Row::new(b"other", b"not this"));
+    assert_eq!(get(&storage), None);
+}
