@@ -27,12 +27,12 @@ use crate::{
 };
 
 /// Where the answer to a commit item goes.
-#[derive(Clone)]
 pub enum Destination {
     /// To the operations of one of this node's loops.
     Loop(usize),
-    /// To the peer that sent the mutation, or for whom it was passed on.
-    Peer(Arc<Outbox>),
+    /// To the peer that sent the mutation, or for whom it was passed on, through the loop that
+    /// serves its link.
+    Peer(usize, Arc<Outbox>),
     /// Nowhere: nobody awaits it.
     Nowhere,
 }
@@ -109,16 +109,27 @@ pub struct Shared {
     started: Instant,
 }
 
-/// The commit path's answers on their way to one loop.
+impl Destination {
+    /// The loop through which the answer goes.
+    pub fn io_loop(&self) -> Option<usize> {
+        match self {
+            Self::Loop(index) | Self::Peer(index, _) => Some(*index),
+            Self::Nowhere => None,
+        }
+    }
+}
+
+/// The commit path's answers on their way to one loop, those for its peers among them: one wake-up
+/// for all of a group, because waking another thread costs more than anything done with an answer.
 #[derive(Default)]
 pub struct DoneQueue {
-    answers: Mutex<Vec<CommitAnswer>>,
+    answers: Mutex<Vec<(Destination, CommitAnswer)>>,
     wake: Notify,
 }
 
 impl DoneQueue {
     /// Adds answers, which are drained, and wakes the loop if it has none left.
-    pub fn push(&self, answers: impl Iterator<Item = CommitAnswer>) {
+    pub fn push(&self, answers: impl Iterator<Item = (Destination, CommitAnswer)>) {
         let was_empty = {
             let mut queue = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
             let was_empty = queue.is_empty();
@@ -131,7 +142,7 @@ impl DoneQueue {
     }
 
     /// Waits until the loop is woken and swaps the answers, if any, with the empty `taken`.
-    pub async fn take(&self, taken: &mut Vec<CommitAnswer>) {
+    pub async fn take(&self, taken: &mut Vec<(Destination, CommitAnswer)>) {
         self.wake.notified().await;
         let mut queue = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::swap(&mut *queue, taken);

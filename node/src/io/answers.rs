@@ -24,13 +24,16 @@ use crate::{
 
 impl IoLoop {
     /// Takes the commit path's answers for this node's own replicas.
-    pub fn commit_answers(&self, answers: &mut Vec<CommitAnswer>) {
+    pub fn commit_answers(&self, answers: &mut Vec<(Destination, CommitAnswer)>) {
         if answers.is_empty() {
             return;
         }
         let mut state = self.lock();
         let own = state.peers.own();
-        for answer in answers.drain(..) {
+        for (destination, answer) in answers.drain(..) {
+            if !matches!(destination, Destination::Loop(_)) {
+                continue;
+            }
             match answer.kind {
                 CommitAnswerKind::Mutation(kind) => {
                     let Some(own) = own else { continue };

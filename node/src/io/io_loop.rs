@@ -16,6 +16,7 @@ use tokio::{
     time::{Duration, Instant, sleep_until},
 };
 
+use super::serve::send_answers;
 use crate::{
     commit::CommitItem,
     latency::UsualLatency,
@@ -122,6 +123,7 @@ impl IoLoop {
         let mut answers = Vec::new();
         loop {
             self.shared.done[self.index].take(&mut answers).await;
+            send_answers(&self.shared, &mut answers);
             self.commit_answers(&mut answers);
             self.stamp_waiting();
         }

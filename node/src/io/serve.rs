@@ -107,7 +107,7 @@ impl IoLoop {
             self.pass_on(caller, &mut mutation);
         }
         let destination = match outbox {
-            Some(outbox) if operation != NO_ANSWER => Destination::Peer(outbox),
+            Some(outbox) if operation != NO_ANSWER => Destination::Peer(self.index, outbox),
             _ => Destination::Nowhere,
         };
         items.push(CommitItem::Mutation {
@@ -300,7 +300,9 @@ impl Answers {
     fn refuse(&mut self, items: Vec<CommitItem<Destination>>, refusal: Refusal) {
         for item in items {
             if let CommitItem::Mutation {
-                destination: Destination::Peer(outbox), operation, ..
+                destination: Destination::Peer(_, outbox),
+                operation,
+                ..
             } = item
             {
                 self.refuse_one(outbox, operation, refusal);
@@ -353,27 +355,29 @@ fn add_answer(
     })
 }
 
-/// Sends the commit path's answers of one group to where they go: one lock and one wake-up each.
-/// Runs on the commit thread.
+/// Hands the answers of one group to the loops that they go through. Runs on the commit thread.
 pub(super) fn deliver(shared: &Shared, answers: &mut Vec<(Destination, CommitAnswer)>) {
+    answers.retain(|it| it.0.io_loop().is_some());
     for (index, done) in shared.done.iter().enumerate() {
-        let mut local = answers
-            .iter_mut()
-            .filter(|it| matches!(it.0, Destination::Loop(loop_index) if loop_index == index))
-            .map(|it| take_answer(&mut it.1))
-            .peekable();
-        if local.peek().is_some() {
-            done.push(local);
+        let mut own = answers.extract_if(.., |it| it.0.io_loop() == Some(index)).peekable();
+        if own.peek().is_some() {
+            done.push(own);
         }
     }
+}
+
+/// Queues the commit path's answers for peers, under one lock for each; they become `Nowhere`.
+pub(super) fn send_answers(shared: &Shared, answers: &mut [(Destination, CommitAnswer)]) {
     let mut dropped = 0;
     for at in 0..answers.len() {
-        let Destination::Peer(outbox) = answers[at].0.clone() else { continue };
+        let Destination::Peer(_, outbox) = &answers[at].0 else { continue };
+        let outbox = Arc::clone(outbox);
         // The first answer for a peer takes all of its answers along.
         let sent = outbox.push_many(|batch| {
             let mut result = Ok(());
             for (destination, answer) in &mut answers[at..] {
-                let same = matches!(destination, Destination::Peer(it) if Arc::ptr_eq(it, &outbox));
+                let same =
+                    matches!(destination, Destination::Peer(_, it) if Arc::ptr_eq(it, &outbox));
                 if !same {
                     continue;
                 }
@@ -390,11 +394,6 @@ pub(super) fn deliver(shared: &Shared, answers: &mut Vec<(Destination, CommitAns
         let _ = sent;
     }
     add(&shared.counters.peer_answers_dropped, dropped);
-    answers.clear();
-}
-
-fn take_answer(answer: &mut CommitAnswer) -> CommitAnswer {
-    CommitAnswer { newest: answer.newest.take(), ..answer.clone() }
 }
 
 fn add(counter: &std::sync::atomic::AtomicU64, count: usize) {

@@ -4,10 +4,10 @@
 //! write. An engine finds them by a search through memtables, filters and blocks, which costs ten
 //! times a hash lookup; a hit here copies nothing and verifies as any other read does.
 //!
-//! Invariant: a row is here only while the engine would answer the same. A write takes the rows it
-//! changes out, and closes the door to rows that are being read meanwhile, before the engine sees
-//! it; it puts the new ones in once the engine has accepted them. Without the first half, a reader
-//! could be answered the old row after another was answered the new one.
+//! Invariant: a row is answered from here only while the engine would answer the same. A write shuts
+//! the doors of its keys before the engine sees it, and opens them once the new rows are in. Behind
+//! a shut door no row is found and none is kept: else a reader could be answered the old row after
+//! another was answered the new one.
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::path::Path;
@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use quick_cache::Weighter;
-use quick_cache::unsync::Cache;
+use quick_cache::unsync::{Cache, DefaultLifecycle};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
@@ -37,7 +37,7 @@ const DOORS: usize = 64;
 
 struct Shard {
     rows: Cache<u64, Row, RowBytes, BuildHasherDefault<Prehashed>>,
-    /// Odd while a write is under way; another number after each one.
+    /// Odd while shut; another number after each write.
     doors: [u32; DOORS],
 }
 
@@ -57,8 +57,8 @@ impl<S: Storage> CachedStorage<S> {
         let rows = usize::try_from(shard_bytes / ROW_BYTES_USUAL).unwrap_or(usize::MAX);
         let shard = || {
             let hasher = BuildHasherDefault::default();
-            let rows =
-                Cache::with(rows, shard_bytes, RowBytes, hasher, quick_cache::unsync::DefaultLifecycle::default());
+            let lifecycle = DefaultLifecycle::default();
+            let rows = Cache::with(rows, shard_bytes, RowBytes, hasher, lifecycle);
             Mutex::new(Shard { rows, doors: [0; DOORS] })
         };
         Self { inner, shards: std::iter::repeat_with(shard).take(shards).collect() }
@@ -71,16 +71,15 @@ impl<S: Storage> CachedStorage<S> {
 
     /// Looks a row up; `Err` with the number of its door if it is not here.
     fn find(&self, hash: u64, key: &[u8]) -> Result<Bytes, u32> {
-        let Some(shard) = self.shard(hash) else { return Err(CLOSED) };
-        match shard.rows.get(&hash).and_then(|it| it.value_of(key)) {
-            Some(value) => Ok(value),
-            None => Err(shard.doors[door(hash)]),
-        }
+        let Some(shard) = self.shard(hash) else { return Err(SHUT) };
+        let seen = shard.doors[door(hash)];
+        let row = if is_shut(seen) { None } else { shard.rows.get(&hash) };
+        row.and_then(|it| it.value_of(key)).ok_or(seen)
     }
 
     /// Keeps a row that was read, unless it may have been written since its door was looked at.
     fn keep(&self, hash: u64, key: &[u8], value: &Bytes, seen: u32) {
-        if seen % 2 == 1 {
+        if is_shut(seen) {
             return;
         }
         let row = Row::new(key, value);
@@ -92,47 +91,51 @@ impl<S: Storage> CachedStorage<S> {
     }
 
     fn before_write(&self, batch: &WriteBatch) {
+        self.turn_doors(batch, |door| door | 1);
+    }
+
+    /// Keeps what was written, if it was accepted, and then opens the doors: two keys of a batch may
+    /// share one, and a key may stand in it twice.
+    fn after_write(&self, batch: &WriteBatch, accepted: bool) {
+        if accepted {
+            self.take_over(batch);
+        }
+        self.turn_doors(batch, |door| (door | 1).wrapping_add(1));
+    }
+
+    fn take_over(&self, batch: &WriteBatch) {
         for (_, change) in batch.changes().filter(|it| it.0 == Space::Data) {
             match change {
-                Change::Put { key, .. } | Change::Delete { key } => {
+                Change::Put { key, value } => {
+                    let (hash, row) = (xxh3_64(key), Row::new(key, value));
+                    let Some(mut shard) = self.shard(hash) else { return };
+                    shard.rows.insert(hash, row);
+                }
+                Change::Delete { key } => {
                     let hash = xxh3_64(key);
                     let Some(mut shard) = self.shard(hash) else { return };
-                    shard.doors[door(hash)] |= 1;
                     shard.rows.remove(&hash);
                 }
                 Change::DeleteRange { .. } => {
-                    for mut shard in self.shards.iter().map(lock) {
-                        shard.doors.iter_mut().for_each(|it| *it |= 1);
-                        shard.rows.clear();
-                    }
+                    self.shards.iter().for_each(|it| lock(it).rows.clear());
                 }
             }
         }
     }
 
-    /// Opens the doors again, and keeps what was written if it was accepted.
-    fn after_write(&self, batch: &WriteBatch, accepted: bool) {
+    /// Turns the doors of the keys of a batch.
+    fn turn_doors(&self, batch: &WriteBatch, turn: impl Fn(u32) -> u32) {
         for (_, change) in batch.changes().filter(|it| it.0 == Space::Data) {
             match change {
-                Change::Put { key, value } => {
-                    let hash = xxh3_64(key);
-                    let row = accepted.then(|| Row::new(key, value));
-                    let Some(mut shard) = self.shard(hash) else { return };
-                    shard.open(door(hash));
-                    if let Some(row) = row {
-                        shard.rows.insert(hash, row);
-                    }
-                }
-                Change::Delete { key } => {
+                Change::Put { key, .. } | Change::Delete { key } => {
                     let hash = xxh3_64(key);
                     let Some(mut shard) = self.shard(hash) else { return };
-                    shard.open(door(hash));
-                    shard.rows.remove(&hash);
+                    let door = &mut shard.doors[door(hash)];
+                    *door = turn(*door);
                 }
                 Change::DeleteRange { .. } => {
                     for mut shard in self.shards.iter().map(lock) {
-                        (0..DOORS).for_each(|it| shard.open(it));
-                        shard.rows.clear();
+                        shard.doors.iter_mut().for_each(|it| *it = turn(*it));
                     }
                 }
             }
@@ -200,12 +203,6 @@ impl<S: Storage> Storage for CachedStorage<S> {
     }
 }
 
-impl Shard {
-    fn open(&mut self, door: usize) {
-        self.doors[door] = (self.doors[door] | 1).wrapping_add(1);
-    }
-}
-
 impl Row {
     fn new(key: &[u8], value: &[u8]) -> Self {
         Self { bytes: [key, value].concat().into(), key_bytes: key.len() }
@@ -253,8 +250,12 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The number of a door that never lets a row in.
-const CLOSED: u32 = 1;
+fn is_shut(door: u32) -> bool {
+    door % 2 == 1
+}
+
+/// The number of a door that never opens.
+const SHUT: u32 = 1;
 
 /// What a row takes besides its bytes: its place in the table, and the allocations' own.
 const ROW_BYTES_BESIDES: u64 = 112;

@@ -70,6 +70,25 @@ fn a_row_read_before_a_write_is_not_kept_after_it() {
 }
 
 #[test]
+fn an_old_row_is_not_answered_once_the_engine_shows_the_new_one() {
+    let storage = CachedStorage::new(MemoryStorage::new(), 1 << 20);
+    put(&storage, b"old").unwrap();
+    let mut batch = WriteBatch::new();
+    for value in [&b"first"[..], b"second"] {
+        batch.put(Space::Data, KEY, [value]);
+    }
+    storage.before_write(&batch);
+    assert_eq!(get(&storage).unwrap(), "old");
+    storage.inner.write(&batch, Durability::Synced).unwrap();
+    assert_eq!(get(&storage).unwrap(), "second");
+    storage.take_over(&batch);
+    assert_eq!(get(&storage).unwrap(), "second");
+    storage.after_write(&batch, true);
+    assert_eq!(get(&storage).unwrap(), "second");
+    assert_eq!(storage.find(xxh3_64(KEY), KEY).unwrap(), "second");
+}
+
+#[test]
 fn a_write_that_was_refused_leaves_what_was_there() {
     let disk = MemoryStorage::new();
     let storage = CachedStorage::new(disk.clone(), 1 << 20);
