@@ -9,6 +9,7 @@ mod call;
 mod change;
 mod control;
 mod coordinate;
+mod dispatch;
 mod effects;
 mod gossip;
 mod guard;

@@ -16,11 +16,12 @@ use proto::{
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, body::Body, transport::Server};
+use tonic::{Status, body::Body, service::Routes, transport::Server};
 use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::{
     admin::AdminApi,
+    dispatch::Dispatch,
     guard::{GuardedStream, Port},
     io_loop::IoLoop,
     kv::KvApi,
@@ -107,19 +108,22 @@ pub(super) async fn serve_clients(
     let counting = Arc::clone(&shared);
     let explain = move |response| explain(response, message_bytes_max, &counting.counters);
     let backstop = Duration::from_millis(shared.config.request_timeout_ms + BACKSTOP_MS);
-    let served = limited(shared.config.streams_per_connection_max)
-        .timeout(backstop)
-        .layer(tower::util::MapResponseLayer::new(explain))
-        .add_service(
-            KvServiceServer::new(KvApi { io: Arc::clone(&io) })
-                .max_decoding_message_size(message_bytes_max)
-                .max_encoding_message_size(answer_bytes_max),
-        )
-        .add_service(AdminServiceServer::new(AdminApi { io }))
+    let kv = KvServiceServer::new(KvApi { io: Arc::clone(&io) })
+        .max_decoding_message_size(message_bytes_max)
+        .max_encoding_message_size(answer_bytes_max);
+    let others = Routes::new(AdminServiceServer::new(AdminApi { io }))
         .add_service(health)
         .add_service(reflection_v1)
         .add_service(reflection_v1alpha)
-        .serve_with_incoming_shutdown(Incoming(incoming), stop.cancelled_owned())
+        .prepare();
+    let served = limited(shared.config.streams_per_connection_max)
+        .timeout(backstop)
+        .layer(tower::util::MapResponseLayer::new(explain))
+        .serve_with_incoming_shutdown(
+            Dispatch { kv, others },
+            Incoming(incoming),
+            stop.cancelled_owned(),
+        )
         .await;
     accepting.abort();
     served

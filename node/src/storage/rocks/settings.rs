@@ -32,12 +32,12 @@ pub struct RocksLimits {
 }
 
 impl Default for RocksLimits {
-    /// 48 MiB of blocks, of which memtables take at most 32, 16 for a database; and 64 MiB of rows.
+    /// 48 MiB of blocks, of which memtables take at most 32, 8 for a database; and 64 MiB of rows.
     fn default() -> Self {
         Self {
             cache_bytes: 48 << 20,
             write_buffer_bytes: 32 << 20,
-            memtable_bytes: 16 << 20,
+            memtable_bytes: 8 << 20,
             row_cache_bytes: 64 << 20,
         }
     }
