@@ -28,7 +28,7 @@ use crate::{
     transfer::{
         Format,
         columns::ColumnArgs,
-        errors_file::ErrorsFile,
+        errors_file::{Earlier, ErrorsFile},
         source::{CsvDialect, Source, SourceError},
         state::{ImportCounts, ImportState, StateFile, appended},
     },
@@ -106,7 +106,7 @@ pub(crate) struct ImportArgs {
     #[arg(long)]
     retry_unknown: bool,
 
-    /// Where rows go that were not written [default: FILE.errors.ndjson]
+    /// Where rows go that were not written; must not be there yet [default: FILE.errors.ndjson]
     #[arg(long, value_name = "FILE")]
     errors: Option<PathBuf>,
 
@@ -114,7 +114,7 @@ pub(crate) struct ImportArgs {
     #[arg(long, conflicts_with = "restart")]
     resume: bool,
 
-    /// Forget where the last import of this file stopped
+    /// Forget where the last import of this file stopped, and replace its errors file
     #[arg(long)]
     restart: bool,
 }
@@ -123,6 +123,7 @@ pub(crate) struct ImportArgs {
 pub(crate) async fn run(args: ImportArgs, global: Global, output: Output) -> Result<Exit, Failure> {
     let mut job = Job::open(&args)?;
     let client = connect(&global).await?;
+    job.begin(args.restart)?;
     let keyspace = client.keyspace(args.keyspace.as_str());
     let started = tokio::time::Instant::now();
     let done = writer::run(&mut job, &args, &keyspace, output).await;
@@ -166,6 +167,7 @@ struct Job {
 }
 
 impl Job {
+    /// Looks at all that it needs, and touches nothing.
     fn open(args: &ImportArgs) -> Result<Self, Failure> {
         let format = args.format.unwrap_or_else(|| Format::of(&args.file));
         let dialect = args.dialect()?;
@@ -179,14 +181,16 @@ impl Job {
             file_head,
             position: Default::default(),
             counts: Default::default(),
+            errors: args.errors_named(),
             errors_bytes: 0,
         };
+        let anew = if args.restart { Earlier::Replace } else { Earlier::Keep };
         if args.is_stdin() {
             if args.resume {
                 return Err(Failure::usage("standard input cannot be resumed"));
             }
             let path = args.errors.clone().unwrap_or_else(|| "stdin.errors.ndjson".into());
-            let errors = ErrorsFile::open(path, 0)?;
+            let errors = ErrorsFile::examine(path, anew, &[])?;
             let source = open(Box::new(io::stdin()))?;
             return Ok(Self {
                 source,
@@ -198,13 +202,13 @@ impl Job {
         }
         let state_file = StateFile::beside(&args.file, "import");
         let (head, length) = examine(&args.file)?;
-        let mut state = fresh(head);
+        let (mut state, mut errors) = (fresh(head), anew);
         if let Some(earlier) = args.earlier(&state_file)? {
             check_resumable(&earlier, &state, length, &args.file)?;
-            state = earlier;
+            (errors, state) = (Earlier::GoOn(earlier.errors_bytes), earlier);
         }
         let path = args.errors.clone().unwrap_or_else(|| appended(&args.file, ".errors.ndjson"));
-        let errors = ErrorsFile::open(path, state.errors_bytes)?;
+        let errors = ErrorsFile::examine(path, errors, &[&args.file, state_file.path()])?;
         let mut source = open(Box::new(open_file(&args.file)?))?;
         if state.position.byte > 0 {
             let mut input = open_file(&args.file)?;
@@ -215,6 +219,15 @@ impl Job {
             source = source.resume(Box::new(input), state.position);
         }
         Ok(Self { source, length: Some(length), errors, state, state_file: Some(state_file) })
+    }
+
+    /// Puts what an earlier import left behind out of the way. `anew` forgets where it stopped.
+    fn begin(&mut self, anew: bool) -> Result<(), Failure> {
+        self.errors.begin()?;
+        match &self.state_file {
+            Some(file) if anew => file.remove(),
+            _ => Ok(()),
+        }
     }
 
     fn counts(&self) -> ImportCounts {
@@ -310,10 +323,16 @@ impl ImportArgs {
         format!("{format:?} {delimiter:?} {no_heading} {no_quotes} {ttl:?} {columns:?}")
     }
 
+    /// The errors file, if it is named: wherever an import is resumed, it has to be the same.
+    fn errors_named(&self) -> Option<String> {
+        let path = self.errors.as_ref()?;
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        Some(path.display().to_string())
+    }
+
     /// The state to go on from, if there is one and it is wanted.
     fn earlier(&self, file: &StateFile) -> Result<Option<ImportState>, Failure> {
         if self.restart {
-            file.remove()?;
             return Ok(None);
         }
         let state: Option<ImportState> = file.load()?;
@@ -353,6 +372,9 @@ fn check_resumable(
         "its options gave the records another meaning".to_owned()
     } else if earlier.file_head != now.file_head || earlier.position.byte > length {
         format!("{} is not the same file any more", path.display())
+    } else if earlier.errors != now.errors {
+        let beside = || "the file beside the data".to_owned();
+        format!("its errors went to {}", earlier.errors.clone().unwrap_or_else(beside))
     } else {
         return Ok(());
     };

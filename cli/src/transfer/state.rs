@@ -29,6 +29,8 @@ pub(crate) struct ImportState {
     pub(crate) position: Position,
     /// What became of the records before it.
     pub(crate) counts: ImportCounts,
+    /// The errors file, if it is not the one beside the data.
+    pub(crate) errors: Option<String>,
     /// The length of the errors file that belongs to this position.
     pub(crate) errors_bytes: u64,
 }
@@ -154,6 +156,7 @@ mod tests {
             file_head: "00".to_owned(),
             position: Position { byte: 77, line: 3 },
             counts: ImportCounts { written: 2, unknown: 1, ..ImportCounts::default() },
+            errors: None,
             errors_bytes: 12,
         }
     }
