@@ -10,7 +10,7 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use clap::Args;
-use client::{Page, ScanRange};
+use client::{Keyspace, Page, Scan, ScanRange};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -77,11 +77,20 @@ pub(crate) struct ExportArgs {
 
 /// Exports the keyspace and says how much it was.
 pub(crate) async fn run(args: ExportArgs, global: Global, output: Output) -> Result<Exit, Failure> {
-    let mut job = Job::open(&args)?;
+    let plan = Plan::new(&args)?;
     let client = connect(&global).await?;
     let started = Instant::now();
-    let interrupted = job.run(&args, &client.keyspace(args.keyspace.as_str()), output).await?;
-    if let Some(signal) = interrupted {
+    let mut pages = Pages::new(&args, &client.keyspace(args.keyspace.as_str()), &plan.state)?;
+    // An earlier export is worth more than one that cannot read anything.
+    let first = match pages.next().await {
+        Ok(Step::Signal(signal)) => {
+            let failure = Failure::new("INTERRUPTED", format!("{signal}: nothing has begun"));
+            return Err(failure.effect(Effect::NotApplied));
+        }
+        first => first?,
+    };
+    let mut job = plan.begin(&args)?;
+    if let Some(signal) = job.run(&args, first, &mut pages, output).await? {
         job.save()?;
         let rows = spell_count(job.state.rows);
         let failure = Failure::new("INTERRUPTED", format!("{signal}: {rows} rows are in the file"))
@@ -94,6 +103,115 @@ pub(crate) async fn run(args: ExportArgs, global: Global, output: Output) -> Res
     job.finish()?;
     job.report(&args, started.elapsed(), output)?;
     Ok(Exit::Ok)
+}
+
+/// What an export will do. Nothing is touched yet.
+struct Plan {
+    format: Format,
+    /// Where it begins.
+    state: ExportState,
+    /// `None` for standard output.
+    state_file: Option<StateFile>,
+}
+
+impl Plan {
+    fn new(args: &ExportArgs) -> Result<Self, Failure> {
+        let format = args.format.unwrap_or_else(|| Format::of(&args.file));
+        let state = ExportState {
+            keyspace: args.keyspace.clone(),
+            options: format!("{format:?} {:?}", args.encoding),
+            page_token: String::new(),
+            file_bytes: 0,
+            rows: 0,
+        };
+        if args.file.as_os_str() == "-" {
+            if args.resume {
+                return Err(Failure::usage("standard output cannot be resumed"));
+            }
+            return Ok(Self { format, state, state_file: None });
+        }
+        let state_file = StateFile::beside(&args.file, "export");
+        if !args.resume {
+            if !args.overwrite && args.file.exists() {
+                return Err(uncreated(&args.file, &io::ErrorKind::AlreadyExists.into()));
+            }
+            return Ok(Self { format, state, state_file: Some(state_file) });
+        }
+        let Some(earlier) = state_file.load::<ExportState>()? else {
+            let path = state_file.path().display();
+            let problem = format!("there is no {path}: the last export finished, or never began");
+            return Err(
+                Failure::new("NOTHING_TO_RESUME", problem).advise("the same without --resume")
+            );
+        };
+        check_resumable(&earlier, &state)?;
+        Ok(Self { format, state: earlier, state_file: Some(state_file) })
+    }
+
+    /// Opens what the export goes to.
+    fn begin(self, args: &ExportArgs) -> Result<Job, Failure> {
+        let Self { format, state, state_file } = self;
+        let out = match &state_file {
+            None => Out::Stdout(io::stdout()),
+            Some(_) if args.resume => Out::File(reopen(&args.file, &state)?),
+            Some(state_file) => {
+                let file = create(&args.file, args.overwrite)?;
+                state_file.remove()?;
+                Out::File(file)
+            }
+        };
+        Ok(Job { format, out, state, state_file })
+    }
+}
+
+/// The pages of the scan, from where the export begins.
+struct Pages {
+    scan: Scan,
+    signals: StopSignals,
+    attempt: Attempt,
+    ended: bool,
+}
+
+/// What comes next.
+enum Step {
+    Page(Page),
+    End,
+    Signal(&'static str),
+}
+
+impl Pages {
+    fn new(args: &ExportArgs, keyspace: &Keyspace, state: &ExportState) -> Result<Self, Failure> {
+        let level = args.consistency.consistency;
+        let mut scan = keyspace.scan(ScanRange::all());
+        if let Some(level) = level {
+            scan = scan.consistency(level);
+        }
+        if !state.page_token.is_empty() {
+            let decoded = STANDARD.decode(&state.page_token);
+            let damaged = |error| Failure::new("STATE_DAMAGED", format!("the page token: {error}"));
+            scan = scan.page_token(Bytes::from(decoded.map_err(damaged)?));
+        }
+        Ok(Self {
+            scan,
+            signals: StopSignals::new()?,
+            attempt: Attempt { keyspace: Some(args.keyspace.clone()), level, ..Attempt::default() },
+            // With rows but no token the last page was read, and only the end was not noted.
+            ended: state.page_token.is_empty() && state.rows > 0,
+        })
+    }
+
+    async fn next(&mut self) -> Result<Step, Failure> {
+        if self.ended {
+            return Ok(Step::End);
+        }
+        tokio::select! {
+            page = self.scan.next_page() => {
+                let page = page.map_err(|error| fail(&error, &self.attempt))?;
+                Ok(page.map_or(Step::End, Step::Page))
+            }
+            signal = self.signals.next() => Ok(Step::Signal(signal)),
+        }
+    }
 }
 
 /// An export under way.
@@ -127,75 +245,33 @@ impl Write for Out {
 }
 
 impl Job {
-    fn open(args: &ExportArgs) -> Result<Self, Failure> {
-        let format = args.format.unwrap_or_else(|| Format::of(&args.file));
-        let state = ExportState {
-            keyspace: args.keyspace.clone(),
-            options: format!("{format:?} {:?}", args.encoding),
-            page_token: String::new(),
-            file_bytes: 0,
-            rows: 0,
-        };
-        if args.file.as_os_str() == "-" {
-            if args.resume {
-                return Err(Failure::usage("standard output cannot be resumed"));
-            }
-            return Ok(Self { format, out: Out::Stdout(io::stdout()), state, state_file: None });
-        }
-        let state_file = StateFile::beside(&args.file, "export");
-        if !args.resume {
-            let file = create(&args.file, args.overwrite)?;
-            state_file.remove()?;
-            return Ok(Self { format, out: Out::File(file), state, state_file: Some(state_file) });
-        }
-        let Some(earlier) = state_file.load::<ExportState>()? else {
-            let path = state_file.path().display();
-            let problem = format!("there is no {path}: the last export finished, or never began");
-            return Err(Failure::new("NOTHING_TO_RESUME", problem));
-        };
-        let file = reopen(&args.file, &earlier, &state)?;
-        Ok(Self { format, out: Out::File(file), state: earlier, state_file: Some(state_file) })
-    }
-
+    /// Writes pages to the end of the keyspace; the signal that interrupted it, if one did.
     async fn run(
         &mut self,
         args: &ExportArgs,
-        keyspace: &client::Keyspace,
+        first: Step,
+        pages: &mut Pages,
         output: Output,
     ) -> Result<Option<&'static str>, Failure> {
-        let attempt = Attempt {
-            keyspace: Some(args.keyspace.clone()),
-            level: args.consistency.consistency,
-            ..Attempt::default()
-        };
-        let mut signals = StopSignals::new()?;
-        let mut scan = keyspace.scan(ScanRange::all());
-        if let Some(level) = args.consistency.consistency {
-            scan = scan.consistency(level);
-        }
         if self.state.file_bytes == 0 {
             self.write(args, &heading(self.format))?;
-        } else if !self.state.page_token.is_empty() {
-            scan = scan.page_token(self.token()?);
-        } else if self.state.rows > 0 {
-            // The last page was read; only the end of the export was not noted.
-            return Ok(None);
         }
         let bar = progress::steps_bar(output, RING_STEPS);
         let mut saved: Option<Instant> = None;
+        let mut step = first;
         loop {
-            let page = tokio::select! {
-                page = scan.next_page() => page,
-                signal = signals.next() => return Ok(Some(signal)),
+            let page = match step {
+                Step::Page(page) => page,
+                Step::End => break,
+                Step::Signal(signal) => return Ok(Some(signal)),
             };
-            let page = page.map_err(|error| self.fail(&error, &attempt))?;
-            let Some(page) = page else { break };
             self.take(args, &page)?;
             self.advance(&bar, &page);
             if saved.is_none_or(|it| it.elapsed() >= SAVE_INTERVAL) {
                 self.save()?;
                 saved = Some(Instant::now());
             }
+            step = pages.next().await.map_err(|failure| self.fail(failure))?;
         }
         bar.finish_and_clear();
         Ok(None)
@@ -230,19 +306,12 @@ impl Job {
     }
 
     /// The failure of the scan, after what was read is safe.
-    fn fail(&mut self, error: &client::Error, attempt: &Attempt) -> Failure {
-        let failure = fail(error, attempt);
+    fn fail(&mut self, failure: Failure) -> Failure {
         match self.save() {
             Err(second) => failure.fact("besides", second.message()),
             Ok(()) if self.state_file.is_some() => failure.advise("the same with --resume"),
             Ok(()) => failure,
         }
-    }
-
-    fn token(&self) -> Result<Bytes, Failure> {
-        let decoded = STANDARD.decode(&self.state.page_token);
-        let damaged = |error| Failure::new("STATE_DAMAGED", format!("the page token: {error}"));
-        Ok(decoded.map_err(damaged)?.into())
     }
 
     /// Writes down where the export stands, once the rows before are durable.
@@ -307,31 +376,38 @@ fn create(path: &Path, overwrite: bool) -> Result<File, Failure> {
     } else {
         options.create_new(true).open(path)
     };
-    opened.map_err(|error| {
-        let failure = Failure::file(format!("cannot create {}", path.display()), &error);
-        match error.kind() {
-            io::ErrorKind::AlreadyExists => failure.advise("--overwrite").advise("--resume"),
-            _ => failure,
-        }
-    })
+    opened.map_err(|error| uncreated(path, &error))
+}
+
+fn uncreated(path: &Path, error: &io::Error) -> Failure {
+    let failure = Failure::file(format!("cannot create {}", path.display()), error);
+    match error.kind() {
+        io::ErrorKind::AlreadyExists => failure.advise("--overwrite").advise("--resume"),
+        _ => failure,
+    }
+}
+
+fn cannot_resume(problem: &str) -> Failure {
+    Failure::new("CANNOT_RESUME", format!("the earlier export cannot go on: {problem}"))
+        .advise("--overwrite to begin anew")
+}
+
+fn check_resumable(earlier: &ExportState, now: &ExportState) -> Result<(), Failure> {
+    if earlier.keyspace == now.keyspace && earlier.options == now.options {
+        return Ok(());
+    }
+    let (keyspace, options) = (&earlier.keyspace, &earlier.options);
+    Err(cannot_resume(&format!("it was of keyspace {keyspace} with {options}")))
 }
 
 /// Opens the file of an earlier export and cuts off what was not yet written down.
-fn reopen(path: &Path, earlier: &ExportState, now: &ExportState) -> Result<File, Failure> {
-    let cannot = |problem: String| {
-        Failure::new("CANNOT_RESUME", format!("the earlier export cannot go on: {problem}"))
-            .advise("--overwrite to begin anew")
-    };
-    if earlier.keyspace != now.keyspace || earlier.options != now.options {
-        let (keyspace, options) = (&earlier.keyspace, &earlier.options);
-        return Err(cannot(format!("it was of keyspace {keyspace} with {options}")));
-    }
+fn reopen(path: &Path, earlier: &ExportState) -> Result<File, Failure> {
     let failure = |error| Failure::file(format!("cannot open {}", path.display()), &error);
     let file = OpenOptions::new().append(true).open(path).map_err(failure)?;
     let length = file.metadata().map_err(failure)?.len();
     if length < earlier.file_bytes {
         let expected = earlier.file_bytes;
-        return Err(cannot(format!("the file has {length} bytes of {expected}")));
+        return Err(cannot_resume(&format!("the file has {length} bytes of {expected}")));
     }
     file.set_len(earlier.file_bytes).map_err(failure)?;
     Ok(file)
