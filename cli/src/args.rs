@@ -8,7 +8,11 @@ use clap::{Args, Parser, Subcommand};
 use model::{ConsistencyLevel, Key};
 
 use crate::{
-    bench, commands, demo, encoding::Encoding, failure::Failure, output::ColorChoice, values,
+    bench, commands, demo,
+    encoding::Encoding,
+    failure::Failure,
+    output::ColorChoice,
+    values::{self, spell_word},
 };
 
 const EXIT_CODES: &str = "\
@@ -57,7 +61,8 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "QUORATE_PREFER_DC", value_name = "DC")]
     pub(crate) prefer_dc: Option<String>,
 
-    /// Give up on a call after this long; the node gets the same deadline
+    /// Give up on a call after this long; the node gets the same deadline, or its own
+    /// --request-timeout if that is shorter
     #[arg(long, global = true, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
     pub(crate) timeout: Duration,
 
@@ -118,12 +123,23 @@ impl RowArgs {
         Ok(Key { partition_key: read(&self.key)?.into(), sort_key: read(&self.sort_key)?.into() })
     }
 
-    /// The row's name for people.
+    /// The row's name for people, as a shell takes it.
     pub(crate) fn name(&self) -> String {
-        if self.sort_key.is_empty() {
-            return self.key.clone();
+        let (key, mut options) = (spell_word(&self.key), String::new());
+        if !self.sort_key.is_empty() {
+            // An option's value that looks like an option has to be joined to it.
+            let joint = if self.sort_key.starts_with('-') { '=' } else { ' ' };
+            options += &format!(" --sort{joint}{}", spell_word(&self.sort_key));
         }
-        format!("{} --sort {}", self.key, self.sort_key)
+        options += match self.encoding.get() {
+            Encoding::Text => "",
+            Encoding::Hex => " --hex",
+            Encoding::Base64 => " --base64",
+        };
+        match self.key.starts_with('-') {
+            false => key + &options,
+            true => format!("{} -- {key}", options.trim_start()).trim_start().to_owned(),
+        }
     }
 }
 
@@ -182,6 +198,30 @@ mod tests {
         let it = parse("quorate get ks key --node a:1,b:2 --timeout 250ms");
         assert_eq!(it.nodes, ["a:1", "b:2"]);
         assert_eq!(it.timeout, Duration::from_millis(250));
+    }
+
+    #[test]
+    fn a_row_is_named_as_it_is_asked_for() {
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            row: RowArgs,
+        }
+        let name = |line: &[&str]| {
+            let line = [&["get", "shop"], line].concat();
+            Line::try_parse_from(line).unwrap().row.name()
+        };
+        for named in [
+            &["user:42"][..],
+            &["user:42", "--sort", "cart:7"],
+            &["00ff", "--hex"],
+            &["AP8=", "--sort", "AQ==", "--base64"],
+            &["--sort=-1", "--hex", "--", "-2"],
+            &["--", "-2"],
+        ] {
+            assert_eq!(name(named).replace('\'', ""), named.join(" "));
+        }
+        assert_eq!(name(&["it's", "--sort", "a b"]), r"'it'\''s' --sort 'a b'");
     }
 
     #[test]

@@ -36,7 +36,9 @@ pub(crate) async fn connect_with(
         let failure = fail(&error, &Attempt::default()).of_connecting().fact("asked", asked);
         match error.reason() {
             // The address or the datacenter makes no sense: another node would not help.
-            Reason::InvalidField => failure.exit(Exit::Usage),
+            Reason::InvalidField => failure
+                .exit(Exit::Usage)
+                .advise("--node HOST:PORT, and --prefer-dc of a datacenter there is"),
             _ => failure
                 .exit(Exit::Unavailable)
                 .advise("quorate start, or --node ADDRESS of a node that is up"),

@@ -3,8 +3,11 @@
 //!
 //! Never decides what to do about a failure: it is the last word of a command.
 
+mod advice;
+
 use std::{collections::BTreeMap, error::Error, fmt::Write, io};
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use model::ConsistencyLevel;
 use proto::{CallError, CallOutcome, Reason};
 use serde::Serialize;
@@ -43,7 +46,7 @@ pub(crate) enum Effect {
 pub(crate) struct Attempt {
     /// The keyspace, if the call names one.
     pub(crate) keyspace: Option<String>,
-    /// The key as it was given, if the call names one.
+    /// The row's name as a shell takes it, if the call names one.
     pub(crate) key: Option<String>,
     /// The level asked for; `None` for the keyspace's default.
     pub(crate) level: Option<ConsistencyLevel>,
@@ -92,6 +95,35 @@ impl Failure {
         Self::new("USAGE", message).exit(Exit::Usage)
     }
 
+    /// A command line that the parser refuses.
+    pub(crate) fn arguments(error: &clap::Error) -> Self {
+        let (none, nothing) =
+            (ErrorKind::MissingSubcommand, ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
+        if [none, nothing].contains(&error.kind()) {
+            return Self::usage("there is no command").advise("--help");
+        }
+        let text = error.render().to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text);
+        // Tips and the usage follow in paragraphs of their own.
+        let message = text.split("\n\n").next().unwrap_or(text);
+        let lines: Vec<_> = message.lines().map(str::trim).collect();
+        let mut it = Self::usage(lines.join(" "));
+        for (kind, value) in error.context() {
+            it = match (kind, value) {
+                (
+                    ContextKind::SuggestedArg | ContextKind::SuggestedSubcommand,
+                    ContextValue::String(name),
+                ) => it.advise(name),
+                (
+                    ContextKind::SuggestedSubcommand | ContextKind::SuggestedValue,
+                    ContextValue::Strings(names),
+                ) => names.iter().fold(it, |it, name| it.advise(name)),
+                _ => it,
+            };
+        }
+        it.advise("--help")
+    }
+
     /// A file that cannot be used. `what` says what was being done with it.
     pub(crate) fn file(what: impl Into<String>, error: &io::Error) -> Self {
         let what = what.into();
@@ -134,7 +166,7 @@ impl Failure {
             | Reason::DeadlinePassed => Exit::Unavailable,
             _ => Exit::Failed,
         };
-        it.0.advice = advice(error, attempt, unknown);
+        it.0.advice = advice::advice(error, attempt, unknown);
         it
     }
 
@@ -268,7 +300,6 @@ fn facts(error: &CallError, node: Option<&str>, attempt: &Attempt) -> Vec<(&'sta
     let mut facts = Vec::new();
     match (&attempt.keyspace, &attempt.key) {
         (Some(keyspace), Some(key)) => {
-            let key = if key.is_empty() { "\"\"" } else { key };
             facts.push(("key", format!("{key}  (keyspace {keyspace})")));
         }
         (Some(keyspace), None) => facts.push(("keyspace", keyspace.clone())),
@@ -294,65 +325,6 @@ fn facts(error: &CallError, node: Option<&str>, attempt: &Attempt) -> Vec<(&'sta
         facts.push(("node", node.to_owned()));
     }
     facts
-}
-
-fn advice(error: &CallError, attempt: &Attempt, unknown: bool) -> Vec<String> {
-    let retry = match error.retry_after {
-        Some(delay) => format!("the same again in {} ms", delay.as_millis()),
-        None => "the same again in a moment".to_owned(),
-    };
-    let mut advice: Vec<String> = Vec::new();
-    match error.reason {
-        Reason::NotEnoughReplicas => {
-            advice.extend(lower_level(attempt.level).map(|it| format!("--consistency {it}")));
-            advice.push("quorate admin status".to_owned());
-            advice.push(retry);
-        }
-        Reason::ConnectionLost if !unknown => {
-            advice.push("quorate admin status".to_owned());
-            advice.push("--node ADDRESS of a node that is up".to_owned());
-        }
-        Reason::NoLayout => {
-            advice.push("quorate admin layout plan".to_owned());
-        }
-        Reason::KeyspaceNotFound => {
-            advice.push("quorate admin keyspace list".to_owned());
-            advice.push("quorate admin keyspace create NAME".to_owned());
-        }
-        Reason::OverlapRequired => {
-            advice.push("a quorum level, such as --consistency QUORUM".to_owned());
-        }
-        Reason::KeyspaceInvalid => advice.push("quorate admin keyspace create --help".to_owned()),
-        Reason::PlanChanged => advice.push("quorate admin layout plan".to_owned()),
-        Reason::ReadTimeout | Reason::ReadFailed | Reason::DeadlinePassed if !unknown => {
-            advice.push(retry);
-            advice.push("a longer --timeout".to_owned());
-        }
-        Reason::Overloaded | Reason::Starting | Reason::Draining => advice.push(retry),
-        _ => {}
-    }
-    if unknown {
-        match (&attempt.keyspace, &attempt.key) {
-            (Some(keyspace), Some(key)) => {
-                advice.push(format!("quorate get {keyspace} {key}"));
-                advice.push(format!("quorate admin explain {keyspace} {key}"));
-                advice.push("the same write again: it gets a newer version".to_owned());
-            }
-            _ => advice.push("look before doing it again".to_owned()),
-        }
-    }
-    advice
-}
-
-/// The next level that needs fewer replicas, or only those of one datacenter. Nothing below a local
-/// quorum is suggested: it would promise less than its caller relies on.
-fn lower_level(level: Option<ConsistencyLevel>) -> Option<ConsistencyLevel> {
-    use ConsistencyLevel::{All, EachQuorum, LocalQuorum, Quorum};
-    match level {
-        Some(All) => Some(Quorum),
-        Some(Quorum | EachQuorum) => Some(LocalQuorum),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
@@ -404,6 +376,26 @@ mod tests {
             assert_eq!(failure.exit_code() == Exit::OutcomeUnknown, unknown, "{reason}");
             assert_eq!(failure.0.effect == Some(Effect::Unknown), unknown, "{reason}");
         }
+    }
+
+    #[test]
+    fn a_refused_command_line_has_the_same_shape() {
+        use clap::Parser;
+        let check = |line: &str, message: &str, advice: &[&str]| {
+            let error = crate::args::Cli::try_parse_from(line.split(' ')).unwrap_err();
+            let failure = Failure::arguments(&error);
+            assert_eq!((failure.message(), failure.exit_code()), (message, Exit::Usage));
+            assert_eq!(failure.0.advice, advice);
+        };
+        check("quorate get shop --jso", "unexpected argument '--jso' found", &["--json", "--help"]);
+        check(
+            "quorate get shop",
+            "the following required arguments were not provided: <KEY>",
+            &["--help"],
+        );
+        check("quorate --json", "there is no command", &["--help"]);
+        check("quorate admin", "there is no command", &["--help"]);
+        check("quorate pot", "unrecognized subcommand 'pot'", &["put", "--help"]);
     }
 
     #[test]

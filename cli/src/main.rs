@@ -17,7 +17,7 @@ mod table;
 mod transfer;
 mod values;
 
-use std::process::ExitCode;
+use std::{env, process::ExitCode};
 
 use clap::Parser;
 
@@ -26,7 +26,10 @@ use clap::Parser;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let cli = args::Cli::parse();
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => refuse(&error),
+    };
     let output = output::Output::new(cli.global.json, cli.global.color);
     match commands::run(cli, output) {
         Ok(exit) => ExitCode::from(exit as u8),
@@ -35,4 +38,16 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code() as u8)
         }
     }
+}
+
+/// Ends the process with what the parser has to say. Who asked for JSON gets errors as JSON; help and
+/// the version are for people in any case.
+fn refuse(error: &clap::Error) -> ! {
+    let asked = || env::args_os().take_while(|it| it != "--").any(|it| it == "--json");
+    if !error.use_stderr() || !asked() {
+        error.exit();
+    }
+    let failure = failure::Failure::arguments(error);
+    output::Output::new(true, output::ColorChoice::Never).failure(&failure);
+    std::process::exit(failure.exit_code() as i32)
 }

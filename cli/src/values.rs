@@ -29,6 +29,27 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
+/// Spells a word of a command line as a shell takes it: in quotes if it needs them, without control
+/// characters in any case.
+pub(crate) fn spell_word(text: &str) -> String {
+    if text.chars().any(char::is_control) {
+        let spell = |it: char| match it {
+            '\'' | '\\' => format!("\\{it}"),
+            it if it.is_control() => {
+                let mut bytes = [0; 4];
+                it.encode_utf8(&mut bytes).bytes().map(|it| format!("\\{it:03o}")).collect()
+            }
+            it => it.to_string(),
+        };
+        return format!("$'{}'", text.chars().map(spell).collect::<String>());
+    }
+    let is_plain = |it: char| it.is_alphanumeric() || "_-.,:/@%+".contains(it);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text.to_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 /// Reads a time to live, which the wire counts in whole seconds: at least one.
 pub(crate) fn ttl(text: &str) -> Result<Duration, String> {
     let it = duration(text)?;
@@ -152,5 +173,20 @@ mod tests {
             ["0", "999", "1,000", "34,924", "1,234,567"]
         );
         assert_eq!([10, 20_480, 52_428_800].map(spell_bytes), ["10 B", "20 KiB", "50 MiB"]);
+    }
+
+    #[test]
+    fn words_are_what_a_shell_reads() {
+        for (word, spelled) in [
+            ("user:42", "user:42"),
+            ("größe", "größe"),
+            ("", "''"),
+            ("a b", "'a b'"),
+            ("$(x)", "'$(x)'"),
+            ("it's", r"'it'\''s'"),
+            ("it's\n\x1b", r"$'it\'s\012\033'"),
+        ] {
+            assert_eq!(spell_word(word), spelled);
+        }
     }
 }

@@ -112,7 +112,12 @@ impl Error {
             return "read the key to see whether it was applied; \
                     writing it again makes a new write";
         }
-        advice(self.reason())
+        Self::advice_about(self.reason())
+    }
+
+    /// What to try about a reason, where nothing is known of the call.
+    pub fn advice_about(reason: Reason) -> &'static str {
+        advice(reason)
     }
 }
 
@@ -136,7 +141,7 @@ fn advice(reason: Reason) -> &'static str {
         Reason::NotEnoughReplicas => "bring nodes back, or choose a lower level",
         Reason::WriteTimeout | Reason::WriteFailed => "read the key before writing it again",
         Reason::ReadTimeout | Reason::ReadFailed | Reason::DeadlinePassed => {
-            "try again, with a longer timeout or a lower level"
+            "try again, with a longer timeout, up to the nodes' --request-timeout, or a lower level"
         }
         Reason::ChecksumMismatch => "read at a higher level, and check the disks of the replicas",
         Reason::NoLayout => "plan and commit the cluster's first layout",

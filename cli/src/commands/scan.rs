@@ -12,7 +12,7 @@ use crate::{
     failure::{Attempt, Exit, Failure},
     output::{Output, Paint},
     table::{Cell, Table},
-    values::spell_count,
+    values::{spell_count, spell_word},
 };
 
 /// A value's characters on a terminal, beyond which it is cut.
@@ -77,7 +77,7 @@ pub(crate) async fn run(args: ScanArgs, global: Global, output: Output) -> Resul
     }
     let attempt = Attempt {
         keyspace: Some(args.keyspace.clone()),
-        key: args.partition_key.clone(),
+        key: args.partition_key.as_deref().map(spell_word),
         level: args.consistency.consistency,
         writes: false,
     };
