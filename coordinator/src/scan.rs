@@ -72,7 +72,7 @@ pub struct MergedRow {
     pub newest: Record,
     /// True if the row can be answered as it is; otherwise a `Read` of its key has to confirm it.
     pub settled: bool,
-    /// The replicas that hold an older record or none, to be repaired behind the reply.
+    /// The replicas that hold an older record or none.
     pub stale: ReplicaMask,
 }
 

@@ -88,6 +88,21 @@ impl HybridClock {
         Ok(())
     }
 
+    /// Checks what a client says it has seen: at most `offset_max` ahead of the wall clock, or behind
+    /// what was seen here. A peer's clock is bounded by its own wall clock; a client's by nothing, and
+    /// one that adds a little to every answer would drive this clock away from all others.
+    pub fn check_client(&self, wall: Timestamp, remote: Hlc) -> Result<(), ClockError> {
+        if remote <= self.last {
+            return Ok(());
+        }
+        let local = Hlc::from_ms(wall.0);
+        if remote.ms() > local.ms().saturating_add(self.offset_max_ms) {
+            let offset_max_ms = self.offset_max_ms;
+            return Err(ClockError::Ahead { remote, local, offset_max_ms });
+        }
+        Ok(())
+    }
+
     /// Merges a remote reading, so that the next stamp is above it. Refuses what lies too far ahead.
     pub fn observe(&mut self, wall: Timestamp, remote: Hlc) -> Result<(), ClockError> {
         if remote > self.last {

@@ -121,6 +121,16 @@ impl Metadata {
         self.keyspaces.iter().find(|it| it.id == id)
     }
 
+    /// True if the id was given to a keyspace that has been dropped since.
+    pub fn was_dropped(&self, id: KeyspaceId) -> bool {
+        (1..self.next_keyspace_id).contains(&id.0) && self.keyspace_of_id(id).is_none()
+    }
+
+    /// The ids of all keyspaces that have been dropped.
+    pub fn dropped_keyspaces(&self) -> impl Iterator<Item = KeyspaceId> {
+        (1..self.next_keyspace_id).map(KeyspaceId).filter(|it| self.was_dropped(*it))
+    }
+
     /// The id that the next keyspace gets.
     pub fn next_keyspace_id(&self) -> KeyspaceId {
         KeyspaceId(self.next_keyspace_id)

@@ -61,6 +61,13 @@ impl NodeClock {
         Ok(())
     }
 
+    /// Merges what a client has seen, or refuses it. See [`HybridClock::check_client`].
+    pub fn observe_client(&self, wall: Timestamp, remote: Hlc) -> Result<(), ClockError> {
+        self.snapshot(self.highest()).check_client(wall, remote)?;
+        self.last.fetch_max(remote.0, Ordering::AcqRel);
+        Ok(())
+    }
+
     /// Notes that a ceiling is durable.
     pub fn raise_ceiling(&self, ceiling: Hlc) {
         self.ceiling.fetch_max(ceiling.0, Ordering::AcqRel);

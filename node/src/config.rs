@@ -117,12 +117,27 @@ impl NodeConfig {
             let problem = format!("{actual} is not within 1 to {REQUEST_TIMEOUT_MS_MAX}");
             return error("request_timeout_ms", problem);
         }
+        let (limit, actual) = (self.limits.batch_bytes_max, self.limits.value_bytes_max);
+        if actual == 0 || actual > limit {
+            let problem = format!("{actual} is not within 1 to {limit}, the bytes of a batch");
+            return error("value_bytes_max", problem);
+        }
+        if self.connections_max == 0 || self.connections_max > CONNECTIONS_MAX {
+            let actual = self.connections_max;
+            return error(
+                "connections_max",
+                format!("{actual} is not within 1 to {CONNECTIONS_MAX}"),
+            );
+        }
         Ok(())
     }
 }
 
 /// Loops have four bits in the id of an operation.
 pub const IO_THREADS_MAX: usize = 16;
+
+/// More than a process has file descriptors for.
+const CONNECTIONS_MAX: usize = 1 << 20;
 
 /// Requests must be over long before a fence can reach them (rule F1).
 const REQUEST_TIMEOUT_MS_MAX: u64 = 60_000;

@@ -25,9 +25,10 @@ mod serve;
 mod start;
 mod world;
 
+pub use crate::shared::StopReason;
 pub use change::Changes;
 pub use gossip::{Directory, Gossip, GossipEvent};
 pub use io_loop::IoLoop;
 pub use real::{SystemClock, TcpNetwork};
-pub use start::{Node, RunningNode, StartError, StopReason, start};
+pub use start::{Node, RunningNode, StartError, start};
 pub use world::{Blocking, Boxed, BoxedStream, Listener, Network, Stream, WallClock, World};

@@ -9,7 +9,7 @@ mod stored;
 
 use model::{Hlc, Version, WriteAnswer};
 
-pub use recent::RecentVersions;
+pub use recent::{RecentVersions, Remembered};
 pub use stored::{Stored, decode_stored};
 
 /// What a replica knows of a key whose record it holds.
@@ -23,12 +23,17 @@ pub struct History<'a> {
     /// The latest versions that were the newest here, oldest first, without gaps and ending in
     /// `current`. Empty if not remembered.
     pub recent: &'a [Version],
+    /// With `recent`: the clock of the version before the oldest of them, as `previous` is for
+    /// `current`.
+    pub before_recent: Hlc,
 }
 
 /// Judges an incoming version. `Applied` for a version above `current` means that the caller has
 /// to write it.
 pub fn judge(stored: Option<History<'_>>, incoming: Version) -> WriteAnswer {
-    let Some(History { current, previous, recent }) = stored else { return WriteAnswer::Applied };
+    let Some(History { current, previous, recent, before_recent }) = stored else {
+        return WriteAnswer::Applied;
+    };
     if incoming >= current {
         return WriteAnswer::Applied;
     }
@@ -37,7 +42,8 @@ pub fn judge(stored: Option<History<'_>>, incoming: Version) -> WriteAnswer {
     }
     // An equal clock is not an equal version: without the request id it proves neither that the
     // version was here nor that it was not.
-    let skipped = recent.first().is_some_and(|oldest| *oldest < incoming);
+    let skipped =
+        recent.first().is_some_and(|oldest| *oldest < incoming || before_recent < incoming.hlc);
     WriteAnswer::Superseded { newest: current, never: skipped || previous < incoming.hlc }
 }
 
@@ -62,6 +68,7 @@ mod tests {
             current: *current,
             previous: versions.iter().rev().nth(1).map_or(Hlc::ZERO, |it| it.hlc),
             recent: if remembered { &versions } else { &[] },
+            before_recent: Hlc(8),
         });
         match judge(stored, version(incoming)) {
             WriteAnswer::Applied => "applied",
@@ -100,7 +107,8 @@ mod tests {
     fn lost_history_proves_nothing_below() {
         // CX4: a record installed from elsewhere has its own clock as `previous`.
         let current = version("20b");
-        let stored = History { current, previous: current.hlc, recent: &[] };
+        let stored =
+            History { current, previous: current.hlc, recent: &[], before_recent: Hlc::ZERO };
         for below in ["1a", "19z", "20a"] {
             let expected = WriteAnswer::Superseded { newest: current, never: false };
             assert_eq!(judge(Some(stored), version(below)), expected);
@@ -114,7 +122,9 @@ mod tests {
         assert_eq!(check("10a 20b 30c", "10b", true), "never", "same clock, other request");
         assert_eq!(check("10a 20b 30c", "20a", true), "never");
         assert_eq!(check("10a 20b 30c", "15x", true), "never", "further back than `previous`");
-        assert_eq!(check("10a 20b 30c", "9x", true), "superseded", "before the list");
+        assert_eq!(check("10a 20b 30c", "9x", true), "never", "after what the list began with");
+        assert_eq!(check("10a 20b 30c", "8x", true), "superseded", "an equal clock");
+        assert_eq!(check("10a 20b 30c", "7x", true), "superseded", "before the list");
     }
 
     proptest! {
@@ -124,11 +134,14 @@ mod tests {
             let version = |(hlc, request): (u64, u64)| Version { hlc: Hlc(hlc), request: RequestId(request) };
             let mut ever: Vec<Version> = Vec::new();
             for incoming in writes.into_iter().map(version) {
-                let recent = &ever[ever.len().saturating_sub(kept)..];
+                let first = ever.len().saturating_sub(kept);
+                let recent = &ever[first..];
+                let before_recent = first.checked_sub(1).map_or(Hlc::ZERO, |it| ever[it].hlc);
                 let stored = ever.last().map(|current| History {
                     current: *current,
                     previous: ever.iter().rev().nth(1).map_or(Hlc::ZERO, |it| it.hlc),
                     recent,
+                    before_recent,
                 });
                 match judge(stored, incoming) {
                     WriteAnswer::Applied => {

@@ -37,6 +37,20 @@ pub enum Destination {
     Nowhere,
 }
 
+/// Why a node ends by itself.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StopReason {
+    /// Its storage failed: what is on disk is served again only after a restart has read it.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A part of it ended that must not: a bug. The log has the panic.
+    #[error("{what} has ended unexpectedly: this is a bug, and its panic is in the log")]
+    Lost {
+        /// The part.
+        what: &'static str,
+    },
+}
+
 /// Who this node is: fixed for one life of the process.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -101,7 +115,7 @@ pub struct Shared {
     /// No new operations are taken.
     pub draining: AtomicBool,
     /// Why the node stopped taking writes, if it did.
-    pub failure: Mutex<Option<StorageError>>,
+    pub failure: Mutex<Option<StopReason>>,
     /// Wakes who waits for the node to fail.
     pub failed: Notify,
     raising_ceiling: AtomicBool,
@@ -228,16 +242,21 @@ impl Shared {
     pub fn try_stamp(self: &Arc<Self>) -> Option<Hlc> {
         let wall = self.wall();
         let stamp = self.clock.stamp(wall).ok();
-        if let Some(ceiling) = self.clock.wanted_ceiling(wall) {
-            self.make_ceiling_durable(ceiling);
+        if self.clock.wanted_ceiling(wall).is_some() {
+            self.raise_ceiling(wall);
         }
         stamp
     }
 
-    fn make_ceiling_durable(self: &Arc<Self>, ceiling: Hlc) {
+    fn raise_ceiling(self: &Arc<Self>, wall: Timestamp) {
         if self.raising_ceiling.swap(true, Ordering::AcqRel) {
             return;
         }
+        // Asked again: another loop may have raised it meanwhile, and it must not be written lower.
+        let Some(ceiling) = self.clock.wanted_ceiling(wall) else {
+            self.raising_ceiling.store(false, Ordering::Release);
+            return;
+        };
         let shared = Arc::downgrade(self);
         let done = move |result: Result<(), StorageError>| {
             let Some(shared) = shared.upgrade() else { return };
@@ -322,16 +341,25 @@ impl Shared {
             tracing::error!(%error, "the disk is full: writes are refused, reads go on");
             return;
         }
+        self.stop_for(StopReason::Storage(error.clone()));
+    }
+
+    /// Stops the node: without one of its tasks or threads it would look alive and answer nothing.
+    pub fn lost(&self, what: &'static str) {
+        self.stop_for(StopReason::Lost { what });
+    }
+
+    fn stop_for(&self, reason: StopReason) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         if failure.is_none() {
-            tracing::error!(%error, "storage failed: this node stops");
-            *failure = Some(error.clone());
+            tracing::error!(%reason, "this node stops");
+            *failure = Some(reason);
             self.failed.notify_waiters();
         }
     }
 
     /// Why the node takes no more writes, if it does not.
-    pub fn failure(&self) -> Option<StorageError> {
+    pub fn failure(&self) -> Option<StopReason> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

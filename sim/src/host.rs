@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 use node::{
     config::NodeConfig,
     io::{Blocking, Node, StartError, World},
-    storage::{StorageError, memory::MemoryStorage},
+    storage::{StorageError, cached::CachedStorage, memory::MemoryStorage},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,9 @@ pub struct HostSettings {
     /// Its disk, which outlives its process.
     pub disk: MemoryStorage,
 }
+
+/// Small, so that simulated nodes read from their disks too.
+const ROW_CACHE_BYTES: usize = 64 << 10;
 
 /// Why a simulated node ended.
 #[derive(Debug)]
@@ -62,7 +65,7 @@ pub async fn run_host(settings: HostSettings) -> Result<(), HostError> {
     let world = World {
         clock: Arc::new(SimClock),
         network: Arc::new(SimNetwork),
-        storage: Arc::new(settings.disk),
+        storage: Arc::new(CachedStorage::new(settings.disk, ROW_CACHE_BYTES)),
         seed: settings.seed,
         blocking: Blocking::Inline,
     };

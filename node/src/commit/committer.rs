@@ -149,10 +149,16 @@ impl<S: Storage> Committer<S> {
             return (WriteAnswer::Applied, None);
         };
         let current = stored.record.version();
-        let recent = self.recent.of(hash, key.as_bytes(), current);
-        let answer = judge(Some(History { current, previous: stored.previous, recent }), version);
+        let remembered = self.recent.of(hash, key.as_bytes(), current);
+        let history = History {
+            current,
+            previous: stored.previous,
+            recent: remembered.versions,
+            before_recent: remembered.before,
+        };
+        let answer = judge(Some(history), version);
         if version > current {
-            self.recent.replace(hash, key.as_bytes(), current, version);
+            self.recent.replace(hash, key.as_bytes(), stored.previous, current, version);
             self.stage_record(hash, key, Stored { record, previous: current.hlc });
         } else if version == current && record.crc() != stored.record.crc() {
             self.settle_conflict(hash, key, record, stored);

@@ -117,10 +117,9 @@ pub(super) async fn serve_clients(
         .add_service(reflection_v1alpha)
         .prepare();
     let served = limited(shared.config.streams_per_connection_max)
-        .timeout(backstop)
         .layer(tower::util::MapResponseLayer::new(explain))
         .serve_with_incoming_shutdown(
-            Dispatch { kv, others },
+            Dispatch { kv, others, backstop },
             Incoming(incoming),
             stop.cancelled_owned(),
         )
@@ -183,7 +182,7 @@ const PEER_CONNECTIONS_MAX: usize = 4_096;
 const PEER_STREAMS_MAX: u32 = 16;
 const PEER_WINDOW_BYTES: u32 = 4 << 20;
 /// Beyond a call's own deadline: for requests whose bytes never come.
-const BACKSTOP_MS: u64 = 5_000;
+const BACKSTOP_MS: u64 = 2_000;
 
 /// Gives the transport's own refusals the form of ours, and counts those of broken messages.
 /// Successful answers carry their status in trailers and are not touched.
@@ -206,14 +205,8 @@ fn explain(
             let message = "the message is no valid protobuf of its type";
             CallError::new(Reason::MalformedMessage, message)
         }
-        b"1" => {
-            let message = "the request did not arrive whole in time";
-            CallError::new(Reason::DeadlinePassed, message)
-        }
         _ => return response,
     };
-    if error.reason != Reason::DeadlinePassed {
-        Counters::count(&counters.calls_invalid);
-    }
+    Counters::count(&counters.calls_invalid);
     Status::from(error).into_http()
 }

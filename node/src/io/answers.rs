@@ -123,7 +123,7 @@ impl IoLoop {
         self.is_future(newest.hlc)
     }
 
-    fn is_future(&self, hlc: Hlc) -> bool {
+    pub(super) fn is_future(&self, hlc: Hlc) -> bool {
         let refused = self.shared.clock.observe(self.shared.wall(), hlc).is_err();
         if refused {
             Counters::count(&self.shared.counters.clocks_refused);

@@ -13,7 +13,7 @@ use tonic::metadata::MetadataMap;
 
 use super::{coordinate::Full, io_loop::IoLoop};
 use crate::{
-    shared::Shared,
+    shared::{Shared, StopReason},
     view::{KeyspaceView, View},
 };
 
@@ -49,7 +49,7 @@ impl<'a> Call<'a> {
         }
         let timeout = effective_timeout(shared, metadata)?;
         let timeout_us = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
-        shared.clock.observe(shared.wall(), Hlc(clock)).map_err(|error| {
+        shared.clock.observe_client(shared.wall(), Hlc(clock)).map_err(|error| {
             CallError::new(Reason::ClockAhead, format!("the clock given is refused: {error}"))
                 .at_field("clock")
                 .with("limit_ms", shared.config.clock_offset_max_ms)
@@ -84,9 +84,13 @@ impl<'a> Call<'a> {
     pub(super) fn check_writable(&self) -> Result<(), CallError> {
         match self.shared.failure() {
             None => Ok(()),
-            Some(error) => {
+            Some(StopReason::Storage(error)) => {
                 let message = format!("this node's storage has failed: {error}");
                 Err(CallError::new(Reason::StorageFailed, message).retry_after(RETRY))
+            }
+            Some(reason @ StopReason::Lost { .. }) => {
+                let message = format!("this node is stopping: {reason}");
+                Err(CallError::new(Reason::Draining, message).retry_after(RETRY))
             }
         }
     }
@@ -142,15 +146,16 @@ impl<'a> Call<'a> {
             WriteError::Failed { required, acked, refusals, .. } => {
                 let kinds = refusals.iter().map(|it| it.1);
                 if let Some(error) = overload(kinds.clone(), unknown) {
-                    return numbers(error, level, *required, *acked);
+                    numbers(error, level, *required, *acked)
+                } else {
+                    let message = format!(
+                        "{acked} of {required} required replicas acknowledged, and the others cannot \
+                         any more{}; {}",
+                        refused_by(kinds),
+                        fate(unknown)
+                    );
+                    numbers(CallError::new(Reason::WriteFailed, message), level, *required, *acked)
                 }
-                let message = format!(
-                    "{acked} of {required} required replicas acknowledged, and the others cannot any \
-                     more{}; {}",
-                    refused_by(kinds),
-                    fate(unknown)
-                );
-                numbers(CallError::new(Reason::WriteFailed, message), level, *required, *acked)
             }
         };
         let versions: Vec<_> = error.versions().iter().map(ToString::to_string).collect();

@@ -81,7 +81,11 @@ impl IoLoop {
 
     fn admit(&self, state: &LoopState, operations: usize) -> Result<(), Full> {
         let limit = self.shared.config.operations_in_flight_max;
-        if state.operations.len() + operations > limit {
+        // Those that are answered wait for a slow replica only to leave it a hint: they must not keep
+        // others from being served, nor may they pile up without end.
+        let table_full =
+            state.operations.len() + operations > limit.saturating_mul(ANSWERED_FACTOR);
+        if state.unanswered + operations > limit || table_full {
             Counters::count(&self.shared.counters.calls_overloaded);
             return Err(Full { limit });
         }
@@ -115,6 +119,7 @@ impl IoLoop {
                 let operation =
                     WriteOperation { machine, replicas, key, stamps, reply, traceparent };
                 let token = state.operations.insert(Operation::Write(Box::new(operation)));
+                state.unanswered += 1;
                 self.set_alarm(state, deadline_us, token, Alarm::Deadline);
                 self.write_effects(state, token, &mut effects);
             }
@@ -167,6 +172,7 @@ impl IoLoop {
                     traceparent,
                 };
                 let token = state.operations.insert(Operation::Read(Box::new(operation)));
+                state.unanswered += 1;
                 self.set_alarm(state, deadline_us, token, Alarm::Deadline);
                 let slow_us = started_us + state.read_latency.slow_us();
                 if slow_us < deadline_us {
@@ -277,5 +283,7 @@ impl IoLoop {
     }
 }
 
+/// How many times as many operations a loop keeps as clients may wait for.
+const ANSWERED_FACTOR: usize = 4;
 /// For how long a lost race makes the next one likely.
 const CONTENDED_US: u64 = 60_000_000;

@@ -1,18 +1,22 @@
-//! Which service a client's request is for.
+//! Which service a client's request is for, and how long its answer may take at most.
 //!
 //! The data interface is told by its path alone; the general router would look it up and box it for
 //! every put and get. Everything else goes through the router.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use futures_util::future::Either;
-use http::{Request, Response};
+use http::{HeaderName, Request, Response};
 use proto::v1::kv_service_server::{KvServiceServer, SERVICE_NAME};
-use tonic::{body::Body, service::Routes};
+use proto::{CallError, CallOutcome, Reason};
+use tokio::time::timeout;
+use tonic::{Status, body::Body, service::Routes};
 use tower::Service;
 
 use super::kv::KvApi;
+use super::world::Boxed;
 
 /// All services of the clients' port.
 #[derive(Clone)]
@@ -21,15 +25,17 @@ pub(super) struct Dispatch {
     pub(super) kv: KvServiceServer<KvApi>,
     /// The other services, and the answer to unknown ones.
     pub(super) others: Routes,
+    /// How long a request without a deadline may take until its answer begins: only one whose bytes
+    /// never come meets it, every other is answered by its call's own deadline before.
+    pub(super) backstop: Duration,
 }
+
+type Answer = Result<Response<Body>, Infallible>;
 
 impl Service<Request<Body>> for Dispatch {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<
-        <KvServiceServer<KvApi> as Service<Request<Body>>>::Future,
-        <Routes as Service<Request<Body>>>::Future,
-    >;
+    type Future = Boxed<'static, Answer>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         // Both always are: they have no queues of their own.
@@ -37,13 +43,32 @@ impl Service<Request<Body>> for Dispatch {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if is_of(request.uri().path(), SERVICE_NAME) {
-            Either::Left(self.kv.call(request))
-        } else {
-            Either::Right(self.others.call(request))
+        // With a deadline of the client's, the library's own timer stands behind ours.
+        let backstop = (!request.headers().contains_key(GRPC_TIMEOUT)).then_some(self.backstop);
+        if !is_of(request.uri().path(), SERVICE_NAME) {
+            return limited(self.others.call(request), backstop);
         }
+        let answer = self.kv.call(request);
+        if backstop.is_some() { limited(answer, backstop) } else { answer }
     }
 }
+
+fn limited(
+    answer: impl Future<Output = Answer> + Send + 'static,
+    backstop: Option<Duration>,
+) -> Boxed<'static, Answer> {
+    Box::pin(async move {
+        let Some(backstop) = backstop else { return answer.await };
+        timeout(backstop, answer).await.unwrap_or_else(|_| {
+            let message = "the request did not arrive whole in time";
+            let mut error = CallError::new(Reason::DeadlinePassed, message);
+            error.outcome = CallOutcome::Unknown;
+            Ok(Status::from(error).into_http())
+        })
+    })
+}
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 fn is_of(path: &str, service: &str) -> bool {
     let method = path.strip_prefix('/').and_then(|it| it.strip_prefix(service));

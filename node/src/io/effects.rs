@@ -1,7 +1,9 @@
 //! Executes what the coordinator's machines want, until they want nothing more.
 
 use coordinator::{ReadEffect, ReadEvent, WriteEffect, WriteEvent};
-use model::{Hlc, OperationId, ReplicaIndex, ReplicaMask, StorageKey, Version, WriteAnswer};
+use model::{
+    Hlc, OperationId, Refusal, ReplicaIndex, ReplicaMask, StorageKey, Version, WriteAnswer,
+};
 
 use super::{
     io_loop::{IoLoop, LoopState},
@@ -21,7 +23,7 @@ impl IoLoop {
         effects: &mut Vec<WriteEffect>,
     ) {
         while !effects.is_empty() {
-            let LoopState { operations, peers, local, awaiting_stamp, .. } = state;
+            let LoopState { operations, peers, local, awaiting_stamp, unanswered, .. } = state;
             let Some(Operation::Write(write)) = operations.get_mut(token) else { return };
             let mut outlet = Outlet { shared: &self.shared, io_loop: self.index, peers, local };
             let mut unreachable = ReplicaMask::EMPTY;
@@ -52,6 +54,7 @@ impl IoLoop {
                     WriteEffect::Reply(result) => {
                         self.count_write(&result);
                         if let Some(reply) = write.reply.take() {
+                            *unanswered -= 1;
                             reply.send(result);
                         }
                     }
@@ -71,7 +74,7 @@ impl IoLoop {
                         write.stamps.push(stamp);
                         write.machine.handle(WriteEvent::Stamped(stamp), effects);
                     }
-                    None => awaiting_stamp.push(token),
+                    None => awaiting_stamp.push((token, above)),
                 }
             }
         }
@@ -80,15 +83,19 @@ impl IoLoop {
 
     /// This node's own answer to a version query.
     fn version_here(&self, from: ReplicaIndex, key: &StorageKey) -> WriteEvent {
+        let refused = |refusal| {
+            let answer = WriteAnswer::Refused(refusal);
+            WriteEvent::Answer { from, hlc: Hlc::ZERO, answer }
+        };
         match self.shared.read_blocking(key) {
+            Ok(Some(record)) if self.is_future(record.version().hlc) => {
+                refused(Refusal::ClockAhead)
+            }
             Ok(record) => {
                 let newest = record.map_or(Version::ABSENT, |it| it.version());
                 WriteEvent::Queried { from, newest }
             }
-            Err(refusal) => {
-                let answer = WriteAnswer::Refused(refusal);
-                WriteEvent::Answer { from, hlc: Hlc::ZERO, answer }
-            }
+            Err(refusal) => refused(refusal),
         }
     }
 
@@ -106,15 +113,14 @@ impl IoLoop {
     /// Stamps the writes that waited for the ceiling.
     pub fn stamp_waiting(&self) {
         let mut state = self.lock();
-        for token in std::mem::take(&mut state.awaiting_stamp) {
+        for (token, above) in std::mem::take(&mut state.awaiting_stamp) {
             let Some(Operation::Write(write)) = state.operations.get_mut(token) else { continue };
-            // The clock has passed the version since it was asked for one above.
-            match self.shared.try_stamp() {
+            match self.stamp_above(above) {
                 Some(stamp) => {
                     write.stamps.push(stamp);
                     self.write_event(&mut state, token, WriteEvent::Stamped(stamp));
                 }
-                None => state.awaiting_stamp.push(token),
+                None => state.awaiting_stamp.push((token, above)),
             }
         }
         self.push_local(&mut state);
@@ -128,15 +134,18 @@ impl IoLoop {
         effects: &mut Vec<ReadEffect>,
     ) {
         while !effects.is_empty() {
-            let LoopState { operations, peers, local, read_latency, .. } = state;
+            let LoopState { operations, peers, local, read_latency, unanswered, .. } = state;
             let Some(Operation::Read(read)) = operations.get_mut(token) else { return };
             let mut outlet = Outlet { shared: &self.shared, io_loop: self.index, peers, local };
             let mut unreachable = ReplicaMask::EMPTY;
-            let mut own = None;
+            let (mut own, mut endless) = (None, false);
             for effect in effects.drain(..) {
                 match effect {
                     ReadEffect::Query { to, read_at } => {
-                        let operation = round(read, token, ReadRound::Query(read_at));
+                        let Some(operation) = round(read, token, ReadRound::Query(read_at)) else {
+                            endless = true;
+                            continue;
+                        };
                         for it in to.iter() {
                             let node = read.replicas.node(it);
                             if outlet.peers.own() == Some(node) {
@@ -151,7 +160,11 @@ impl IoLoop {
                     }
                     ReadEffect::WriteBack { to, record } => {
                         let version = record.version();
-                        let operation = round(read, token, ReadRound::WriteBack(version));
+                        let Some(operation) = round(read, token, ReadRound::WriteBack(version))
+                        else {
+                            endless = true;
+                            continue;
+                        };
                         let counter = &self.shared.counters.read_write_backs;
                         for it in to.iter() {
                             Counters::count(counter);
@@ -180,10 +193,14 @@ impl IoLoop {
                             read_latency.measured(self.now_us() - read.started_us);
                         }
                         if let Some(reply) = read.reply.take() {
+                            *unanswered -= 1;
                             reply.send(result);
                         }
                     }
                 }
+            }
+            if endless {
+                read.machine.handle(ReadEvent::Deadline, effects);
             }
             if !unreachable.is_empty() {
                 read.machine.handle(ReadEvent::Unreachable { replicas: unreachable }, effects);
@@ -215,12 +232,16 @@ impl IoLoop {
 /// The sequence number of a write's version query: no write sends so many stamps.
 pub(super) const VERSION_QUERY: u8 = 15;
 
-/// Notes a round of requests and names it.
-fn round(read: &mut ReadOperation, token: Token, round: ReadRound) -> OperationId {
+/// Notes a round of requests and names it. `None`: the key has changed under so many rounds that no
+/// sequence number is left to tell the next one's answers; the read ends as if its time were over.
+fn round(read: &mut ReadOperation, token: Token, round: ReadRound) -> Option<OperationId> {
     let at = read.rounds.iter().position(|it| *it == round).unwrap_or_else(|| {
         read.rounds.push(round);
         read.rounds.len() - 1
     });
-    // Beyond sixteen rounds sequences repeat; the answers' own versions and clocks still tell.
-    token.with_sequence(u8::try_from(at % 16).expect("below sixteen"))
+    let sequence = u8::try_from(at).ok().filter(|it| *it <= ROUND_MAX)?;
+    Some(token.with_sequence(sequence))
 }
+
+/// The last sequence number that an operation's token has room for.
+const ROUND_MAX: u8 = 15;

@@ -29,17 +29,21 @@ impl IoLoop {
                 state.peers.iter().filter(|it| it.status.is_up(now_us)).cloned().collect()
             };
             for peer in peers {
-                while self.deliver_page(&peer).await == Some(true) {}
+                let mut after = None;
+                while let Some(next) = self.deliver_page(&peer, after).await {
+                    after = Some(next);
+                }
             }
         }
     }
 
-    /// Delivers one page of hints. `Some(true)`: there are more, and the target takes them.
-    async fn deliver_page(&self, peer: &Peer) -> Option<bool> {
+    /// Delivers the page of hints behind a key, and returns the key to go on behind. A hint that the
+    /// target refuses stays for the next pass; a target that answers none of a page ends this one.
+    async fn deliver_page(&self, peer: &Peer, after: Option<StorageKey>) -> Option<StorageKey> {
         let node = peer.node;
         let shared = Arc::clone(&self.shared);
         let page = shared.blocking(move |shared| {
-            hints_for(&shared.world.storage, node, None, PAGE_HINTS).map_err(|error| {
+            hints_for(&shared.world.storage, node, after.as_ref(), PAGE_HINTS).map_err(|error| {
                 tracing::error!(%error, "hints cannot be read");
                 model::Refusal::Failed
             })
@@ -47,23 +51,28 @@ impl IoLoop {
         let HintPage { hints, damaged, next } = page.await.ok()?;
         let target = self.shared.view.load().node_index(node)?;
         let mut waiting = Vec::with_capacity(hints.len());
+        let view = self.shared.view.load_full();
         for hint in hints {
+            let dropped = |it: &&model::Metadata| it.was_dropped(hint.key.keyspace());
+            if view.metadata().map(|it| &**it).filter(dropped).is_some() {
+                self.drop_hint(peer, hint.key, hint.record.version());
+                continue;
+            }
             let (key, version) = (hint.key.clone(), hint.record.version());
             waiting.push((key, version, self.send_hint(target, hint)));
         }
-        let mut all = true;
+        let mut taken = waiting.is_empty();
         for (key, version, answer) in waiting {
             if answer.await == Ok(true) {
                 Counters::count(&self.shared.counters.hints_delivered);
                 self.drop_hint(peer, key, version);
-            } else {
-                all = false;
+                taken = true;
             }
         }
         for key in damaged {
             self.drop_hint(peer, key, Version::ABSENT);
         }
-        Some(all && next.is_some())
+        next.filter(|_| taken)
     }
 
     fn send_hint(&self, target: NodeIndex, hint: Hint) -> oneshot::Receiver<bool> {

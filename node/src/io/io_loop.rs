@@ -9,7 +9,7 @@ use std::{
 };
 
 use coordinator::{ReadEffect, WriteEffect};
-use model::{PartitionIndex, ReplicaIndex};
+use model::{Hlc, PartitionIndex, ReplicaIndex};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     sync::Notify,
@@ -48,7 +48,9 @@ pub struct LoopState {
     /// Links to the other nodes.
     pub peers: Peers,
     /// Writes that wait for a stamp above a version they have met.
-    pub awaiting_stamp: Vec<Token>,
+    pub awaiting_stamp: Vec<(Token, Hlc)>,
+    /// Operations in flight whose client has no answer yet.
+    pub unanswered: usize,
     /// How long this loop's reads usually take.
     pub read_latency: UsualLatency,
     /// Partitions in which a write has lost a race lately, and until when that counts (P5).
@@ -85,6 +87,7 @@ impl IoLoop {
             wheel: DeadlineWheel::default(),
             peers: Peers::default(),
             awaiting_stamp: Vec::new(),
+            unanswered: 0,
             read_latency: UsualLatency::default(),
             contended: BTreeMap::new(),
             random,

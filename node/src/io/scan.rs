@@ -270,7 +270,7 @@ impl Scan {
                 ask.iter().map(|it| (it, self.ask(call, set.node(it), query.clone()))).collect();
             for (from, answer) in asked {
                 match answer.await {
-                    Some((answer, clock)) => match replica_page(from, answer, clock) {
+                    Some((answer, clock)) => match self.replica_page(from, answer, clock) {
                         Ok(page) => pages.push(page),
                         Err(refusal) => {
                             corrupt |= refusal == Refusal::Corrupt;
@@ -281,6 +281,36 @@ impl Scan {
                 }
             }
         }
+    }
+
+    /// A replica's answer, checked as a get's would be.
+    fn replica_page(
+        &self,
+        from: ReplicaIndex,
+        answer: RangeAnswer,
+        clock: Hlc,
+    ) -> Result<ReplicaPage, Refusal> {
+        if let Some(refusal) = proto::refusal(answer.refusal) {
+            return Err(refusal);
+        }
+        if answer.keys.len() != answer.records.len() || (answer.keys.is_empty() && !answer.complete)
+        {
+            return Err(Refusal::Failed);
+        }
+        let covered_to = match answer.keys.last() {
+            Some(last) if !answer.complete => Covered::To(last.clone()),
+            _ => Covered::End,
+        };
+        let mut rows = Vec::with_capacity(answer.keys.len());
+        for (key, record) in answer.keys.into_iter().zip(answer.records) {
+            let storage_key = StorageKey::parse(key.clone()).ok_or(Refusal::Corrupt)?;
+            let record = Record::check(&storage_key, record).ok().ok_or(Refusal::Corrupt)?;
+            if self.io.is_future(record.version().hlc) {
+                return Err(Refusal::ClockAhead);
+            }
+            rows.push((key, record));
+        }
+        Ok(ReplicaPage { from, rows, covered_to, clock })
     }
 
     fn too_few(
@@ -423,30 +453,6 @@ fn missing(
         }
     }
     Some(ask)
-}
-
-fn replica_page(
-    from: ReplicaIndex,
-    answer: RangeAnswer,
-    clock: Hlc,
-) -> Result<ReplicaPage, Refusal> {
-    if let Some(refusal) = proto::refusal(answer.refusal) {
-        return Err(refusal);
-    }
-    if answer.keys.len() != answer.records.len() || (answer.keys.is_empty() && !answer.complete) {
-        return Err(Refusal::Failed);
-    }
-    let covered_to = match answer.keys.last() {
-        Some(last) if !answer.complete => Covered::To(last.clone()),
-        _ => Covered::End,
-    };
-    let mut rows = Vec::with_capacity(answer.keys.len());
-    for (key, record) in answer.keys.into_iter().zip(answer.records) {
-        let storage_key = StorageKey::parse(key.clone()).ok_or(Refusal::Corrupt)?;
-        let record = Record::check(&storage_key, record).ok().ok_or(Refusal::Corrupt)?;
-        rows.push((key, record));
-    }
-    Ok(ReplicaPage { from, rows, covered_to, clock })
 }
 
 fn row(key: Key, record: &Record, value: Bytes) -> v1::Row {

@@ -127,6 +127,12 @@ impl IoLoop {
             Counters::count(&shared.counters.peer_messages_malformed);
             return Err(Refusal::Failed);
         };
+        let view = shared.view.load();
+        if view.metadata().is_some_and(|it| it.was_dropped(key.keyspace())) {
+            // The sender has not heard of it yet. A keyspace unknown here may be newer than this view.
+            Counters::count(&shared.counters.peer_requests_refused);
+            return Err(Refusal::StaleLayout);
+        }
         let record = Record::check(&key, mutation.record.clone()).map_err(|error| {
             Counters::count(&shared.counters.checksum_failures);
             tracing::warn!(token = %key.token(), %error, "a peer's mutation is damaged");

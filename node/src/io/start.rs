@@ -24,12 +24,14 @@ use super::{
     world::{Blocking, Listener, World},
 };
 use crate::{
-    commit::{CommitQueue, CommitSettings, Committer, QueueLimits, run_as_task, run_on_thread},
+    commit::{
+        CommitItem, CommitQueue, CommitSettings, Committer, QueueLimits, run_as_task, run_on_thread,
+    },
     config::{ConfigError, NodeConfig},
     membership::Member,
-    shared::{Identity, Shared, system_key},
+    shared::{Identity, Shared, StopReason, system_key},
     storage::{
-        Durability, OpenError, Space, Storage, StorageError, WriteBatch,
+        Durability, OpenError, RangeRequest, Space, Storage, StorageError, WriteBatch,
         cached::CachedStorage,
         rocks::{RocksShared, RocksStorage},
     },
@@ -85,14 +87,6 @@ pub enum StartError {
     /// The system gives no thread, no randomness or no directory.
     #[error("the system refuses: {0}")]
     System(#[from] io::Error),
-}
-
-/// Why a node ended by itself.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum StopReason {
-    /// Its storage failed: what is on disk is served again only after a restart has read it.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
 }
 
 /// A node that runs on threads of its own.
@@ -223,8 +217,8 @@ impl RunningNode {
     pub async fn stopped(&mut self) -> Result<(), StopReason> {
         loop {
             let failed = self.shared.failed.notified();
-            if let Some(error) = self.shared.failure() {
-                return Err(error.into());
+            if let Some(reason) = self.shared.failure() {
+                return Err(reason);
             }
             failed.await;
         }
@@ -329,6 +323,7 @@ impl Node {
         let commits = Arc::new(CommitQueue::new(QueueLimits::default()));
         let directory = gossip.directory();
         let shared = Shared::new(config, world, identity, view, commits, directory);
+        sweep_dropped_keyspaces(&shared)?;
         let loops = (0..shared.config.io_threads).map(|it| IoLoop::new(Arc::clone(&shared), it));
         let loops = loops.collect();
         let links = Links { gossip: Arc::clone(&gossip), origins: Arc::new(Origins::default()) };
@@ -339,7 +334,11 @@ impl Node {
         let (delivering, failing) = (Arc::clone(&self.shared), Arc::clone(&self.shared));
         let committer = self.committer()?;
         let queue = Arc::clone(&self.shared.commits);
-        let deliver = move |answers: &mut _| deliver(&delivering, answers);
+        let thread = CommitThread(Arc::clone(&self.shared));
+        let deliver = move |answers: &mut _| {
+            let _thread = &thread;
+            deliver(&delivering, answers);
+        };
         Ok(run_on_thread(queue, committer, deliver, move |error| failing.fail(error))?)
     }
 
@@ -399,9 +398,21 @@ impl Node {
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
+            Some(_) = tasks.join_next() => self.shared.lost("a task of an I/O loop"),
             Err(error) = served => tracing::error!(%error, "the clients' port has failed"),
         }
         tasks.abort_all();
+    }
+}
+
+/// Dropped with what the commit thread owns: by a panic there, the node stops.
+struct CommitThread(Arc<Shared>);
+
+impl Drop for CommitThread {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lost("the commit thread");
+        }
     }
 }
 
@@ -429,6 +440,23 @@ async fn report_health(shared: &Shared, reporter: &tonic_health::server::HealthR
 }
 
 const HEALTH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Removes the rows of dropped keyspaces that are still here: a crash between adopting the change and
+/// removing them, or a write that came later, has left them.
+fn sweep_dropped_keyspaces(shared: &Shared) -> Result<(), StorageError> {
+    let view = shared.view.load();
+    let Some(metadata) = view.metadata() else { return Ok(()) };
+    for keyspace in metadata.dropped_keyspaces() {
+        let prefix = keyspace.0.to_be_bytes().to_vec();
+        let first = RangeRequest { rows_max: 1, ..RangeRequest::prefix(Space::Data, prefix) };
+        if !shared.world.storage.range(&first)?.rows.is_empty() {
+            let item = CommitItem::DropKeyspace { keyspace };
+            // Never refused for lack of room; a closed queue is a node that ends.
+            let _ = shared.commits.push(|items| items.push(item));
+        }
+    }
+    Ok(())
+}
 
 /// Reads who this node is, or mints it, and begins a new incarnation: durable before the first
 /// message.

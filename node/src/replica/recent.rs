@@ -6,16 +6,19 @@
 
 use model::{Hlc, Version};
 
-/// The versions a list keeps. Eight writers racing for one key are still decided.
-const VERSIONS_MAX: usize = 8;
+/// The versions a list keeps: a stamp is still decided after so many newer ones have passed it, as
+/// they do where every batch of every client writes one popular key.
+const VERSIONS_MAX: usize = 64;
 
 /// A replacement counts as contended when the clocks are less than this apart: somewhat more than
 /// the longest request, whose retries are what the list has to recognise.
 const CONTENDED_MS: u64 = 10_000;
 
-/// Keys longer than this get no list, which bounds the memory: at most 4,096 lists of about 200
-/// bytes and a key, under 2 MiB in all, and nothing before the first contended write.
+/// Keys longer than this get no list, which bounds the memory: at most 4,096 lists of up to 1 KiB
+/// and a key, 5 MiB in all, and nothing before the first contended write.
 const KEY_BYTES_MAX: usize = 256;
+/// What most lists never outgrow.
+const VERSIONS_USUAL: usize = 8;
 const SETS: usize = 512;
 const WAYS: usize = 8;
 
@@ -37,6 +40,17 @@ struct Set {
 struct List {
     key: Vec<u8>,
     versions: Vec<Version>,
+    /// The clock of the version that the oldest of them replaced.
+    before: Hlc,
+}
+
+/// What is remembered of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered<'a> {
+    /// Versions, oldest first; empty if there is no list.
+    pub versions: &'a [Version],
+    /// The clock of the version that the oldest of them replaced; zero if it was the first.
+    pub before: Hlc,
 }
 
 impl Default for RecentVersions {
@@ -51,16 +65,27 @@ impl RecentVersions {
         Self { sets: Vec::new(), uses: 0 }
     }
 
-    /// The versions remembered for a key, oldest first; empty unless they end in `current`, the
-    /// version stored for it: a write that did not become durable leaves a list that does not.
-    /// `hash` is any fixed hash of the key.
-    pub fn of(&self, hash: u64, key: &[u8], current: Version) -> &[Version] {
-        let list = self.find(hash, key).map(|it| it.versions.as_slice());
-        list.filter(|it| it.last() == Some(&current)).unwrap_or_default()
+    /// The versions remembered for a key; none unless they end in `current`, the version stored for
+    /// it: a write that did not become durable leaves a list that does not. `hash` is any fixed hash
+    /// of the key.
+    pub fn of(&self, hash: u64, key: &[u8], current: Version) -> Remembered<'_> {
+        let list = self.find(hash, key).filter(|it| it.versions.last() == Some(&current));
+        list.map_or(Remembered { versions: &[], before: Hlc::ZERO }, |it| Remembered {
+            versions: &it.versions,
+            before: it.before,
+        })
     }
 
-    /// Notes that `newest` replaces `replaced`, the version stored until now, as the newest of a key.
-    pub fn replace(&mut self, hash: u64, key: &[u8], replaced: Version, newest: Version) {
+    /// Notes that `newest` replaces `replaced`, the version stored until now, as the newest of a key;
+    /// `previous` is the clock of what `replaced` itself had replaced, as it is stored.
+    pub fn replace(
+        &mut self,
+        hash: u64,
+        key: &[u8],
+        previous: Hlc,
+        replaced: Version,
+        newest: Version,
+    ) {
         self.uses += 1;
         let uses = self.uses;
         if let Some((list, used)) = self.find_mut(hash, key) {
@@ -68,17 +93,18 @@ impl RecentVersions {
             if list.versions.last() != Some(&replaced) {
                 list.versions.clear();
                 list.versions.push(replaced);
+                list.before = previous;
             }
             if list.versions.len() == VERSIONS_MAX {
-                list.versions.remove(0);
+                list.before = list.versions.remove(0).hlc;
             }
             list.versions.push(newest);
         } else if key.len() <= KEY_BYTES_MAX && contended(replaced.hlc, newest.hlc) {
-            self.start(hash, key, [replaced, newest]);
+            self.start(hash, key, previous, [replaced, newest]);
         }
     }
 
-    fn start(&mut self, hash: u64, key: &[u8], versions: [Version; 2]) {
+    fn start(&mut self, hash: u64, key: &[u8], before: Hlc, versions: [Version; 2]) {
         if self.sets.is_empty() {
             self.sets.resize_with(SETS, Default::default);
         }
@@ -91,11 +117,13 @@ impl RecentVersions {
                 list.key.clear();
                 list.key.extend_from_slice(key);
                 list.versions.clear();
+                list.versions.shrink_to(VERSIONS_USUAL);
                 list.versions.extend(versions);
+                list.before = before;
             }
             free => {
-                let mut list = List { key: key.to_vec(), versions: Vec::new() };
-                list.versions.reserve_exact(VERSIONS_MAX);
+                let mut list = List { key: key.to_vec(), versions: Vec::new(), before };
+                list.versions.reserve_exact(VERSIONS_USUAL);
                 list.versions.extend(versions);
                 *free = Some(Box::new(list));
             }
@@ -142,40 +170,49 @@ mod tests {
     }
 
     fn remembered(recent: &RecentVersions, key: &[u8], current: u64) -> Vec<u64> {
-        recent.of(1, key, version(current)).iter().map(|it| it.hlc.ms()).collect()
+        recent.of(1, key, version(current)).versions.iter().map(|it| it.hlc.ms()).collect()
+    }
+
+    fn replace(recent: &mut RecentVersions, key: &[u8], replaced: u64, newest: u64) {
+        let previous = Hlc::from_ms(replaced / 2);
+        recent.replace(1, key, previous, version(replaced), version(newest));
     }
 
     #[test]
     fn follows_a_contended_key_without_gaps() {
         let mut recent = RecentVersions::new();
-        recent.replace(1, b"k", version(0), version(10_000));
+        replace(&mut recent, b"k", 0, 10_000);
         assert_eq!(remembered(&recent, b"k", 10_000), [0; 0], "not contended");
-        recent.replace(1, b"k", version(10_000), version(19_999));
+        replace(&mut recent, b"k", 10_000, 19_999);
         assert_eq!(remembered(&recent, b"k", 19_999), [10_000, 19_999]);
-        recent.replace(1, b"k", version(19_999), version(99_999));
+        replace(&mut recent, b"k", 19_999, 99_999);
         assert_eq!(remembered(&recent, b"k", 99_999), [10_000, 19_999, 99_999], "once begun");
         assert_eq!(remembered(&recent, b"k", 19_999), [0; 0], "not what is stored");
         assert_eq!(remembered(&recent, b"l", 99_999), [0; 0], "same hash, other key");
 
-        for ms in 100_000..100_010 {
-            recent.replace(1, b"k", version(ms - 1), version(ms));
+        for ms in 100_000..100_100 {
+            replace(&mut recent, b"k", ms - 1, ms);
         }
-        assert_eq!(remembered(&recent, b"k", 100_009), Vec::from_iter(100_002..=100_009));
-        recent.replace(1, b"k", version(200_000), version(300_000));
+        assert_eq!(remembered(&recent, b"k", 100_099), Vec::from_iter(100_036..=100_099));
+        let before = recent.of(1, b"k", version(100_099)).before;
+        assert_eq!(before, version(100_035).hlc, "the last that was dropped");
+        replace(&mut recent, b"k", 200_000, 300_000);
         assert_eq!(remembered(&recent, b"k", 300_000), [200_000, 300_000], "a gap begins anew");
+        let before = recent.of(1, b"k", version(300_000)).before;
+        assert_eq!(before, Hlc::from_ms(100_000), "with what its first version had replaced");
     }
 
     #[test]
     fn evicts_whole_lists_and_stays_bounded() {
         let mut recent = RecentVersions::new();
         for key in 0..100_u8 {
-            recent.replace(1, &[key], version(1), version(2));
-            recent.replace(1, &[0], version(1), version(2));
+            replace(&mut recent, &[key], 1, 2);
+            replace(&mut recent, &[0], 1, 2);
         }
         let kept: Vec<u8> =
-            (0..100).filter(|it| !recent.of(1, &[*it], version(2)).is_empty()).collect();
+            (0..100).filter(|it| !remembered(&recent, &[*it], 2).is_empty()).collect();
         assert_eq!(kept, [0, 93, 94, 95, 96, 97, 98, 99]);
-        recent.replace(1, &[7; KEY_BYTES_MAX + 1], version(1), version(2));
-        assert!(recent.of(1, &[7; KEY_BYTES_MAX + 1], version(2)).is_empty());
+        replace(&mut recent, &[7; KEY_BYTES_MAX + 1], 1, 2);
+        assert!(remembered(&recent, &[7; KEY_BYTES_MAX + 1], 2).is_empty());
     }
 }

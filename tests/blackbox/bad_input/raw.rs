@@ -179,6 +179,21 @@ impl http_body::Body for Chunks {
     }
 }
 
+/// A body whose rest never comes.
+struct Stalled(Option<Bytes>);
+
+impl http_body::Body for Stalled {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.take().map_or(Poll::Pending, |it| Poll::Ready(Some(Ok(Frame::data(it)))))
+    }
+}
+
 /// A gRPC message: not compressed, its length, its bytes.
 pub(super) fn message(bytes: &[u8]) -> Bytes {
     let length = u32::try_from(bytes.len()).expect("short").to_be_bytes();
@@ -192,13 +207,31 @@ pub(super) async fn call(
     headers: &[(&'static str, &str)],
     body: Vec<Bytes>,
 ) -> Result<Bytes, Status> {
+    call_with(channel, path, headers, Body::new(Chunks(body.into_iter()))).await
+}
+
+/// As `call`, with a body that stops after these bytes and never ends.
+pub(super) async fn call_stalled(
+    channel: Channel,
+    path: &str,
+    first: Bytes,
+) -> Result<Bytes, Status> {
+    call_with(channel, path, &[], Body::new(Stalled(Some(first)))).await
+}
+
+async fn call_with(
+    channel: Channel,
+    path: &str,
+    headers: &[(&'static str, &str)],
+    body: Body,
+) -> Result<Bytes, Status> {
     let mut request = http::Request::post(format!("http://localhost{path}"))
         .header("te", "trailers")
         .header("content-type", "application/grpc");
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let request = request.body(Body::new(Chunks(body.into_iter()))).expect("sound headers");
+    let request = request.body(body).expect("sound headers");
     let answering = async {
         let response =
             channel.oneshot(request).await.map_err(|it| Status::from_error(Box::new(it)))?;

@@ -183,6 +183,23 @@ async fn deadlines() {
     }
 }
 
+/// A request whose bytes stop coming is answered by the node's own limit, and nothing is written.
+#[tokio::test]
+async fn bodies_that_stall() {
+    let options = Options::small_ring().with(&["--request-timeout", "100ms"]);
+    let cluster = Cluster::start(&datacenters(&[1]), &options).await;
+    cluster.create(&Keyspace::named("plain")).await;
+    let api = cluster.api(0);
+    let whole = message(&put("stalled", "value").encode_to_vec());
+    for path in [PUT, "/quorate.v1.AdminService/ListKeyspaces"] {
+        let part = whole.slice(..whole.len() - 1);
+        let status = raw::call_stalled(api.channel(), path, part).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{path}: {status:?}");
+        assert_eq!(reason(&status), "DEADLINE_PASSED", "{path}");
+    }
+    assert!(!api.read("plain", &Key::new("stalled"), None).await.expect("a get").found);
+}
+
 /// A client that hangs up in the middle of a write leaves no work behind, and the write goes on.
 #[tokio::test]
 async fn a_client_hangs_up() {

@@ -172,7 +172,7 @@ fn races_are_remembered_until_a_restart() {
         [judge("102a"), judge("103a"), judge("104b"), judge("105a"), judge("99a")].join(" ")
     };
     // With `previous` alone, CX2 leaves 102a to 104b undecided.
-    assert_eq!(judged(&mut replica), "held never:106 never:106 never:106 superseded:106");
+    assert_eq!(judged(&mut replica), "held never:106 never:106 never:106 never:106");
     replica.restart();
     assert_eq!(
         judged(&mut replica),

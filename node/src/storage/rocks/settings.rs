@@ -121,7 +121,7 @@ const COMPACTION_THREADS: i32 = 2;
 const FLUSH_THREADS: i32 = 1;
 /// Each compaction of these rewrites what it meets below: fewer of them cost less CPU, and more files
 /// cost a read one filter each.
-const LEVEL_ZERO_FILES: i32 = 6;
+const LEVEL_ZERO_FILES: i32 = 10;
 const OPEN_FILES_MAX: i32 = 512;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 const EVENT_LOG_BYTES_MAX: usize = 1 << 20;
