@@ -12,8 +12,9 @@ mod random;
 mod wait;
 
 pub(crate) use api::{Api, Called, count, level};
-pub(crate) use binary::{quorate, run, run_ok};
+pub(crate) use binary::{command, quorate, run, run_ok};
 pub(crate) use cluster::{Cluster, Keyspace, Options, datacenters};
+pub(crate) use machine::Slots;
 pub(crate) use process::{Process, Signal};
 pub(crate) use random::Random;
 pub(crate) use wait::{PATIENCE, eventually, within};

@@ -5,6 +5,7 @@
 
 mod admin;
 mod bad_input;
+mod commands;
 mod dataset;
 mod durability;
 mod harness;

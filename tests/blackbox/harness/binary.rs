@@ -45,7 +45,7 @@ pub(crate) fn run_ok(arguments: &[&str]) -> String {
 }
 
 /// The binary, in an environment that tells it nothing.
-pub(super) fn command() -> Command {
+pub(crate) fn command() -> Command {
     let mut command = Command::new(quorate());
     for name in ["QUORATE_NODE", "QUORATE_PREFER_DC", "QUORATE_LOG"] {
         command.env_remove(name);
