@@ -44,6 +44,8 @@ pub struct NodeConfig {
     pub streams_per_connection_max: u32,
     /// Operations at once; more are refused with OVERLOADED. An operation holds about 1 KiB.
     pub operations_in_flight_max: usize,
+    /// Scans under way in the node: each holds a few pages of up to `scan_bytes_max`.
+    pub scans_max: usize,
     /// Bytes queued for one peer; beyond it the peer counts as unreachable for what follows.
     pub peer_queue_bytes_max: usize,
     /// How long a connection may take to its first request, in milliseconds: half-open and idle
@@ -73,6 +75,7 @@ impl Default for NodeConfig {
             connections_max: 4_096,
             streams_per_connection_max: 1_024,
             operations_in_flight_max: 65_536,
+            scans_max: 64,
             peer_queue_bytes_max: 64 << 20,
             first_request_timeout_ms: 10_000,
             shutdown_grace_ms: 5_000,

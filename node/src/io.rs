@@ -19,6 +19,7 @@ mod kv;
 mod links;
 mod outlet;
 mod real;
+mod recall;
 mod scan;
 mod scan_range;
 mod serve;

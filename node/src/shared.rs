@@ -10,7 +10,7 @@ use bytes::Bytes;
 use model::{ClusterId, Hlc, Metadata, NodeId, StorageId, Timestamp};
 use proto::internal::{Frame, Hello};
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, Semaphore, watch},
     time::Instant,
 };
 
@@ -106,6 +106,8 @@ pub struct Shared {
     pub done: Vec<DoneQueue>,
     /// Wakes who waits for a higher clock ceiling.
     pub ceiling_raised: Notify,
+    /// Permits for scans.
+    pub scans: Arc<Semaphore>,
     /// Client connections open.
     pub connections: AtomicU64,
     /// The agreement on metadata.
@@ -174,6 +176,7 @@ impl Shared {
         directory: watch::Receiver<Directory>,
     ) -> Arc<Self> {
         let clock = NodeClock::new(identity.clock_ceiling, config.clock_offset_max_ms);
+        let scans = Arc::new(Semaphore::new(config.scans_max));
         let done = std::iter::repeat_with(DoneQueue::default).take(config.io_threads).collect();
         Arc::new(Self {
             config,
@@ -188,6 +191,7 @@ impl Shared {
             statuses: Mutex::default(),
             done,
             ceiling_raised: Notify::new(),
+            scans,
             connections: AtomicU64::new(0),
             changes: Changes::default(),
             metadata_changed: Notify::new(),

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use bytes::Bytes;
 use proto::{CallError, Reason, v1};
 use tokio::sync::oneshot;
 use tonic::metadata::MetadataMap;
@@ -87,23 +88,35 @@ impl KvApi {
                 Err(error) => results[position] = Some(read_failure(error)),
             }
         }
-        if !planned.is_empty() {
+        let limit = call.shared.config.limits.batch_bytes_max;
+        let (mut planned, mut positions) = (planned.into_iter(), positions.into_iter());
+        let (mut asked, mut bytes) = (0, 0);
+        while planned.len() > 0 && bytes < limit {
+            let wave = wave(planned.len(), asked, bytes, limit);
+            asked += wave;
             let (done, results_of) = oneshot::channel();
-            let batch = Batch::new(planned.len(), done);
-            let reads = planned
-                .into_iter()
-                .enumerate()
-                .map(|(position, it)| (it, ReplyTo::Batch { batch: Arc::clone(&batch), position }));
-            self.io.start_reads(reads, call.deadline_us)?;
-            for (position, done) in positions.into_iter().zip(results_of.await.map_err(stopped)?) {
+            let batch = Batch::new(wave, done);
+            let reads: Vec<_> = (planned.by_ref().take(wave).enumerate())
+                .map(|(position, it)| (it, ReplyTo::Batch { batch: Arc::clone(&batch), position }))
+                .collect();
+            self.io.start_reads(reads.into_iter(), call.deadline_us)?;
+            for done in results_of.await.map_err(stopped)? {
+                let position = positions.next().expect("one for each that was planned");
                 results[position] = Some(match done {
                     Ok(reply) => {
+                        bytes += reply.value.as_ref().map_or(0, Bytes::len);
                         let found = v1::batch_get_result::Result::Found(found(reply));
                         v1::BatchGetResult { result: Some(found) }
                     }
                     Err(error) => read_failure(call.read_error(level, &error)),
                 });
             }
+        }
+        for position in positions {
+            let message = format!("the answer has {bytes} bytes already: ask again for this key");
+            let full = CallError::new(Reason::BatchTooLarge, message);
+            let full = full.with("limit", limit).with("actual", bytes);
+            results[position] = Some(read_failure(full));
         }
         Ok(v1::BatchGetResponse {
             results: results.into_iter().flatten().collect(),
@@ -112,6 +125,19 @@ impl KvApi {
         })
     }
 }
+
+/// How many of the keys that are left to read at once, so that the answer passes its limit by little:
+/// values have any size, and all that are read are held until the answer is sent.
+fn wave(left: usize, asked: usize, bytes: usize, limit: usize) -> usize {
+    if asked == 0 {
+        return left.min(FIRST_WAVE);
+    }
+    let usual = (bytes / asked).max(1);
+    left.min(((limit - bytes) / usual).max(1))
+}
+
+/// Most batches are no larger, and are read at once.
+const FIRST_WAVE: usize = 128;
 
 /// Checks a batch as a whole: keys, bytes, no row twice.
 fn check_batch<'a>(
@@ -175,4 +201,18 @@ fn write_failure(error: CallError) -> v1::BatchWriteResult {
 fn read_failure(error: CallError) -> v1::BatchGetResult {
     let error = v1::batch_get_result::Result::Error(error.into_key_error());
     v1::BatchGetResult { result: Some(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waves_pass_the_limit_by_little() {
+        assert_eq!(wave(100, 0, 0, 1_000), 100, "most batches in one");
+        assert_eq!(wave(4_000, 0, 0, 1_000), FIRST_WAVE);
+        assert_eq!(wave(3_872, 128, 0, 1_000), 1_000, "nothing found yet");
+        assert_eq!(wave(3_872, 128, 128 * 5, 1_000), 72);
+        assert_eq!(wave(3_872, 128, 999, 1_000), 1, "always on");
+    }
 }

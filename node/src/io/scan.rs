@@ -18,11 +18,12 @@ use proto::{
     internal::{RangeAnswer, RangeQuery},
     v1,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tonic::{Status, metadata::MetadataMap};
 
 use super::{
     call::{Call, RETRY, level_error, level_of, overlap_error},
+    coordinate::Full,
     coordinate::PlannedRead,
     io_loop::{Alarm, IoLoop},
     kv::stopped,
@@ -40,13 +41,17 @@ use crate::{
 };
 
 /// The answer stream of a scan. Dropping it ends the scan before its next page.
-pub(super) struct ScanStream(mpsc::Receiver<Result<v1::ScanResponse, Status>>);
+pub(super) struct ScanStream {
+    pages: mpsc::Receiver<Result<v1::ScanResponse, Status>>,
+    /// A scan holds pages for as long as its client does not take them: hence a bound for the node.
+    _permit: OwnedSemaphorePermit,
+}
 
 impl Stream for ScanStream {
     type Item = Result<v1::ScanResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(context)
+        self.pages.poll_recv(context)
     }
 }
 
@@ -74,10 +79,15 @@ impl ScanStream {
         metadata: &MetadataMap,
         request: v1::ScanRequest,
     ) -> Result<Self, CallError> {
+        let shared = Arc::clone(&io.shared);
+        let permit = Arc::clone(&shared.scans).try_acquire_owned().map_err(|_| {
+            Counters::count(&shared.counters.calls_overloaded);
+            CallError::from(Full { limit: shared.config.scans_max })
+        })?;
         let scan = Scan::new(&io, metadata, request)?;
-        let (sender, receiver) = mpsc::channel(2);
+        let (sender, pages) = mpsc::channel(1);
         tokio::spawn(scan.run(sender));
-        Ok(Self(receiver))
+        Ok(Self { pages, _permit: permit })
     }
 }
 
