@@ -39,9 +39,10 @@ pub(crate) async fn connect_with(
             Reason::InvalidField => failure
                 .exit(Exit::Usage)
                 .advise("--node HOST:PORT, and --prefer-dc of a datacenter there is"),
-            _ => failure
+            Reason::ConnectionLost => failure
                 .exit(Exit::Unavailable)
                 .advise("quorate start, or --node ADDRESS of a node that is up"),
+            reason => failure.exit(Exit::Unavailable).advise(client::Error::advice_about(reason)),
         }
     })
 }

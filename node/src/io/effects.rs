@@ -1,6 +1,6 @@
 //! Executes what the coordinator's machines want, until they want nothing more.
 
-use coordinator::{ReadEffect, ReadEvent, WriteEffect, WriteEvent};
+use coordinator::{ReadEffect, ReadError, ReadEvent, ReadReply, WriteEffect, WriteEvent};
 use model::{
     Hlc, OperationId, Refusal, ReplicaIndex, ReplicaMask, StorageKey, Version, WriteAnswer,
 };
@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     counters::Counters,
+    latency::UsualLatency,
     operation::{NO_ANSWER, Operation, ReadOperation, ReadRound, Token},
 };
 
@@ -182,20 +183,8 @@ impl IoLoop {
                         }
                     }
                     ReadEffect::Reply(result) => {
-                        let counters = &self.shared.counters;
-                        let ok = result.is_ok();
-                        Counters::count(if ok {
-                            &counters.reads_answered
-                        } else {
-                            &counters.reads_failed
-                        });
-                        if ok {
-                            read_latency.measured(self.now_us() - read.started_us);
-                        }
-                        if let Some(reply) = read.reply.take() {
-                            *unanswered -= 1;
-                            reply.send(result);
-                        }
+                        *unanswered -= usize::from(read.reply.is_some());
+                        self.tell_read(read, read_latency, result);
                     }
                 }
             }
@@ -215,6 +204,25 @@ impl IoLoop {
             }
         }
         self.forget_if_finished(state, token);
+    }
+
+    /// Tells a read's client, and counts.
+    fn tell_read(
+        &self,
+        read: &mut ReadOperation,
+        read_latency: &mut UsualLatency,
+        result: Result<ReadReply, ReadError>,
+    ) {
+        let counters = &self.shared.counters;
+        if result.is_ok() {
+            Counters::count(&counters.reads_answered);
+            read_latency.measured(self.now_us() - read.started_us);
+        } else {
+            Counters::count(&counters.reads_failed);
+        }
+        if let Some(reply) = read.reply.take() {
+            reply.send(result);
+        }
     }
 
     fn forget_if_finished(&self, state: &mut LoopState, token: Token) {

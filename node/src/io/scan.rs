@@ -80,10 +80,10 @@ impl ScanStream {
         request: v1::ScanRequest,
     ) -> Result<Self, CallError> {
         let shared = Arc::clone(&io.shared);
-        let permit = Arc::clone(&shared.scans).try_acquire_owned().map_err(|_| {
+        let Ok(permit) = Arc::clone(&shared.scans).try_acquire_owned() else {
             Counters::count(&shared.counters.calls_overloaded);
-            CallError::from(Full { limit: shared.config.scans_max })
-        })?;
+            return Err(Full { limit: shared.config.scans_max }.into());
+        };
         let scan = Scan::new(&io, metadata, request)?;
         let (sender, pages) = mpsc::channel(1);
         tokio::spawn(scan.run(sender));
