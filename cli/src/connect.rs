@@ -39,10 +39,13 @@ pub(crate) async fn connect_with(
             Reason::InvalidField => failure
                 .exit(Exit::Usage)
                 .advise("--node HOST:PORT, and --prefer-dc of a datacenter there is"),
-            Reason::ConnectionLost => failure
+            Reason::ConnectionLost | Reason::ReadTimeout | Reason::DeadlinePassed => failure
                 .exit(Exit::Unavailable)
                 .advise("quorate start, or --node ADDRESS of a node that is up"),
-            reason => failure.exit(Exit::Unavailable).advise(client::Error::advice_about(reason)),
+            reason => failure
+                .exit(Exit::Unavailable)
+                .advise(client::Error::advice_about(reason))
+                .advise("--node ADDRESS of another node"),
         }
     })
 }
