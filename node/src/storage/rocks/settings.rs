@@ -93,6 +93,7 @@ impl RocksShared {
             DBCompressionType::Zstd,
         ]);
         options.set_level_zero_file_num_compaction_trigger(LEVEL_ZERO_FILES);
+        options.set_compaction_readahead_size(COMPACTION_READ_BYTES);
         options.set_max_open_files(OPEN_FILES_MAX);
         options.set_max_background_jobs(COMPACTION_THREADS + FLUSH_THREADS);
 
@@ -122,6 +123,8 @@ const FLUSH_THREADS: i32 = 1;
 /// Each compaction of these rewrites what it meets below: fewer of them cost less CPU, and more files
 /// cost a read one filter each.
 const LEVEL_ZERO_FILES: i32 = 10;
+/// Held for each file of a compaction; the kernel reads ahead by itself.
+const COMPACTION_READ_BYTES: usize = 256 << 10;
 const OPEN_FILES_MAX: i32 = 512;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 const EVENT_LOG_BYTES_MAX: usize = 1 << 20;
