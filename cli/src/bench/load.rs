@@ -167,12 +167,12 @@ pub(crate) async fn run(
     })
 }
 
-/// Writes every key once, in batches; how many failed.
+/// Writes every key once, in batches. Returns how many failed, by what went wrong.
 pub(crate) async fn fill(
     space: &KeySpace,
     target: &Target,
     progress: impl Fn(u64),
-) -> Result<u64, Failure> {
+) -> Result<BTreeMap<String, u64>, Failure> {
     use futures_util::StreamExt;
     const BATCH_KEYS: u64 = 100;
     const BATCHES_IN_FLIGHT: usize = 8;
@@ -186,10 +186,12 @@ pub(crate) async fn fill(
         target.put_batch(rows)
     });
     let mut in_flight = futures_util::stream::iter(batches).buffer_unordered(BATCHES_IN_FLIGHT);
-    let (mut written, mut failed) = (0, 0);
+    let (mut written, mut failed) = (0, BTreeMap::new());
     while let Some(done) = in_flight.next().await {
         written += done.keys;
-        failed += u64::try_from(done.errors.len()).expect("a batch is small");
+        for error in done.errors {
+            *failed.entry(error).or_default() += 1;
+        }
         progress(written);
     }
     Ok(failed)

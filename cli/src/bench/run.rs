@@ -179,10 +179,13 @@ pub(super) async fn fill(load: &Load, target: &Target, output: Output) -> Result
     })
     .await?;
     bar.finish_and_clear();
-    if failed > 0 {
+    if !failed.is_empty() {
         let all = spell_count(load.space.keys);
-        let message = format!("{} of {all} keys could not be written", spell_count(failed));
-        return Err(Failure::new("FILL_FAILED", message).advise("quorate admin status"));
+        let count = spell_count(failed.values().sum());
+        let message = format!("{count} of {all} keys could not be written");
+        let failure = Failure::new("FILL_FAILED", message).advise("quorate admin status");
+        let errors = failed.iter().map(|(error, count)| format!("{error}: {count}"));
+        return Err(failure.fact("errors", errors.collect::<Vec<_>>().join(", ")));
     }
     Ok(())
 }
