@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
     call::{Call, CallOptions, Route},
+    cluster::Cluster,
     error::Error,
     keyspace::{IntoKey, Keyspace, coordinator, whole_seconds},
     options::{call_options, into_future},
@@ -279,6 +280,7 @@ async fn run_part<R: Round>(
     let mut options = CallOptions { timeout: Some(timeout), ..options.clone() };
     let mut results: Vec<Option<Result<R::Output, Error>>> = Vec::new();
     results.resize_with(length, || None);
+    let mut continued = 0;
     for attempt in 1.. {
         let answer = cluster.call(&round, round.route(), &options).await;
         let pending = std::mem::take(round.pending());
@@ -299,26 +301,27 @@ async fn run_part<R: Round>(
             break;
         }
         let expected = cluster.topology().has_keyspace(keyspace.name());
+        let progress = answers.iter().any(Result::is_ok);
+        let mut cut_short = false;
         for (position, answer) in pending.into_iter().zip(answers) {
             results[position] = Some(answer.map_err(|error| {
                 let error = CallError::from_key_error(error);
                 cluster.observe(error.clock);
                 let decision = retry::decide(R::WRITES, Progress::Answered, &error, expected);
-                if decision != Decision::GiveUp {
+                // A full answer, not a refusal: the rest comes with the next one.
+                let left_over = progress && !R::WRITES && error.reason == Reason::BatchTooLarge;
+                cut_short |= left_over;
+                if left_over || decision != Decision::GiveUp {
                     round.pending().push(position);
                 }
                 fail(error)
             }));
         }
-        let pause = retry::pause(
-            config.retry_delay,
-            config.retry_delay_max,
-            attempt,
-            Duration::ZERO,
-            cluster.draw(),
-        );
+        continued += u32::from(cut_short);
+        let pause = if cut_short { Duration::ZERO } else { pause_after(cluster, attempt) };
         let remaining = deadline.saturating_duration_since(Instant::now());
-        if round.pending().is_empty() || attempt >= config.attempts_max || pause >= remaining {
+        let given_up = attempt - continued >= config.attempts_max;
+        if round.pending().is_empty() || given_up || pause >= remaining {
             break;
         }
         drop(node);
@@ -329,6 +332,12 @@ async fn run_part<R: Round>(
         .into_iter()
         .map(|it| it.expect("each position was pending in the first round"))
         .collect()
+}
+
+fn pause_after(cluster: &Cluster, attempt: u32) -> Duration {
+    let config = cluster.config();
+    let draw = cluster.draw();
+    retry::pause(config.retry_delay, config.retry_delay_max, attempt, Duration::ZERO, draw)
 }
 
 fn wrong_length(expected: usize, actual: usize) -> CallError {

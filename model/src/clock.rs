@@ -163,4 +163,19 @@ mod tests {
         clock.observe(wall, Hlc::from_ms(2)).unwrap();
         assert_eq!(clock.highest(), Hlc::from_ms(6_500));
     }
+
+    #[test]
+    fn a_client_cannot_drive_the_clock() {
+        let mut clock = clock();
+        let wall = Timestamp(6_000);
+        for _ in 0..10 {
+            let ahead = Hlc::from_ms(clock.read(wall).ms() + 500);
+            if clock.check_client(wall, ahead).is_ok() {
+                clock.observe(wall, ahead).unwrap();
+            }
+        }
+        assert_eq!(clock.highest(), Hlc::from_ms(6_500), "once, and no further");
+        assert!(clock.check_client(Timestamp(1), clock.highest()).is_ok(), "seen here before");
+        assert!(clock.check_client(Timestamp(1), clock.highest().next()).is_err());
+    }
 }

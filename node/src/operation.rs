@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use coordinator::{Read, Write};
-use model::{Hlc, NodeIndex, OperationId, ReplicaIndex, ReplicaSet, StorageKey, Version};
+use model::{Hlc, NodeIndex, OperationId, Refusal, ReplicaIndex, ReplicaSet, StorageKey, Version};
 use proto::internal::{QueryAnswer, RangeAnswer};
 use slab::Slab;
 use tokio::sync::oneshot;
@@ -106,8 +106,8 @@ pub struct HintReplay {
     pub key: StorageKey,
     /// The version that was kept.
     pub version: Version,
-    /// Told whether the target durably has it.
-    pub done: oneshot::Sender<bool>,
+    /// Told what the target said: `Ok` if the hint is no longer needed there.
+    pub done: oneshot::Sender<Result<(), Refusal>>,
 }
 
 /// Something in flight.

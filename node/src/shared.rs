@@ -1,7 +1,8 @@
-//! What all loops of a node share. Nothing here is locked by a request but the commit queue.
+//! What all loops of a node share. Of all this a request locks the commit
+//! queue, and of the cache of rows the shard of its key.
 
 use std::sync::{
-    Arc, Mutex, PoisonError,
+    Arc, Mutex, OnceLock, PoisonError,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
@@ -117,7 +118,7 @@ pub struct Shared {
     /// No new operations are taken.
     pub draining: AtomicBool,
     /// Why the node stopped taking writes, if it did.
-    pub failure: Mutex<Option<StopReason>>,
+    failure: OnceLock<StopReason>,
     /// Wakes who waits for the node to fail.
     pub failed: Notify,
     raising_ceiling: AtomicBool,
@@ -196,7 +197,7 @@ impl Shared {
             changes: Changes::default(),
             metadata_changed: Notify::new(),
             draining: AtomicBool::new(false),
-            failure: Mutex::default(),
+            failure: OnceLock::new(),
             failed: Notify::new(),
             raising_ceiling: AtomicBool::new(false),
             storage_ids_hash: AtomicU64::new(0),
@@ -354,17 +355,15 @@ impl Shared {
     }
 
     fn stop_for(&self, reason: StopReason) {
-        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        if failure.is_none() {
+        if self.failure.set(reason.clone()).is_ok() {
             tracing::error!(%reason, "this node stops");
-            *failure = Some(reason);
             self.failed.notify_waiters();
         }
     }
 
     /// Why the node takes no more writes, if it does not.
-    pub fn failure(&self) -> Option<StopReason> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn failure(&self) -> Option<&StopReason> {
+        self.failure.get()
     }
 
     /// Runs work that blocks where it may: in the pool, or in place in a simulation.

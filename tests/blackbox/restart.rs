@@ -208,6 +208,9 @@ fn command_lines_without_sense() {
         &["--dc", "dc1", "--capacity", "0"],
         &["--dc", "dc1", "--io-threads", "99"],
         &["--dc", "dc1", "--request-timeout", "0s"],
+        &["--dc", "dc1", "--value-bytes-max", "1GiB"],
+        &["--dc", "dc1", "--connections-max", "0"],
+        &["--dc", "dc1", "--connections-max", "99999999999"],
         &["--dc", "dc1", "--listen", "nowhere"],
         &[],
     ] {
@@ -229,16 +232,7 @@ async fn clusters_do_not_merge() {
     for (cluster, name) in [(&one, "one"), (&other, "other")] {
         cluster.create(&Keyspace::named(name)).await;
     }
-    let ids = async || {
-        let mut ids = Vec::new();
-        for cluster in [&one, &other, &third] {
-            let status = cluster.api(0).status().await.expect("a status");
-            let keyspaces: Vec<_> = status.keyspaces.iter().map(|it| it.name.clone()).collect();
-            ids.push((status.cluster_id.to_vec(), status.nodes.len(), keyspaces));
-        }
-        ids
-    };
-    let before = ids().await;
+    let before = identities([&one, &other, &third]).await;
     assert_ne!(before[0].0, before[1].0);
     assert!(before[2].0.is_empty());
     let join = one.node(0).peer.to_string();
@@ -255,16 +249,19 @@ async fn clusters_do_not_merge() {
         })
         .await;
     }
-    let ids = async || {
-        let mut ids = Vec::new();
-        for cluster in [&one, &other, &third] {
-            let status = cluster.api(0).status().await.expect("a status");
-            let keyspaces: Vec<_> = status.keyspaces.iter().map(|it| it.name.clone()).collect();
-            ids.push((status.cluster_id.to_vec(), status.nodes.len(), keyspaces));
-        }
-        ids
-    };
-    assert_eq!(ids().await, before, "a node was let in, or metadata crossed over");
+    let after = identities([&one, &other, &third]).await;
+    assert_eq!(after, before, "a node was let in, or metadata crossed over");
+}
+
+/// Of each cluster its id, its number of nodes and its keyspaces.
+async fn identities(clusters: [&Cluster; 3]) -> Vec<(Vec<u8>, usize, Vec<String>)> {
+    let mut identities = Vec::new();
+    for cluster in clusters {
+        let status = cluster.api(0).status().await.expect("a status");
+        let keyspaces = status.keyspaces.iter().map(|it| it.name.clone()).collect();
+        identities.push((status.cluster_id.to_vec(), status.nodes.len(), keyspaces));
+    }
+    identities
 }
 
 /// A graceful stop finishes what has begun: no write that was sent before is left unknown.

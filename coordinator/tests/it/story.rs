@@ -17,7 +17,8 @@ use model::{
 
 #[test]
 fn stories() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/stories");
+    let package = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it for tests");
+    let folder = Path::new(&package).join("tests/it/stories");
     let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|it| it.unwrap().path()).collect();
     paths.sort();
     assert!(!paths.is_empty());

@@ -56,6 +56,9 @@ fn keyspace_ids_are_never_used_again() {
     assert_eq!(it.keyspace("a"), it.keyspace_of_id(KeyspaceId(3)));
     assert_eq!((it.keyspace("b"), it.keyspace_of_id(KeyspaceId(1))), (None, None));
     assert_eq!(it.next_keyspace_id(), KeyspaceId(4));
+    assert!(it.dropped_keyspaces().eq([KeyspaceId(1), KeyspaceId(2)]));
+    let told = [0, 2, 3, 4].map(|id| it.was_dropped(KeyspaceId(id)));
+    assert_eq!(told, [false, true, false, false], "never given, dropped, there, to come");
 }
 
 #[test]

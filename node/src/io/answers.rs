@@ -189,7 +189,11 @@ impl IoLoop {
             Some(Operation::Hint(hint)) if hint.target == node => {
                 if let Some(Operation::Hint(hint)) = state.operations.remove(token) {
                     // Deleted after a durable answer, or when the fence says it is too old (H2).
-                    let settled = !matches!(answer, WriteAnswer::Refused(refusal) if refusal != Refusal::BelowFence);
+                    let settled = match answer {
+                        WriteAnswer::Refused(Refusal::BelowFence) => Ok(()),
+                        WriteAnswer::Refused(refusal) => Err(refusal),
+                        _ => Ok(()),
+                    };
                     let _ = hint.done.send(settled);
                 }
             }

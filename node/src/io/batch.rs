@@ -103,6 +103,7 @@ impl KvApi {
             for done in results_of.await.map_err(stopped)? {
                 let position = positions.next().expect("one for each that was planned");
                 results[position] = Some(match done {
+                    Ok(_) if bytes >= limit => answer_full(limit, bytes),
                     Ok(reply) => {
                         bytes += reply.value.as_ref().map_or(0, Bytes::len);
                         let found = v1::batch_get_result::Result::Found(found(reply));
@@ -113,10 +114,7 @@ impl KvApi {
             }
         }
         for position in positions {
-            let message = format!("the answer has {bytes} bytes already: ask again for this key");
-            let full = CallError::new(Reason::BatchTooLarge, message);
-            let full = full.with("limit", limit).with("actual", bytes);
-            results[position] = Some(read_failure(full));
+            results[position] = Some(answer_full(limit, bytes));
         }
         Ok(v1::BatchGetResponse {
             results: results.into_iter().flatten().collect(),
@@ -126,8 +124,15 @@ impl KvApi {
     }
 }
 
-/// How many of the keys that are left to read at once, so that the answer passes its limit by little:
-/// values have any size, and all that are read are held until the answer is sent.
+/// For a key behind the value that filled the answer.
+fn answer_full(limit: usize, actual: usize) -> v1::BatchGetResult {
+    let message = format!("the answer has {actual} bytes already: ask again for this key");
+    let error = CallError::new(Reason::BatchTooLarge, message);
+    read_failure(error.with("limit", limit).with("actual", actual))
+}
+
+/// How many of the keys that are left to read at once: values have any size, and what is read is held
+/// until the answer is sent. About as many as still fit, going by those read so far.
 fn wave(left: usize, asked: usize, bytes: usize, limit: usize) -> usize {
     if asked == 0 {
         return left.min(FIRST_WAVE);
@@ -208,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waves_pass_the_limit_by_little() {
+    fn waves_are_as_large_as_what_still_fits() {
         assert_eq!(wave(100, 0, 0, 1_000), 100, "most batches in one");
         assert_eq!(wave(4_000, 0, 0, 1_000), FIRST_WAVE);
         assert_eq!(wave(3_872, 128, 0, 1_000), 1_000, "nothing found yet");

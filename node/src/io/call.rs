@@ -314,7 +314,7 @@ pub(super) fn overlap_error(level: ConsistencyLevel, keyspace: &KeyspaceView) ->
 
 impl From<Full> for CallError {
     fn from(full: Full) -> Self {
-        let message = format!("this node has {} operations in flight, its limit", full.limit);
+        let message = format!("this node has {} {}, its limit", full.limit, full.what);
         Self::new(Reason::Overloaded, message).with("limit", full.limit).retry_after(RETRY)
     }
 }

@@ -37,9 +37,11 @@ pub struct PlannedRead {
     pub traceparent: Option<Arc<str>>,
 }
 
-/// The loop has as many operations in flight as it takes.
+/// The node has as much under way as it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full {
+    /// Of what.
+    pub what: &'static str,
     /// How many that is.
     pub limit: usize,
 }
@@ -87,7 +89,7 @@ impl IoLoop {
             state.operations.len() + operations > limit.saturating_mul(ANSWERED_FACTOR);
         if state.unanswered + operations > limit || table_full {
             Counters::count(&self.shared.counters.calls_overloaded);
-            return Err(Full { limit });
+            return Err(Full { what: "operations in flight", limit });
         }
         Ok(())
     }

@@ -4,7 +4,6 @@
 //! every put and get. Everything else goes through the router.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -44,27 +43,21 @@ impl Service<Request<Body>> for Dispatch {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         // With a deadline of the client's, the library's own timer stands behind ours.
-        let backstop = (!request.headers().contains_key(GRPC_TIMEOUT)).then_some(self.backstop);
-        if !is_of(request.uri().path(), SERVICE_NAME) {
-            return limited(self.others.call(request), backstop);
-        }
-        let answer = self.kv.call(request);
-        if backstop.is_some() { limited(answer, backstop) } else { answer }
+        let has_deadline = request.headers().contains_key(GRPC_TIMEOUT);
+        let answer: Self::Future = match is_of(request.uri().path(), SERVICE_NAME) {
+            true => self.kv.call(request),
+            false => Box::pin(self.others.call(request)),
+        };
+        if has_deadline { answer } else { Box::pin(within(self.backstop, answer)) }
     }
 }
 
-fn limited(
-    answer: impl Future<Output = Answer> + Send + 'static,
-    backstop: Option<Duration>,
-) -> Boxed<'static, Answer> {
-    Box::pin(async move {
-        let Some(backstop) = backstop else { return answer.await };
-        timeout(backstop, answer).await.unwrap_or_else(|_| {
-            let message = "the request did not arrive whole in time";
-            let mut error = CallError::new(Reason::DeadlinePassed, message);
-            error.outcome = CallOutcome::Unknown;
-            Ok(Status::from(error).into_http())
-        })
+async fn within(backstop: Duration, answer: Boxed<'static, Answer>) -> Answer {
+    timeout(backstop, answer).await.unwrap_or_else(|_| {
+        let message = "the request did not arrive whole in time";
+        let mut error = CallError::new(Reason::DeadlinePassed, message);
+        error.outcome = CallOutcome::Unknown;
+        Ok(Status::from(error).into_http())
     })
 }
 

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use model::{NodeIndex, StorageKey, Version};
+use model::{NodeIndex, Refusal, StorageKey, Version};
 use proto::internal::{Mutation, MutationKind};
 use tokio::sync::oneshot;
 
@@ -38,14 +38,15 @@ impl IoLoop {
     }
 
     /// Delivers the page of hints behind a key, and returns the key to go on behind. A hint that the
-    /// target refuses stays for the next pass; a target that answers none of a page ends this one.
+    /// target refuses for its own sake stays for the next pass and holds up nothing; a target that is
+    /// silent, or takes no hints just now, ends this one.
     async fn deliver_page(&self, peer: &Peer, after: Option<StorageKey>) -> Option<StorageKey> {
         let node = peer.node;
         let shared = Arc::clone(&self.shared);
         let page = shared.blocking(move |shared| {
             hints_for(&shared.world.storage, node, after.as_ref(), PAGE_HINTS).map_err(|error| {
                 tracing::error!(%error, "hints cannot be read");
-                model::Refusal::Failed
+                Refusal::Failed
             })
         });
         let HintPage { hints, damaged, next } = page.await.ok()?;
@@ -61,21 +62,24 @@ impl IoLoop {
             let (key, version) = (hint.key.clone(), hint.record.version());
             waiting.push((key, version, self.send_hint(target, hint)));
         }
-        let mut taken = waiting.is_empty();
+        let mut takes_more = true;
         for (key, version, answer) in waiting {
-            if answer.await == Ok(true) {
-                Counters::count(&self.shared.counters.hints_delivered);
-                self.drop_hint(peer, key, version);
-                taken = true;
+            match answer.await {
+                Ok(Ok(())) => {
+                    Counters::count(&self.shared.counters.hints_delivered);
+                    self.drop_hint(peer, key, version);
+                }
+                Ok(Err(refusal)) => takes_more &= concerns_one_hint(refusal),
+                Err(_) => takes_more = false,
             }
         }
         for key in damaged {
             self.drop_hint(peer, key, Version::ABSENT);
         }
-        next.filter(|_| taken)
+        next.filter(|_| takes_more)
     }
 
-    fn send_hint(&self, target: NodeIndex, hint: Hint) -> oneshot::Receiver<bool> {
+    fn send_hint(&self, target: NodeIndex, hint: Hint) -> oneshot::Receiver<Result<(), Refusal>> {
         let (done, answer) = oneshot::channel();
         let (key, version) = (hint.key.clone(), hint.record.version());
         let replay = HintReplay { target, key, version, done };
@@ -104,6 +108,18 @@ impl IoLoop {
         let item = CommitItem::DropHint { target: peer.node, key, version };
         // Not taken: the hint is delivered once more, which changes nothing.
         let _ = self.shared.commits.push(|items| items.push(item));
+    }
+}
+
+/// True if the target refuses this hint, and might take the next.
+fn concerns_one_hint(refusal: Refusal) -> bool {
+    match refusal {
+        Refusal::BelowFence | Refusal::ClockAhead | Refusal::Corrupt => true,
+        Refusal::StaleLayout
+        | Refusal::NotReady
+        | Refusal::Failed
+        | Refusal::Overloaded
+        | Refusal::DiskFull => false,
     }
 }
 

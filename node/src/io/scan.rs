@@ -82,7 +82,7 @@ impl ScanStream {
         let shared = Arc::clone(&io.shared);
         let Ok(permit) = Arc::clone(&shared.scans).try_acquire_owned() else {
             Counters::count(&shared.counters.calls_overloaded);
-            return Err(Full { limit: shared.config.scans_max }.into());
+            return Err(Full { what: "scans under way", limit: shared.config.scans_max }.into());
         };
         let scan = Scan::new(&io, metadata, request)?;
         let (sender, pages) = mpsc::channel(1);

@@ -215,7 +215,7 @@ impl RunningNode {
         loop {
             let failed = self.shared.failed.notified();
             if let Some(reason) = self.shared.failure() {
-                return Err(reason);
+                return Err(reason.clone());
             }
             failed.await;
         }

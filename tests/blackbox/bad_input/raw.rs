@@ -165,7 +165,11 @@ pub(super) async fn read_until(stream: &mut TcpStream, kind: u8) -> (u8, u8, u32
 }
 
 /// A body of chunks, sent as they are.
-struct Chunks(std::vec::IntoIter<Bytes>);
+struct Chunks {
+    chunks: std::vec::IntoIter<Bytes>,
+    /// False for a body whose rest never comes.
+    ends: bool,
+}
 
 impl http_body::Body for Chunks {
     type Data = Bytes;
@@ -175,22 +179,10 @@ impl http_body::Body for Chunks {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.next().map(|it| Ok(Frame::data(it))))
-    }
-}
-
-/// A body whose rest never comes.
-struct Stalled(Option<Bytes>);
-
-impl http_body::Body for Stalled {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.take().map_or(Poll::Pending, |it| Poll::Ready(Some(Ok(Frame::data(it)))))
+        match self.chunks.next() {
+            None if !self.ends => Poll::Pending,
+            next => Poll::Ready(next.map(|it| Ok(Frame::data(it)))),
+        }
     }
 }
 
@@ -207,7 +199,8 @@ pub(super) async fn call(
     headers: &[(&'static str, &str)],
     body: Vec<Bytes>,
 ) -> Result<Bytes, Status> {
-    call_with(channel, path, headers, Body::new(Chunks(body.into_iter()))).await
+    call_with(channel, path, headers, Body::new(Chunks { chunks: body.into_iter(), ends: true }))
+        .await
 }
 
 /// As `call`, with a body that stops after these bytes and never ends.
@@ -216,7 +209,13 @@ pub(super) async fn call_stalled(
     path: &str,
     first: Bytes,
 ) -> Result<Bytes, Status> {
-    call_with(channel, path, &[], Body::new(Stalled(Some(first)))).await
+    call_with(
+        channel,
+        path,
+        &[],
+        Body::new(Chunks { chunks: vec![first].into_iter(), ends: false }),
+    )
+    .await
 }
 
 async fn call_with(
