@@ -4,6 +4,9 @@
 //! Holds the seams and the first property that everything else rests on: the same seed gives the
 //! same run. Faults, workloads and checkers join it here.
 
+pub mod checker;
+pub mod discipline;
+pub mod history;
 mod host;
 mod network;
 #[cfg(test)]

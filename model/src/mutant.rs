@@ -1,0 +1,144 @@
+//! Deliberate bugs, one at a time, which the simulator has to catch.
+//!
+//! A product's build has none of them: without the feature `mutants`, which only `sim` asks for,
+//! [`Mutant::is_on`] is the constant `false` and the compiler removes what it guards. With the
+//! feature a mutant is chosen for a thread, which is a whole simulated cluster.
+
+macro_rules! mutants {
+    ($($(#[doc = $doc:literal])* $name:ident = $text:literal,)*) => {
+        /// One deliberate bug: a rule that is switched off, or a mistake that databases have made.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Mutant {
+            $($(#[doc = $doc])* $name,)*
+        }
+
+        impl Mutant {
+            /// Every mutant.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The name on the command line.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+
+            /// What is wrong with it.
+            pub const fn describe(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($doc),*).trim_ascii(),)*
+                }
+            }
+        }
+    };
+}
+
+mutants! {
+    /// P3 off: answers to the first stamp count for the second.
+    CountOverStamps = "count-over-stamps",
+    /// P4 off: any stamp that was superseded anywhere is replaced, dead or not.
+    RestampOnSuperseded = "restamp-on-superseded",
+    /// G1 off: a write-back answered Superseded counts as a confirmation.
+    SupersededConfirms = "superseded-confirms",
+    /// G1 off: the newest version of a quorum is returned without being confirmed.
+    NoConfirmation = "no-confirmation",
+    /// G1 off: a read confirms before it has a quorum of answers (CX3).
+    WriteBackFirstAnswer = "write-back-first-answer",
+    /// P2 off: the clock alone decides that a version was held here (CX1).
+    HeldByClock = "held-by-clock",
+    /// P2 off: the clock that a record replaced is taken from elsewhere (CX4): a write-back's
+    /// record proves what was never judged here.
+    PreviousLost = "previous-lost",
+    /// P2 off: everything superseded is said never to have been the newest.
+    NeverAlways = "never-always",
+    /// A quorum is half of the replicas, not more.
+    HalfIsAQuorum = "half-is-a-quorum",
+    /// LOCAL levels count replicas of every datacenter.
+    LocalCountsRemote = "local-counts-remote",
+    /// EACH_QUORUM asks a quorum of one datacenter.
+    EachIsLocal = "each-is-local",
+    /// A hint counts as an answer at every level.
+    HintCountsAsAnswer = "hint-counts-as-answer",
+    /// A read counts refusals as answers.
+    RefusalCountsAsAnswer = "refusal-counts-as-answer",
+    /// X4 off: a write that may have been sent is said not to have been applied.
+    UnknownSaidNotApplied = "unknown-said-not-applied",
+    /// H2 off: the hint of a dead stamp stays when the stamp is replaced (CE23).
+    DeadHintKept = "dead-hint-kept",
+    /// Writes are acknowledged before they are synced.
+    AcknowledgedBeforeSync = "acknowledged-before-sync",
+    /// Hints are not synced.
+    HintsNotSynced = "hints-not-synced",
+    /// A hint is removed when it has been sent, not when it has been applied.
+    HintForgottenWhenSent = "hint-forgotten-when-sent",
+    /// A failed sync is ignored.
+    FailedSyncIgnored = "failed-sync-ignored",
+    /// F9 off: a record that fails its checksum is served.
+    ChecksumIgnored = "checksum-ignored",
+    /// F9 off: a record that fails its checksum is taken for absent.
+    CorruptIsAbsent = "corrupt-is-absent",
+    /// A write does not reach the row cache.
+    RowCacheStale = "row-cache-stale",
+    /// A group judges each write against the disk, without the writes of the group before it.
+    GroupJudgedBlindly = "group-judged-blindly",
+    /// Readings of peers do not move the clock.
+    PeerClockIgnored = "peer-clock-ignored",
+    /// P1 off: the clock that a client has seen does not move the coordinator's (CE11).
+    ClientClockIgnored = "client-clock-ignored",
+    /// C5 off: a restarted clock begins at the wall clock.
+    ClockForgetsCeiling = "clock-forgets-ceiling",
+    /// C3 off: readings far ahead are merged.
+    AheadClockMerged = "ahead-clock-merged",
+    /// C1 and C2 off: a node whose clock has jumped goes on stamping (CE30).
+    OwnClockTrusted = "own-clock-trusted",
+    /// G3 off: expiry is judged by the clock of whoever answers (CE9).
+    ExpiryByOwnClock = "expiry-by-own-clock",
+    /// Ties between versions are broken the other way round in a read.
+    ReadTiesReversed = "read-ties-reversed",
+    /// S1 off: replicas send only live rows to a scan (CE33).
+    ScanLiveRowsOnly = "scan-live-rows-only",
+    /// S2 off: a scan takes rows beyond what every replica has covered.
+    ScanBeyondCovered = "scan-beyond-covered",
+    /// S4 off: differing rows of a scan are not confirmed.
+    ScanUnconfirmed = "scan-unconfirmed",
+    /// A deadline that passes while an operation waits is not noticed.
+    DeadlineIgnored = "deadline-ignored",
+    /// A node that was called down stays down.
+    DownForEver = "down-for-ever",
+    /// An acceptor of the agreement forgets its promises when it restarts.
+    PromiseForgotten = "promise-forgotten",
+    /// `require_overlap` tests R+W>N alone (CE5).
+    OverlapWithoutWrites = "overlap-without-writes",
+}
+
+impl Mutant {
+    /// True if this is the bug that the present thread runs with.
+    #[cfg(feature = "mutants")]
+    pub fn is_on(self) -> bool {
+        chosen::CHOSEN.get() == Some(self)
+    }
+
+    /// False: this build has no mutants.
+    #[cfg(not(feature = "mutants"))]
+    pub const fn is_on(self) -> bool {
+        false
+    }
+
+    /// Runs the present thread with this bug, or with none.
+    #[cfg(feature = "mutants")]
+    pub fn choose(mutant: Option<Self>) {
+        chosen::CHOSEN.set(mutant);
+    }
+}
+
+#[cfg(feature = "mutants")]
+mod chosen {
+    use std::cell::Cell;
+
+    use super::Mutant;
+
+    thread_local! {
+        /// Of a thread, because a thread runs one simulated cluster at a time, and a sweep many.
+        pub(super) static CHOSEN: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+}
