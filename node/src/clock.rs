@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use model::{ClockError, Hlc, HybridClock, Timestamp};
+use model::{ClockError, Hlc, HybridClock, Mutant, Timestamp};
 
 /// One node's hybrid logical clock.
 #[derive(Debug)]
@@ -15,7 +15,8 @@ pub struct NodeClock {
 impl NodeClock {
     /// A clock that resumes at the durable ceiling of the last run (zero for a new node).
     pub fn new(ceiling: Hlc, offset_max_ms: u64) -> Self {
-        Self { last: AtomicU64::new(ceiling.0), ceiling: AtomicU64::new(ceiling.0), offset_max_ms }
+        let last = if Mutant::ClockForgetsCeiling.is_on() { Hlc::ZERO } else { ceiling };
+        Self { last: AtomicU64::new(last.0), ceiling: AtomicU64::new(ceiling.0), offset_max_ms }
     }
 
     /// The highest reading seen or given.
@@ -54,8 +55,10 @@ impl NodeClock {
     /// Merges a remote reading, or refuses it as too far ahead. See [`HybridClock::observe`].
     pub fn observe(&self, wall: Timestamp, remote: Hlc) -> Result<(), ClockError> {
         let before = self.highest();
-        if remote > before {
-            self.snapshot(before).check(wall, remote)?;
+        if remote > before && !Mutant::PeerClockIgnored.is_on() {
+            if !Mutant::AheadClockMerged.is_on() {
+                self.snapshot(before).check(wall, remote)?;
+            }
             self.last.fetch_max(remote.0, Ordering::AcqRel);
         }
         Ok(())
@@ -63,8 +66,12 @@ impl NodeClock {
 
     /// Merges what a client has seen, or refuses it. See [`HybridClock::check_client`].
     pub fn observe_client(&self, wall: Timestamp, remote: Hlc) -> Result<(), ClockError> {
-        self.snapshot(self.highest()).check_client(wall, remote)?;
-        self.last.fetch_max(remote.0, Ordering::AcqRel);
+        if !Mutant::AheadClockMerged.is_on() {
+            self.snapshot(self.highest()).check_client(wall, remote)?;
+        }
+        if !Mutant::ClientClockIgnored.is_on() {
+            self.last.fetch_max(remote.0, Ordering::AcqRel);
+        }
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Reads of this node's own storage, each record verified.
 
 use bytes::Bytes;
-use model::{Record, Refusal, StorageKey};
+use model::{Mutant, Record, Refusal, StorageKey};
 
 use crate::{
     counters::Counters,
@@ -30,7 +30,7 @@ impl Shared {
     /// Reads a key if that needs no disk.
     pub fn read_inline(&self, key: &StorageKey) -> LocalRead {
         match self.world.storage.try_get(Space::Data, key.as_bytes()) {
-            Ok(TryGet::Hit(bytes)) => LocalRead::Here(self.verified(key, bytes).map(Some)),
+            Ok(TryGet::Hit(bytes)) => LocalRead::Here(self.present(key, bytes)),
             Ok(TryGet::Absent) => LocalRead::Here(Ok(None)),
             Ok(TryGet::WouldBlock) => LocalRead::WouldBlock,
             Err(error) => LocalRead::Here(Err(self.read_error(&error))),
@@ -40,7 +40,7 @@ impl Shared {
     /// Reads a key, from disk if need be.
     pub fn read_blocking(&self, key: &StorageKey) -> Result<Option<Record>, Refusal> {
         match self.world.storage.get(Space::Data, key.as_bytes()) {
-            Ok(Some(bytes)) => self.verified(key, bytes).map(Some),
+            Ok(Some(bytes)) => self.present(key, bytes),
             Ok(None) => Ok(None),
             Err(error) => Err(self.read_error(&error)),
         }
@@ -59,6 +59,14 @@ impl Shared {
             rows.push((key, self.verified(&storage_key, bytes)?));
         }
         Ok(LocalRange { rows, complete: !page.more })
+    }
+
+    fn present(&self, key: &StorageKey, bytes: Bytes) -> Result<Option<Record>, Refusal> {
+        let record = self.verified(key, bytes);
+        if record.is_err() && Mutant::CorruptIsAbsent.is_on() {
+            return Ok(None);
+        }
+        record.map(Some)
     }
 
     fn verified(&self, key: &StorageKey, bytes: Bytes) -> Result<Record, Refusal> {

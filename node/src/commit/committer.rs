@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use model::{KeyspaceId, NodeId, Record, Refusal, StorageKey, Version, WriteAnswer};
+use model::{KeyspaceId, Mutant, NodeId, Record, Refusal, StorageKey, Version, WriteAnswer};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::hints::{HintLedger, hint_bytes, hint_key};
@@ -15,7 +15,7 @@ use super::{
     SystemDone,
 };
 use crate::replica::{History, RecentVersions, Stored, decode_stored, judge};
-use crate::storage::{Space, Storage, StorageError, WriteBatch};
+use crate::storage::{Durability, Space, Storage, StorageError, WriteBatch};
 
 /// The one writer of a storage.
 pub struct Committer<S> {
@@ -191,7 +191,9 @@ impl<S: Storage> Committer<S> {
 
     /// What is stored for a key, the group's earlier items included.
     fn stored(&self, hash: u64, key: &StorageKey) -> Result<Option<Stored>, Refusal> {
-        if let Some(stored) = self.group.records.get(hash, key.as_bytes()) {
+        if let Some(stored) = self.group.records.get(hash, key.as_bytes())
+            && !Mutant::GroupJudgedBlindly.is_on()
+        {
             return Ok(Some(stored.clone()));
         }
         let bytes = self.read(Space::Data, key.as_bytes())?;
@@ -322,7 +324,23 @@ impl<S: Storage> Committer<S> {
         if self.group.batch.is_empty() {
             return Ok(());
         }
-        self.storage.write(&self.group.batch, self.settings.durability)
+        let written = self.storage.write(&self.group.batch, self.durability());
+        if matches!(written, Err(StorageError::Failed { .. })) && Mutant::FailedSyncIgnored.is_on()
+        {
+            return Ok(());
+        }
+        written
+    }
+
+    /// As set, but for deliberate bugs, which leave alone what the node knows about itself.
+    fn durability(&self) -> Durability {
+        let has_data = || self.group.batch.changes().any(|it| it.0 == Space::Data);
+        let unsynced = (Mutant::AcknowledgedBeforeSync.is_on() && has_data())
+            || (Mutant::HintsNotSynced.is_on() && !has_data());
+        match unsynced && self.group.done.is_empty() {
+            true => Durability::Buffered,
+            false => self.settings.durability,
+        }
     }
 
     /// Takes back what staging the group has noted in memory, and latches a failure. The lists of

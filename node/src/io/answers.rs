@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use coordinator::{ReadEvent, WriteEvent};
 use model::{
-    Hlc, NodeIndex, OperationId, Record, Refusal, ReplicaIndex, RequestId, StorageKey, Version,
-    WriteAnswer,
+    Hlc, Mutant, NodeIndex, OperationId, Record, Refusal, ReplicaIndex, RequestId, StorageKey,
+    Version, WriteAnswer,
 };
 use proto::internal::{Frame, QueryAnswer};
 
@@ -260,6 +260,7 @@ impl IoLoop {
         bytes: bytes::Bytes,
         clock: Hlc,
     ) -> ReadEvent {
+        let clock = expiry_clock(read_at, clock);
         if bytes.is_empty() {
             return ReadEvent::Answer { from, read_at, record: None, clock };
         }
@@ -285,7 +286,9 @@ impl IoLoop {
         key: &StorageKey,
     ) -> Option<ReadEvent> {
         let event = |read: Result<Option<Record>, Refusal>, clock| match read {
-            Ok(record) => ReadEvent::Answer { from, read_at, record, clock },
+            Ok(record) => {
+                ReadEvent::Answer { from, read_at, record, clock: expiry_clock(read_at, clock) }
+            }
             Err(refusal) => ReadEvent::Refused { from, refusal },
         };
         match self.shared.read_inline(key) {
@@ -301,7 +304,7 @@ impl IoLoop {
         let (token, _) = Token::of(operation);
         tokio::spawn(async move {
             let read = shared.blocking(move |shared| shared.read_blocking(&key)).await;
-            let clock = this.shared.clock.highest();
+            let clock = expiry_clock(read_at, this.shared.clock.highest());
             let mut state = this.lock();
             let event = match read {
                 Ok(record) => ReadEvent::Answer { from, read_at, record, clock },
@@ -312,4 +315,9 @@ impl IoLoop {
         });
         None
     }
+}
+
+/// The answering node's clock, by which a read judges whether a record has expired meanwhile (G3).
+fn expiry_clock(read_at: Hlc, clock: Hlc) -> Hlc {
+    if Mutant::ExpiryByOwnClock.is_on() { read_at } else { clock }
 }

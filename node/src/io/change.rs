@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use model::{Change, ChangeError, Metadata, NodeId};
+use model::{Change, ChangeError, Metadata, Mutant, NodeId};
 use proto::internal::control::Control as Kind;
 use rand::RngExt;
 use tokio::{
@@ -98,7 +98,11 @@ impl Changes {
 
     async fn judge(&self, shared: &Arc<Shared>, request: &Request) -> Option<Reply> {
         let _turn = self.accepting.lock().await;
-        let key: Bytes = [system_key::AGREEMENT, &request.instance.0.to_be_bytes()].concat().into();
+        let mut key = [system_key::AGREEMENT, &request.instance.0.to_be_bytes()].concat();
+        if Mutant::PromiseForgotten.is_on() {
+            key.extend(shared.identity.incarnation.to_be_bytes());
+        }
+        let key = Bytes::from(key);
         let read_key = key.clone();
         let read = Arc::clone(shared).blocking(move |shared| {
             let stored = shared.world.storage.get(Space::System, &read_key);

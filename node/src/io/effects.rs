@@ -108,7 +108,7 @@ impl IoLoop {
             return Some(stamp);
         }
         self.shared.clock.observe(self.shared.wall(), above).ok()?;
-        self.shared.try_stamp()
+        self.shared.try_stamp().filter(|it| *it > above)
     }
 
     /// Stamps the writes that waited for the ceiling.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, sync::atomic::Ordering};
 
 use bytes::Bytes;
 use foca::Timer;
-use model::{NodeDescription, NodeId};
+use model::{Mutant, NodeDescription, NodeId};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::sync::{mpsc, watch};
 
@@ -121,7 +121,9 @@ impl Gossip {
             MembershipEffect::Up(member) => {
                 self.learn(&member);
                 tracing::info!(node = %member.node(), datacenter = member.datacenter, "node is up");
-                shared.status(member.node()).member.store(true, Ordering::Relaxed);
+                if !Mutant::DownForEver.is_on() {
+                    shared.status(member.node()).member.store(true, Ordering::Relaxed);
+                }
             }
             MembershipEffect::Down(member) => {
                 tracing::info!(node = %member.node(), datacenter = member.datacenter, "node is down");

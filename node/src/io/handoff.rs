@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use model::{NodeIndex, Refusal, StorageKey, Version};
+use model::{Mutant, NodeIndex, Refusal, StorageKey, Version};
 use proto::internal::{Mutation, MutationKind};
 use tokio::sync::oneshot;
 
@@ -60,6 +60,9 @@ impl IoLoop {
                 continue;
             }
             let (key, version) = (hint.key.clone(), hint.record.version());
+            if Mutant::HintForgottenWhenSent.is_on() {
+                self.drop_hint(peer, key.clone(), version);
+            }
             waiting.push((key, version, self.send_hint(target, hint)));
         }
         let mut takes_more = true;

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use coordinator::{ReadReply, ReadRequest, WriteReply, WriteRequest};
-use model::{ConsistencyLevel, Key, ReplicaSet, RequestId, Requirement, StorageKey};
+use model::{ConsistencyLevel, Hlc, Key, Mutant, ReplicaSet, RequestId, Requirement, StorageKey};
 use proto::{
     CallError, CallOutcome, Reason,
     v1::{self, kv_service_server::KvService},
@@ -141,11 +141,13 @@ impl KvApi {
         let replicas = keyspace.replica_set(call.view.partition(token));
         let requirement = Requirement::for_read(level, replicas, call.view.local_dc())
             .map_err(|error| level_error(&error))?;
+        let wall = call.shared.wall();
+        let read_at = match Mutant::ExpiryByOwnClock.is_on() {
+            true => Hlc::from_ms(wall.0),
+            false => call.shared.clock.read(wall),
+        };
         Ok(PlannedRead {
-            request: ReadRequest {
-                requirement,
-                read_at: call.shared.clock.read(call.shared.wall()),
-            },
+            request: ReadRequest { requirement, read_at },
             replicas: Arc::clone(replicas),
             key: StorageKey::encode(keyspace.keyspace.id, token, key),
             traceparent: call.traceparent.clone(),
@@ -169,7 +171,7 @@ impl KvApi {
         result.await.map_err(stopped)
     }
 
-    pub(super) async fn stamp(&self, call: &Call<'_>) -> Result<model::Hlc, CallError> {
+    pub(super) async fn stamp(&self, call: &Call<'_>) -> Result<Hlc, CallError> {
         if let Some(stamp) = call.shared.try_stamp() {
             return Ok(stamp);
         }

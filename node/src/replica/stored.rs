@@ -9,7 +9,7 @@
 //! alone; but proofs are made from it, so it is no less protected than the value.
 
 use bytes::Bytes;
-use model::{Hlc, Record, RecordError, StorageKey};
+use model::{Hlc, Mutant, Record, RecordError, StorageKey};
 
 const PREVIOUS_BYTES: usize = 8;
 const TRAILER_BYTES: usize = PREVIOUS_BYTES + 4;
@@ -51,7 +51,7 @@ pub fn decode_stored(key: &StorageKey, mut bytes: Bytes) -> Result<Stored, Recor
     let previous = trailer[..PREVIOUS_BYTES].try_into().expect("split above");
     let stored = u32::from_be_bytes(trailer[PREVIOUS_BYTES..].try_into().expect("split above"));
     let computed = checksum(&record, previous);
-    if stored != computed {
+    if stored != computed && !Mutant::ChecksumIgnored.is_on() {
         return Err(RecordError::Checksum { stored, computed });
     }
     Ok(Stored { record, previous: Hlc(u64::from_be_bytes(previous)) })
