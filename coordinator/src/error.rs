@@ -1,6 +1,6 @@
 //! Why a request failed, by what its client can do next. Every error carries both numbers.
 
-use model::{DcIndex, Refusal, ReplicaIndex, ReplicaMask, Version};
+use model::{DcIndex, Mutant, Refusal, ReplicaIndex, ReplicaMask, Version};
 
 /// Why a write was not acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,7 +50,7 @@ pub enum WriteError {
 impl WriteError {
     /// True if the write may have happened or may still happen. False: it did not and will not.
     pub fn outcome_unknown(&self) -> bool {
-        !self.versions().is_empty()
+        !self.versions().is_empty() && !Mutant::UnknownSaidNotApplied.is_on()
     }
 
     /// The stamps that were sent, in order.

@@ -3,7 +3,7 @@
 use model::{ReplicaIndex, ReplicaMask, ReplicaSet};
 
 /// The replicas, those to ask first before others.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Order {
     replicas: [ReplicaIndex; ReplicaSet::REPLICAS_MAX],
     len: usize,

@@ -9,7 +9,7 @@ mod messages;
 use std::sync::Arc;
 
 use model::{
-    Hlc, ReadTally, Record, Refusal, ReplicaIndex, ReplicaMask, ReplicaSet, Requirement,
+    Hlc, Mutant, ReadTally, Record, Refusal, ReplicaIndex, ReplicaMask, ReplicaSet, Requirement,
     ScopeRequirement, Version, WriteAnswer,
 };
 
@@ -17,7 +17,7 @@ use crate::{ReadError, order::Order};
 pub use messages::{ReadEffect, ReadEvent, ReadReply, ReadRequest};
 
 /// The state machine of one read.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Read {
     requirement: Requirement,
     read_at: Hlc,
@@ -43,7 +43,7 @@ pub struct Read {
     refusals: Vec<(ReplicaIndex, Refusal)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Collects the required answers.
     Query,
@@ -90,7 +90,10 @@ impl Read {
                 }
             }
             ReadEvent::Refused { from, refusal } => {
-                if self.awaited.or(self.writing).contains(from) {
+                if self.awaited.contains(from) && Mutant::RefusalCountsAsAnswer.is_on() {
+                    self.awaited.remove(from);
+                    self.answered(from, None, effects);
+                } else if self.awaited.or(self.writing).contains(from) {
                     self.refusals.push((from, refusal));
                     self.give_up(ReplicaMask::only(from), effects);
                 }
@@ -181,7 +184,7 @@ impl Read {
                 }
                 self.collect(effects);
             }
-            Phase::Confirm if version > self.tally.newest() => {
+            Phase::Confirm if self.tally.is_news(version) => {
                 if self.late.as_ref().is_none_or(|it| version > it.1.version()) {
                     self.late = record.map(|it| (from, it));
                 }
@@ -200,10 +203,12 @@ impl Read {
 
     /// Goes on as soon as the answers allow it: to the confirmation, or to the reply.
     fn collect(&mut self, effects: &mut Vec<ReadEffect>) {
-        if !self.tally.is_answered(&self.requirement) {
+        if !self.tally.is_answered(&self.requirement) && !Mutant::WriteBackFirstAnswer.is_on() {
             return;
         }
-        if self.requirement.is_ordered() && !self.tally.is_confirmed(&self.requirement) {
+        let unconfirmed =
+            self.requirement.is_ordered() && !self.tally.is_confirmed(&self.requirement);
+        if unconfirmed && !Mutant::NoConfirmation.is_on() {
             if self.phase == Phase::Query {
                 self.phase = Phase::Confirm;
                 self.write_back(0, effects);
@@ -252,6 +257,10 @@ impl Read {
         effects: &mut Vec<ReadEffect>,
     ) {
         match (answer, newest) {
+            (WriteAnswer::Superseded { .. }, _) if Mutant::SupersededConfirms.is_on() => {
+                self.tally.hold(from);
+                self.collect(effects);
+            }
             (WriteAnswer::Applied | WriteAnswer::Held, _) => {
                 self.tally.hold(from);
                 self.collect(effects);

@@ -7,7 +7,8 @@ use std::cmp::Ordering;
 
 use bytes::Bytes;
 use model::{
-    Hlc, ReadTally, Record, ReplicaIndex, ReplicaMask, Requirement, ScopeRequirement, Version,
+    Hlc, Mutant, ReadTally, Record, ReplicaIndex, ReplicaMask, Requirement, ScopeRequirement,
+    Version,
 };
 
 /// In which order a scan walks its range.
@@ -126,7 +127,11 @@ fn common_bound(direction: Direction, pages: &[ReplicaPage]) -> Covered {
         Covered::End => None,
         Covered::To(key) => Some(key),
     });
-    ends.min_by(|a, b| direction.compare(a, b)).map_or(Covered::End, |it| Covered::To(it.clone()))
+    let nearest_first = |a: &&Bytes, b: &&Bytes| match Mutant::ScanBeyondCovered.is_on() {
+        true => direction.compare(b, a),
+        false => direction.compare(a, b),
+    };
+    ends.min_by(nearest_first).map_or(Covered::End, |it| Covered::To(it.clone()))
 }
 
 struct Judge<'a> {
@@ -155,7 +160,8 @@ impl Judge<'_> {
 
         let expires = !newest.expired_at(self.read_at) && newest.expired_at(self.clock);
         let confirmed = tally.is_confirmed(self.requirement) && !expires;
-        let settled = confirmed || !self.requirement.is_ordered();
+        let unordered = !self.requirement.is_ordered() || Mutant::ScanUnconfirmed.is_on();
+        let settled = confirmed || unordered;
         MergedRow { key: key.clone(), newest: newest.clone(), settled, stale: tally.stale() }
     }
 }

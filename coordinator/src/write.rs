@@ -9,7 +9,7 @@ mod messages;
 use std::sync::Arc;
 
 use model::{
-    DcIndex, Hlc, Outcome, Record, Refusal, ReplicaIndex, ReplicaMask, ReplicaSet, Round,
+    DcIndex, Hlc, Mutant, Outcome, Record, Refusal, ReplicaIndex, ReplicaMask, ReplicaSet, Round,
     ScopeRequirement, Version, Vote, WriteAnswer, WriteTally,
 };
 
@@ -17,7 +17,7 @@ use crate::WriteError;
 pub use messages::{WriteEffect, WriteEvent, WriteReply, WriteRequest};
 
 /// The state machine of one write.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Write {
     request: WriteRequest,
     replicas: Arc<ReplicaSet>,
@@ -41,7 +41,7 @@ pub struct Write {
     replied: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Phase {
     /// Awaits versions, to stamp above them; `stamp` is at hand.
     Query {
@@ -87,7 +87,7 @@ impl Write {
         match event {
             WriteEvent::Answer { from, hlc, answer } => match self.phase {
                 Phase::Query { .. } => self.query_refused(from, answer, effects),
-                Phase::Collect if hlc == self.version().hlc => self.answered(from, answer, effects),
+                Phase::Collect if self.is_in_force(hlc) => self.answered(from, answer, effects),
                 _ => {}
             },
             WriteEvent::Queried { from, newest } => self.queried(from, newest, effects),
@@ -101,7 +101,9 @@ impl Write {
             WriteEvent::Stamped(stamp) => {
                 if self.phase == Phase::Stamp {
                     assert!(stamp > self.highest, "stamp {stamp} is not above {}", self.highest);
-                    self.execute(Round::Ordered, stamp, effects);
+                    let endless = Mutant::EndlessRestamp.is_on();
+                    let round = if endless { Round::First } else { Round::Ordered };
+                    self.execute(round, stamp, effects);
                 }
             }
             WriteEvent::Deadline => self.deadline(effects),
@@ -176,7 +178,11 @@ impl Write {
             }
         }
         let of_dead_stamp = std::mem::take(&mut self.hinted);
-        for to in of_dead_stamp.or(self.replicas.all().without(self.alive)).iter() {
+        let mut hints = of_dead_stamp.or(self.replicas.all().without(self.alive));
+        if Mutant::DeadHintKept.is_on() {
+            hints = hints.without(of_dead_stamp);
+        }
+        for to in hints.iter() {
             let replaces = self.dead.filter(|_| of_dead_stamp.contains(to));
             self.hinted.insert(to);
             effects.push(WriteEffect::Hint { to, record: record.clone(), replaces });
@@ -226,6 +232,7 @@ impl Write {
             return;
         }
         match answer {
+            WriteAnswer::Superseded { .. } if Mutant::RestampAnywhere.is_on() => {}
             WriteAnswer::Superseded { newest, .. } => self.highest = self.highest.max(newest.hlc),
             WriteAnswer::Refused(refusal) => {
                 self.refusals.push((from, refusal));
@@ -303,11 +310,12 @@ impl Write {
     /// Judges the stamp in force, until the client has its answer; then waits for the silent.
     fn collect(&mut self, effects: &mut Vec<WriteEffect>) {
         let any = self.request.requirement.is_any();
+        let hint_counts = any || Mutant::HintCountsAsAnswer.is_on();
         if !self.replied {
             match self.tally.outcome(&self.request.requirement) {
-                _ if any && self.hint_durable => self.finish(Ok(self.reply()), effects),
+                _ if hint_counts && self.hint_durable => self.finish(Ok(self.reply()), effects),
                 Outcome::Reached => self.finish(Ok(self.reply()), effects),
-                Outcome::Dead if self.validate().is_ok() => {
+                Outcome::Dead if self.validate().is_ok() && !Mutant::DeadNotReplaced.is_on() => {
                     self.phase = Phase::Stamp;
                     self.highest = self.highest.max(self.version().hlc);
                     effects.push(WriteEffect::NeedStamp { above: self.highest });
@@ -366,6 +374,11 @@ impl Write {
     fn acked(&self) -> u8 {
         let acked = self.tally.acked();
         self.request.requirement.scopes().iter().map(|it| it.count(acked)).sum()
+    }
+
+    /// True for the clock of the stamp in force: answers to a dead one count for nothing (P3).
+    fn is_in_force(&self, hlc: Hlc) -> bool {
+        hlc == self.version().hlc || Mutant::CountOverStamps.is_on()
     }
 
     fn version(&self) -> Version {

@@ -22,7 +22,7 @@ pub enum WriteAnswer {
 }
 
 /// Why a replica did not judge a mutation or a query.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refusal {
     /// The version is at or below the replica's fence: an old or a broken coordinator. Never a
     /// reason to stamp again.

@@ -6,7 +6,7 @@
 
 use std::{fmt, slice, str::FromStr};
 
-use crate::{DcIndex, ReplicaMask, ReplicaSet};
+use crate::{DcIndex, Mutant, ReplicaMask, ReplicaSet};
 
 /// What a client asks of one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,7 +78,7 @@ pub enum LevelError {
 pub struct UnknownLevel(pub String);
 
 /// What one level asks of one set of replicas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ScopeRequirement {
     /// The datacenter it speaks of; `None` for all replicas of the key.
     pub datacenter: Option<DcIndex>,
@@ -107,14 +107,14 @@ impl ScopeRequirement {
 }
 
 /// What one call requires of the replicas of its key: every scope must be satisfied.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Requirement {
     any: bool,
     scopes: Scopes,
 }
 
 /// Nearly always one, so that a request does not allocate for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Scopes {
     One(ScopeRequirement),
     Each(Box<[ScopeRequirement]>),
@@ -157,6 +157,14 @@ impl Requirement {
         let scopes = match level.demand(count(all), count(local), local_dc)? {
             Demand::Total(required) => Scopes::One(ScopeRequirement::new(None, all, required)),
             Demand::Local(required) => {
+                let mut scope = ScopeRequirement::new(Some(local_dc), local, required);
+                if Mutant::LocalCountsRemote.is_on() {
+                    scope.mask = all;
+                }
+                Scopes::One(scope)
+            }
+            Demand::Each if Mutant::EachIsLocal.is_on() => {
+                let required = quorum(count(local));
                 Scopes::One(ScopeRequirement::new(Some(local_dc), local, required))
             }
             Demand::Each => {
@@ -339,11 +347,17 @@ pub fn satisfies_require_overlap(
         return false;
     }
     let meet = |a, b| overlaps(a, b, replicas_per_dc, local_dc);
+    if Mutant::OverlapWithoutWrites.is_on() {
+        return meet(read, write);
+    }
     meet(read, write) && meet(write, write) && meet(read, read)
 }
 
 /// More than half.
 fn quorum(replicas: u8) -> u8 {
+    if Mutant::HalfIsAQuorum.is_on() {
+        return (replicas / 2).max(1);
+    }
     replicas / 2 + 1
 }
 

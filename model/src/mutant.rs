@@ -46,11 +46,20 @@ mutants! {
     WriteBackFirstAnswer = "write-back-first-answer",
     /// P2 off: the clock alone decides that a version was held here (CX1).
     HeldByClock = "held-by-clock",
-    /// P2 off: the clock that a record replaced is taken from elsewhere (CX4): a write-back's
-    /// record proves what was never judged here.
+    /// P2 off: a replica forgets what a record replaced (CX4), as if it had been the first here.
     PreviousLost = "previous-lost",
     /// P2 off: everything superseded is said never to have been the newest.
     NeverAlways = "never-always",
+    /// P2 off: the version that was replaced last is said never to have been the newest.
+    NeverAtPrevious = "never-at-previous",
+    /// P2 off: a version that was replaced is answered Superseded, not Held: writes end undecided.
+    HeldUnsaid = "held-unsaid",
+    /// P4 off: the second stamp is not above the versions answered.
+    RestampAnywhere = "restamp-anywhere",
+    /// P4 off: the second stamp is judged as the first was, and may be replaced again (CE4).
+    EndlessRestamp = "endless-restamp",
+    /// P4 off: a dead stamp is not replaced: the write ends undecided.
+    DeadNotReplaced = "dead-not-replaced",
     /// A quorum is half of the replicas, not more.
     HalfIsAQuorum = "half-is-a-quorum",
     /// LOCAL levels count replicas of every datacenter.
@@ -63,7 +72,7 @@ mutants! {
     RefusalCountsAsAnswer = "refusal-counts-as-answer",
     /// X4 off: a write that may have been sent is said not to have been applied.
     UnknownSaidNotApplied = "unknown-said-not-applied",
-    /// H2 off: the hint of a dead stamp stays when the stamp is replaced (CE23).
+    /// H2 off: a hint is not replaced with its stamp: the dead one is handed over (CE23).
     DeadHintKept = "dead-hint-kept",
     /// Writes are acknowledged before they are synced.
     AcknowledgedBeforeSync = "acknowledged-before-sync",
@@ -112,6 +121,17 @@ mutants! {
 }
 
 impl Mutant {
+    /// Those that only the exhaustive check of the protocol can be asked to catch: they cost
+    /// decisions rather than data, or need that a replica forgets just then, or a stamp that no
+    /// node's clock would give.
+    pub const EXHAUSTIVE: &[Self] = &[
+        Self::NeverAtPrevious,
+        Self::HeldUnsaid,
+        Self::RestampAnywhere,
+        Self::EndlessRestamp,
+        Self::DeadNotReplaced,
+    ];
+
     /// True if this is the bug that the present thread runs with.
     #[cfg(feature = "mutants")]
     pub fn is_on(self) -> bool {

@@ -3,7 +3,7 @@
 //! Pure arithmetic on sets of replicas: never waits, and never knows why a replica is silent. The
 //! deadline is the coordinator's. Source: Dynamo, 4.5; the first round of ABD for dead stamps.
 
-use crate::{ReplicaIndex, ReplicaMask, Requirement, ScopeRequirement, Version};
+use crate::{Mutant, ReplicaIndex, ReplicaMask, Requirement, ScopeRequirement, Version};
 
 /// Where a stamp stands. All but `Pending` are final for the coordinator that reads them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub enum Vote {
 }
 
 /// Which of a write's rounds a stamp belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Round {
     /// A stamp given without asking anyone.
     First,
@@ -44,7 +44,7 @@ pub enum Round {
 }
 
 /// Counts the answers to one stamp of one write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WriteTally {
     round: Round,
     awaited: ReplicaMask,
@@ -113,6 +113,9 @@ impl WriteTally {
 
     /// P4 and P6: what more than N-Q replicas never held, and never will, no quorum can hold.
     fn is_dead(&self, requirement: &Requirement, never: ReplicaMask) -> bool {
+        if Mutant::RestampOnSuperseded.is_on() {
+            return self.round == Round::First && !self.superseded.is_empty();
+        }
         let below_quorum = |it: &ScopeRequirement| it.count(never) > it.replicas() - it.quorum;
         self.round == Round::First && requirement.scopes().iter().all(below_quorum)
     }
@@ -148,7 +151,7 @@ impl WriteTally {
 }
 
 /// Follows which replicas hold the newest version that a read has met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct ReadTally {
     answered: ReplicaMask,
     holding: ReplicaMask,
@@ -165,18 +168,26 @@ impl ReadTally {
         if version == self.newest {
             self.holding.insert(from);
         }
-        version > self.newest && self.adopt(from, version)
+        self.adopt(from, version)
     }
 
     /// Turns to a newer version that a replica holds; true unless it is not newer.
     pub fn adopt(&mut self, from: ReplicaIndex, version: Version) -> bool {
-        if version <= self.newest {
+        if !self.is_news(version) {
             return false;
         }
         self.answered.insert(from);
         self.holding = ReplicaMask::only(from);
         self.newest = version;
         true
+    }
+
+    /// True for a version newer than all that were met.
+    pub fn is_news(&self, version: Version) -> bool {
+        if Mutant::ReadTiesReversed.is_on() && version.hlc == self.newest.hlc {
+            return version.request < self.newest.request;
+        }
+        version > self.newest
     }
 
     /// Notes that a replica has held exactly the newest version: it was written back there.

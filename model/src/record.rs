@@ -54,7 +54,7 @@ pub enum RecordError {
 }
 
 /// An encoded record whose header is sound. `encode` and `check` also vouch for the checksum.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Record(Bytes);
 
 impl Record {

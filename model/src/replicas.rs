@@ -92,7 +92,7 @@ impl ReplicaMask {
 
 /// Who holds a partition, for one keyspace's replication: datacenter by datacenter, each in
 /// preference order.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct ReplicaSet {
     nodes: Vec<NodeIndex>,
     datacenters: Vec<(DcIndex, ReplicaMask)>,

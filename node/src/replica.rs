@@ -7,7 +7,7 @@
 mod recent;
 mod stored;
 
-use model::{Hlc, Version, WriteAnswer};
+use model::{Hlc, Mutant, Version, WriteAnswer};
 
 pub use recent::{RecentVersions, Remembered};
 pub use stored::{Stored, decode_stored};
@@ -28,6 +28,33 @@ pub struct History<'a> {
     pub before_recent: Hlc,
 }
 
+/// Takes in a mutation: judges its version and, if it is the newest, notes that it replaces what is
+/// stored. Then the caller has to store it, with the clock that comes back as its `previous`.
+/// `hash` is any fixed hash of the key.
+pub fn receive(
+    hash: u64,
+    key: &[u8],
+    stored: Option<&Stored>,
+    incoming: Version,
+    recent: &mut RecentVersions,
+) -> (WriteAnswer, Option<Hlc>) {
+    let Some(Stored { record, previous }) = stored else {
+        return (WriteAnswer::Applied, Some(Hlc::ZERO));
+    };
+    let current = record.version();
+    let Remembered { versions, before } = recent.of(hash, key, current);
+    let history = History { current, previous: *previous, recent: versions, before_recent: before };
+    let answer = judge(Some(history), incoming);
+    if incoming <= current {
+        return (answer, None);
+    }
+    if Mutant::PreviousLost.is_on() {
+        return (answer, Some(Hlc::ZERO));
+    }
+    recent.replace(hash, key, *previous, current, incoming);
+    (answer, Some(current.hlc))
+}
+
 /// Judges an incoming version. `Applied` for a version above `current` means that the caller has
 /// to write it.
 pub fn judge(stored: Option<History<'_>>, incoming: Version) -> WriteAnswer {
@@ -37,14 +64,21 @@ pub fn judge(stored: Option<History<'_>>, incoming: Version) -> WriteAnswer {
     if incoming >= current {
         return WriteAnswer::Applied;
     }
-    if recent.contains(&incoming) {
-        return WriteAnswer::Held;
+    if Mutant::NeverAlways.is_on() {
+        return WriteAnswer::Superseded { newest: current, never: true };
+    }
+    if recent.contains(&incoming) || Mutant::HeldByClock.is_on() && previous == incoming.hlc {
+        return match Mutant::HeldUnsaid.is_on() {
+            true => WriteAnswer::Superseded { newest: current, never: false },
+            false => WriteAnswer::Held,
+        };
     }
     // An equal clock is not an equal version: without the request id it proves neither that the
     // version was here nor that it was not.
     let skipped =
         recent.first().is_some_and(|oldest| *oldest < incoming || before_recent < incoming.hlc);
-    WriteAnswer::Superseded { newest: current, never: skipped || previous < incoming.hlc }
+    let said = Mutant::NeverAtPrevious.is_on() && previous == incoming.hlc;
+    WriteAnswer::Superseded { newest: current, never: skipped || previous < incoming.hlc || said }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use model::{
 use crate::WriteError;
 
 /// What a client wants written.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WriteRequest {
     /// The key, encoded once.
     pub key: StorageKey,

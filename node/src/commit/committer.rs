@@ -14,7 +14,7 @@ use super::{
     CommitAnswer, CommitAnswerKind, CommitCounters, CommitItem, CommitSettings, DirtyMark,
     SystemDone,
 };
-use crate::replica::{History, RecentVersions, Stored, decode_stored, judge};
+use crate::replica::{RecentVersions, Stored, decode_stored, receive};
 use crate::storage::{Durability, Space, Storage, StorageError, WriteBatch};
 
 /// The one writer of a storage.
@@ -144,23 +144,14 @@ impl<S: Storage> Committer<S> {
             Err(refusal) => return (WriteAnswer::Refused(refusal), None),
         };
         let version = record.version();
-        let Some(stored) = stored else {
-            self.stage_record(hash, key, Stored { record, previous: model::Hlc::ZERO });
-            return (WriteAnswer::Applied, None);
-        };
-        let current = stored.record.version();
-        let remembered = self.recent.of(hash, key.as_bytes(), current);
-        let history = History {
-            current,
-            previous: stored.previous,
-            recent: remembered.versions,
-            before_recent: remembered.before,
-        };
-        let answer = judge(Some(history), version);
-        if version > current {
-            self.recent.replace(hash, key.as_bytes(), stored.previous, current, version);
-            self.stage_record(hash, key, Stored { record, previous: current.hlc });
-        } else if version == current && record.crc() != stored.record.crc() {
+        let recent = &mut self.recent;
+        let (answer, newest) = receive(hash, key.as_bytes(), stored.as_ref(), version, recent);
+        if let Some(previous) = newest {
+            self.stage_record(hash, key, Stored { record, previous });
+            return (answer, None);
+        }
+        let stored = stored.expect("without a record everything is the newest");
+        if version == stored.record.version() && record.crc() != stored.record.crc() {
             self.settle_conflict(hash, key, record, stored);
         } else if matches!(answer, WriteAnswer::Superseded { .. }) {
             self.counters.superseded.fetch_add(1, Ordering::Relaxed);

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{Hlc, NodeIndex, OperationId, Record, Refusal, StorageKey, WriteAnswer};
+use model::{Hlc, Mutant, NodeIndex, OperationId, Record, Refusal, StorageKey, WriteAnswer};
 use proto::internal::{
     Frame, Mutation, MutationAnswer, MutationKind, Query, QueryAnswer, RangeAnswer, RangeQuery,
 };
@@ -254,7 +254,10 @@ impl Shared {
         match self.range_blocking(&request) {
             Ok(page) => {
                 answer.complete = page.complete;
-                for (key, record) in page.rows {
+                let now = self.clock.highest();
+                let dropped =
+                    |it: &Record| Mutant::ScanLiveRowsOnly.is_on() && it.live_value(now).is_none();
+                for (key, record) in page.rows.into_iter().filter(|it| !dropped(&it.1)) {
                     answer.keys.push(key);
                     answer.records.push(record.into_bytes());
                 }

@@ -24,19 +24,22 @@ const WAYS: usize = 8;
 
 /// Lists for at most 4,096 contended keys. A set-associative table: a new key replaces the least
 /// recently used of the eight it shares its place with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct RecentVersions {
     sets: Vec<Set>,
+    sets_max: usize,
     uses: u64,
 }
 
 /// What decides stands together: most keys have no list, and to see that must touch no list.
-#[derive(Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 struct Set {
     hashes: [u64; WAYS],
     used: [u64; WAYS],
     lists: [Option<Box<List>>; WAYS],
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct List {
     key: Vec<u8>,
     versions: Vec<Version>,
@@ -62,7 +65,13 @@ impl Default for RecentVersions {
 impl RecentVersions {
     /// An empty table.
     pub fn new() -> Self {
-        Self { sets: Vec::new(), uses: 0 }
+        Self::with_sets(SETS)
+    }
+
+    /// An empty table of so many sets of eight lists: a power of two.
+    pub fn with_sets(sets: usize) -> Self {
+        assert!(sets.is_power_of_two(), "{sets} sets");
+        Self { sets: Vec::new(), sets_max: sets, uses: 0 }
     }
 
     /// The versions remembered for a key; none unless they end in `current`, the version stored for
@@ -106,10 +115,11 @@ impl RecentVersions {
 
     fn start(&mut self, hash: u64, key: &[u8], before: Hlc, versions: [Version; 2]) {
         if self.sets.is_empty() {
-            self.sets.resize_with(SETS, Default::default);
+            self.sets.resize_with(self.sets_max, Default::default);
         }
         let used = self.uses;
-        let set = &mut self.sets[set_of(hash)];
+        let at = self.set_of(hash);
+        let set = &mut self.sets[at];
         let oldest = (0..WAYS).min_by_key(|way| set.used[*way]).expect("a set has ways");
         (set.hashes[oldest], set.used[oldest]) = (hash, used);
         match &mut set.lists[oldest] {
@@ -131,16 +141,22 @@ impl RecentVersions {
     }
 
     fn find(&self, hash: u64, key: &[u8]) -> Option<&List> {
-        let set = self.sets.get(set_of(hash))?;
+        let set = self.sets.get(self.set_of(hash))?;
         let found = (0..WAYS).find(|way| set.holds(*way, hash, key))?;
         set.lists[found].as_deref()
     }
 
     /// A key's list, and when it was last used.
     fn find_mut(&mut self, hash: u64, key: &[u8]) -> Option<(&mut List, &mut u64)> {
-        let set = self.sets.get_mut(set_of(hash))?;
+        let at = self.set_of(hash);
+        let set = self.sets.get_mut(at)?;
         let found = (0..WAYS).find(|way| set.holds(*way, hash, key))?;
         Some((set.lists[found].as_deref_mut()?, &mut set.used[found]))
+    }
+
+    fn set_of(&self, hash: u64) -> usize {
+        // The low bits choose the place in the overlay; any others do here.
+        usize::try_from(hash >> 32).expect("32 bits") & (self.sets_max - 1)
     }
 }
 
@@ -148,11 +164,6 @@ impl Set {
     fn holds(&self, way: usize, hash: u64, key: &[u8]) -> bool {
         self.hashes[way] == hash && self.lists[way].as_ref().is_some_and(|it| it.key == key)
     }
-}
-
-fn set_of(hash: u64) -> usize {
-    // The low bits choose the place in the overlay; any others do here.
-    usize::try_from((hash >> 32) % SETS as u64).expect("below SETS")
 }
 
 fn contended(replaced: Hlc, newest: Hlc) -> bool {

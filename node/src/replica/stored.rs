@@ -15,7 +15,7 @@ const PREVIOUS_BYTES: usize = 8;
 const TRAILER_BYTES: usize = PREVIOUS_BYTES + 4;
 
 /// What a replica holds for one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Stored {
     /// The record.
     pub record: Record,
