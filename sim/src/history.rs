@@ -32,6 +32,8 @@ pub struct Operation {
     pub via: Via,
     /// When the call began, in microseconds of the run.
     pub called_us: u64,
+    /// By when it had to be answered, if its client said so.
+    pub deadline_us: Option<u64>,
     /// When its answer came, or its client gave up; `None` if the run ended first.
     pub returned_us: Option<u64>,
     /// What came of it.
@@ -77,7 +79,9 @@ pub enum Outcome {
     Found {
         /// The value; `None` for absent.
         value: Option<u64>,
-        /// The newest version, of a deletion too; `None` if the answer does not tell.
+        /// The newest version, of a deletion too; `None` if the answer does not tell, as of rows that
+        /// a scan or a batch did not find. A read of its own always tells, so that `None` then means
+        /// a key that was never written.
         version: Option<Version>,
     },
     /// Refused: nothing was applied, and nothing will be.
