@@ -107,9 +107,13 @@ impl Links {
     async fn run_join(self, io: Arc<IoLoop>, address: String) {
         let mut backoff = Backoff::default();
         loop {
-            match self.open(&io, &address, Outbox::new(0), JOIN_IO_LOOP).await {
-                Ok((_, member)) if member.node() == io.shared.identity.node => return,
-                Ok((_, member)) => {
+            let outbox = Outbox::new(0);
+            let opened = self.open(&io, &address, Arc::clone(&outbox), JOIN_IO_LOOP).await;
+            // The stream has said hello, which was all. It ends with what it sends.
+            outbox.close();
+            match opened.map(|(_, member)| member) {
+                Ok(member) if member.node() == io.shared.identity.node => return,
+                Ok(member) => {
                     self.gossip.met(member);
                     tokio::time::sleep(JOIN_AGAIN).await;
                     backoff = Backoff::default();
@@ -133,7 +137,7 @@ impl Links {
             match self.open(&io, &address, Arc::clone(&outbox), io.index).await {
                 Ok((frames, member)) if member.node() == node => {
                     self.gossip.met(member);
-                    let status = self.run_frames(&io, node, outbox, frames).await;
+                    let status = self.run_frames(&io, node, Arc::clone(&outbox), frames).await;
                     tracing::debug!(%node, %status, "link lost");
                     backoff = Backoff::default();
                 }
@@ -141,6 +145,8 @@ impl Links {
                 Ok((_, member)) => self.gossip.met(member),
                 Err(status) => tracing::debug!(%node, address, %status, "no link"),
             }
+            // Else the connection would wait for more to send, for ever.
+            outbox.close();
             backoff.wait(&io).await;
         }
     }
