@@ -157,6 +157,7 @@ impl Failure {
             Reason::ConnectionLost
             | Reason::NotEnoughReplicas
             | Reason::NoLayout
+            | Reason::ClockSkew
             | Reason::Starting
             | Reason::Draining
             | Reason::ReadTimeout

@@ -132,6 +132,7 @@ fn advice(reason: Reason) -> &'static str {
         Reason::InvalidConsistency => "choose a level that this keyspace can give",
         Reason::TtlOutOfBounds => "choose a TTL within the limit",
         Reason::ClockAhead => "check the clocks of the nodes, and make a new client",
+        Reason::ClockSkew => "ask another node, and set this one's clock right",
         Reason::TokenMalformed | Reason::TokenForeign => "start the scan again without its token",
         Reason::RangeReversed => "exchange the range's start and end",
         Reason::KeyspaceNotFound => "check the name, or create the keyspace",

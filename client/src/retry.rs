@@ -49,7 +49,7 @@ pub(crate) fn decide(
     match error.reason {
         // The node's own state: another one is as good.
         Reason::Starting | Reason::Draining | Reason::StorageFailed => Decision::Elsewhere,
-        Reason::DiskFull | Reason::ClockAhead => Decision::Elsewhere,
+        Reason::DiskFull | Reason::ClockAhead | Reason::ClockSkew => Decision::Elsewhere,
         // The cluster's state, or how this node sees it.
         Reason::NotEnoughReplicas | Reason::NoLayout => pause,
         Reason::Overloaded if !writes || error.retry_after.is_some() => pause,
@@ -114,6 +114,7 @@ mod tests {
         (Reason::InvalidConsistency, "--"),
         (Reason::TtlOutOfBounds, "--"),
         (Reason::ClockAhead, "ee"),
+        (Reason::ClockSkew, "ee"),
         (Reason::TokenMalformed, "--"),
         (Reason::TokenForeign, "--"),
         (Reason::RangeReversed, "--"),

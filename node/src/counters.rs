@@ -58,6 +58,10 @@ counters! {
     peer_answers_dropped,
     /// Clock readings refused as too far ahead.
     clocks_refused,
+    /// Times that this node stopped coordinating because of its wall clock.
+    clock_suspensions,
+    /// Calls refused because of this node's wall clock.
+    calls_clock_skew,
     /// Calls refused because too much was in flight.
     calls_overloaded,
     /// Calls refused as invalid.

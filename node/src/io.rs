@@ -7,6 +7,7 @@ mod answers;
 mod batch;
 mod call;
 mod change;
+mod clocks;
 mod control;
 mod coordinate;
 mod dispatch;
@@ -28,6 +29,7 @@ mod world;
 
 pub use crate::shared::StopReason;
 pub use change::Changes;
+pub use clocks::ClockGate;
 pub use gossip::{Directory, Gossip, GossipEvent};
 pub use io_loop::IoLoop;
 pub use real::{SystemClock, TcpNetwork};

@@ -5,6 +5,7 @@
 
 pub mod agreement;
 mod clock;
+mod clock_watch;
 pub mod commit;
 pub mod config;
 mod counters;

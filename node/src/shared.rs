@@ -17,10 +17,11 @@ use tokio::{
 
 use crate::{
     clock::NodeClock,
+    clock_watch::{ClockState, Reading},
     commit::{CommitAnswer, CommitCounters, CommitItem, CommitQueue},
     config::NodeConfig,
     counters::Counters,
-    io::{Blocking, Changes, Directory, World},
+    io::{Blocking, Changes, ClockGate, Directory, World},
     liveness::PeerStatus,
     outbox::{FrameStamp, Outbox},
     storage::StorageError,
@@ -50,6 +51,15 @@ pub enum StopReason {
         /// The part.
         what: &'static str,
     },
+}
+
+/// Why no stamp can be given now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoStamp {
+    /// The durable ceiling is being raised.
+    Ceiling,
+    /// The wall clock is not to be stamped by.
+    Clock(ClockState),
 }
 
 /// Who this node is: fixed for one life of the process.
@@ -91,6 +101,8 @@ pub struct Shared {
     pub identity: Identity,
     /// The clock.
     pub clock: NodeClock,
+    /// The watch over the wall clock that feeds it.
+    pub clock_gate: ClockGate,
     /// The metadata in force.
     pub view: ArcSwap<View>,
     /// What waits for the disk.
@@ -105,7 +117,7 @@ pub struct Shared {
     pub statuses: Mutex<std::collections::BTreeMap<NodeId, Arc<PeerStatus>>>,
     /// The answers of the commit path, for each loop.
     pub done: Vec<DoneQueue>,
-    /// Wakes who waits for a higher clock ceiling.
+    /// Wakes who waits for a higher clock ceiling, or for a better clock.
     pub ceiling_raised: Notify,
     /// Permits for scans.
     pub scans: Arc<Semaphore>,
@@ -177,13 +189,16 @@ impl Shared {
         directory: watch::Receiver<Directory>,
     ) -> Arc<Self> {
         let clock = NodeClock::new(identity.clock_ceiling, config.clock_offset_max_ms);
+        let start = Reading { wall: world.clock.now(), elapsed_us: 0 };
+        let clock_gate = ClockGate::new(config.clock_offset_max_ms, start);
         let scans = Arc::new(Semaphore::new(config.scans_max));
         let done = std::iter::repeat_with(DoneQueue::default).take(config.io_threads).collect();
-        Arc::new(Self {
+        let shared = Self {
             config,
             world,
             identity,
             clock,
+            clock_gate,
             view: ArcSwap::from_pointee(view),
             commits,
             commit_counters: ArcSwap::default(),
@@ -202,7 +217,9 @@ impl Shared {
             raising_ceiling: AtomicBool::new(false),
             storage_ids_hash: AtomicU64::new(0),
             started: Instant::now(),
-        })
+        };
+        shared.look_at_clock();
+        Arc::new(shared)
     }
 
     /// Takes over the counters of the commit path that has been opened.
@@ -231,26 +248,35 @@ impl Shared {
         Arc::clone(statuses.entry(node).or_default())
     }
 
-    /// A stamp, once the durable ceiling allows it.
-    pub async fn stamp(self: &Arc<Self>) -> Hlc {
+    /// A stamp, once the durable ceiling allows it; or why the clock is not to be stamped by.
+    pub async fn stamp(self: &Arc<Self>) -> Result<Hlc, ClockState> {
         loop {
             // Registered before the attempt, so that a ceiling raised in between is not missed.
             let raised = self.ceiling_raised.notified();
-            if let Some(stamp) = self.try_stamp() {
-                return stamp;
+            match self.try_stamp() {
+                Ok(stamp) => return Ok(stamp),
+                Err(NoStamp::Clock(state)) => return Err(state),
+                Err(NoStamp::Ceiling) => raised.await,
             }
-            raised.await;
         }
     }
 
-    /// A stamp, if the durable ceiling allows one now; else the ceiling is being raised.
-    pub fn try_stamp(self: &Arc<Self>) -> Option<Hlc> {
-        let wall = self.wall();
-        let stamp = self.clock.stamp(wall).ok();
+    /// A stamp, if clock and durable ceiling allow one now.
+    pub fn try_stamp(self: &Arc<Self>) -> Result<Hlc, NoStamp> {
+        let wall = self.trusted_wall().map_err(NoStamp::Clock)?;
+        let stamp = self.clock.stamp(wall);
         if self.clock.wanted_ceiling(wall).is_some() {
             self.raise_ceiling(wall);
         }
-        stamp
+        stamp.ok().ok_or(NoStamp::Ceiling)
+    }
+
+    /// Wakes whoever waits for a stamp.
+    pub(crate) fn wake_stampers(&self) {
+        self.ceiling_raised.notify_waiters();
+        for done in &self.done {
+            done.wake.notify_one();
+        }
     }
 
     fn raise_ceiling(self: &Arc<Self>, wall: Timestamp) {
@@ -269,10 +295,7 @@ impl Shared {
             // A failure stops the node by itself; whoever waits for a stamp meets its deadline.
             if result.is_ok() {
                 shared.clock.raise_ceiling(ceiling);
-                shared.ceiling_raised.notify_waiters();
-                for done in &shared.done {
-                    done.wake.notify_one();
-                }
+                shared.wake_stampers();
             }
         };
         let value = Bytes::copy_from_slice(&ceiling.0.to_be_bytes());
@@ -325,6 +348,7 @@ impl Shared {
         let view = View::new(Arc::clone(&metadata), self.identity.node, datacenter, &before);
         self.view.store(Arc::new(view));
         Counters::count(&self.counters.metadata_adopted);
+        self.look_at_clock();
         let known = before.metadata().map(|it| it.keyspaces()).unwrap_or_default();
         for dropped in known.iter().filter(|it| metadata.keyspace_of_id(it.id).is_none()) {
             let item = CommitItem::DropKeyspace { keyspace: dropped.id };

@@ -84,6 +84,8 @@ reasons! {
     TtlOutOfBounds = "TTL_OUT_OF_BOUNDS", InvalidArgument;
     /// The client's clock token lies too far ahead: `limit_ms`.
     ClockAhead = "CLOCK_AHEAD", InvalidArgument;
+    /// The node's own wall clock is not to be stamped by; nothing was sent: `limit_ms`, maybe `offset_ms`.
+    ClockSkew = "CLOCK_SKEW", Unavailable;
     /// The page token is damaged, or belongs to another scan.
     TokenMalformed = "TOKEN_MALFORMED", InvalidArgument;
     /// The page token is of another cluster.

@@ -25,6 +25,10 @@ pub(super) fn advice(error: &CallError, attempt: &Attempt, unknown: bool) -> Vec
             advice.push("quorate admin status".to_owned());
             advice.push("--node ADDRESS of a node that is up".to_owned());
         }
+        Reason::ClockSkew => {
+            advice.push("quorate admin status".to_owned());
+            advice.push("--node ADDRESS of another node".to_owned());
+        }
         Reason::NoLayout => {
             advice.push("quorate admin layout plan".to_owned());
         }

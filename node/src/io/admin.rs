@@ -17,7 +17,9 @@ use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
-    admin_view::{assignments, cluster_id, created, keyspaces, node_info, replica_state},
+    admin_view::{
+        assignments, clock_state, cluster_id, created, keyspaces, node_info, replica_state,
+    },
     call::{Call, level_of},
     change::{ProposeError, successor},
     io_loop::{Alarm, IoLoop},
@@ -276,6 +278,7 @@ impl AdminService for AdminApi {
             keyspaces: keyspaces(&view),
             counters: self.counters(),
             clock: shared.clock.highest().0,
+            clock_state: clock_state(shared.clock_gate.state()).into(),
         }))
     }
 

@@ -7,7 +7,7 @@ use model::{Keyspace, Metadata, NodeDescription, NodeIndex, Record, StorageKey};
 use proto::{CallError, Reason, internal::QueryAnswer, v1};
 
 use super::admin::AdminApi;
-use crate::{shared::Shared, view::View};
+use crate::{clock_watch::ClockState, shared::Shared, view::View};
 
 impl AdminApi {
     /// The layout's nodes in its order, then the others known.
@@ -42,6 +42,7 @@ impl AdminApi {
             let node = proto::node_id(&info.node_id);
             if node == shared.identity.node {
                 info.up = true;
+                info.clock_offset_ms = Some(0);
                 info.software_version = env!("CARGO_PKG_VERSION").to_owned();
                 info.storage_id = Bytes::copy_from_slice(&shared.identity.storage.to_bytes());
                 continue;
@@ -50,6 +51,7 @@ impl AdminApi {
             let heard_us = status.last_heard_us.load(Ordering::Relaxed);
             info.up = state.peers.by_node(node).is_some() && status.is_up(now_us);
             info.last_heard_ms = now_us.saturating_sub(heard_us).max(1_000) / 1_000;
+            info.clock_offset_ms = shared.clock_offset_ms(node);
         }
         infos
     }
@@ -86,6 +88,18 @@ impl AdminApi {
         counters.insert("storage_file_bytes".to_owned(), storage.file_bytes);
         counters.insert("storage_memory_bytes".to_owned(), storage.memory_bytes);
         counters
+    }
+}
+
+/// A node's word on its own clock, as a message.
+pub(super) fn clock_state(state: ClockState) -> v1::ClockState {
+    match state {
+        ClockState::Alone => v1::ClockState::Alone,
+        ClockState::Unverified => v1::ClockState::Unverified,
+        ClockState::Good => v1::ClockState::Good,
+        ClockState::Disputed => v1::ClockState::Disputed,
+        ClockState::Jumped => v1::ClockState::Jumped,
+        ClockState::Off => v1::ClockState::Off,
     }
 }
 

@@ -73,7 +73,7 @@ impl IoLoop {
     /// Takes the answers in a peer's frame.
     pub fn peer_answers(&self, from: NodeIndex, frame: &mut Frame) {
         let clock = Hlc(frame.clock);
-        let trusted = self.shared.clock.observe(self.shared.wall(), clock).is_ok();
+        let trusted = self.shared.clock.observe(self.shared.believed_wall(), clock).is_ok();
         if !trusted {
             Counters::count(&self.shared.counters.clocks_refused);
         }
@@ -124,7 +124,7 @@ impl IoLoop {
     }
 
     pub(super) fn is_future(&self, hlc: Hlc) -> bool {
-        let refused = self.shared.clock.observe(self.shared.wall(), hlc).is_err();
+        let refused = self.shared.clock.observe(self.shared.believed_wall(), hlc).is_err();
         if refused {
             Counters::count(&self.shared.counters.clocks_refused);
         }

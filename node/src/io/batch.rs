@@ -20,7 +20,7 @@ impl KvApi {
         metadata: &MetadataMap,
         request: v1::BatchWriteRequest,
     ) -> Result<v1::BatchWriteResponse, CallError> {
-        let call = Call::admit(&self.io, metadata, request.clock)?;
+        let call = Call::coordinate(&self.io, metadata, request.clock).await?;
         call.check_writable()?;
         let keyspace = call.keyspace(&request.keyspace)?;
         let WriteLevel { level, overlap } =
@@ -71,7 +71,7 @@ impl KvApi {
         metadata: &MetadataMap,
         request: v1::BatchGetRequest,
     ) -> Result<v1::BatchGetResponse, CallError> {
-        let call = Call::admit(&self.io, metadata, request.clock)?;
+        let call = Call::coordinate(&self.io, metadata, request.clock).await?;
         let keyspace = call.keyspace(&request.keyspace)?;
         let (level, overlap) = self.read_level(keyspace, request.consistency.as_ref())?;
         check_batch(&call, request.keys.iter().map(|it| (Some(it), 0)))?;

@@ -13,6 +13,8 @@ use tonic::metadata::MetadataMap;
 
 use super::{coordinate::Full, io_loop::IoLoop};
 use crate::{
+    clock_watch::ClockState,
+    counters::Counters,
     shared::{Shared, StopReason},
     view::{KeyspaceView, View},
 };
@@ -49,7 +51,7 @@ impl<'a> Call<'a> {
         }
         let timeout = effective_timeout(shared, metadata)?;
         let timeout_us = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
-        shared.clock.observe_client(shared.wall(), Hlc(clock)).map_err(|error| {
+        shared.clock.observe_client(shared.believed_wall(), Hlc(clock)).map_err(|error| {
             CallError::new(Reason::ClockAhead, format!("the clock given is refused: {error}"))
                 .at_field("clock")
                 .with("limit_ms", shared.config.clock_offset_max_ms)
@@ -59,6 +61,39 @@ impl<'a> Call<'a> {
         let traceparent = traceparent.filter(|it| it.len() <= TRACEPARENT_BYTES_MAX).map(Arc::from);
         let deadline_us = io.now_us() + timeout_us;
         Ok(Self { shared, view, deadline_us, traceparent })
+    }
+
+    /// Admits a call that this node coordinates, which takes a clock that can be believed. Where the
+    /// others' word on it is due any moment, the call waits for it.
+    pub(super) async fn coordinate(
+        io: &'a IoLoop,
+        metadata: &MetadataMap,
+        clock: u64,
+    ) -> Result<Self, CallError> {
+        let call = Self::admit(io, metadata, clock)?;
+        let left = Duration::from_micros(call.deadline_us.saturating_sub(io.now_us()));
+        let settled = call.shared.await_clock(left.min(CLOCK_WAIT)).await;
+        settled.map_err(|state| call.clock_error(state))?;
+        Ok(call)
+    }
+
+    /// Why nothing is coordinated by this node's clock.
+    pub(super) fn clock_error(&self, state: ClockState) -> CallError {
+        Counters::count(&self.shared.counters.calls_clock_skew);
+        let (median_ms, limit_ms) = self.shared.clock_median_ms();
+        let why = match state {
+            ClockState::Unverified => {
+                "has not been compared with enough other nodes since this one started"
+            }
+            ClockState::Jumped => "has jumped, and the other nodes have not confirmed it",
+            _ => "is too far from those of the other nodes",
+        };
+        let message = format!("this node's wall clock {why}; nothing was sent");
+        let mut error = CallError::new(Reason::ClockSkew, message).with("limit_ms", limit_ms);
+        if let Some(median_ms) = median_ms {
+            error = error.with("offset_ms", -median_ms);
+        }
+        error.retry_after(RETRY).with_clock(self.clock())
     }
 
     /// A keyspace by name.
@@ -225,6 +260,9 @@ impl<'a> Call<'a> {
         call
     }
 }
+
+/// A round of pings, and some.
+const CLOCK_WAIT: Duration = Duration::from_millis(250);
 
 /// When a client may try again what could not be served just now.
 pub(super) const RETRY: Duration = Duration::from_millis(250);

@@ -51,6 +51,7 @@ impl IoLoop {
             Some(Kind::Pong(pong)) => {
                 let round_trip_us = shared.elapsed_us().saturating_sub(pong.sent_us);
                 shared.status(from).measured(round_trip_us);
+                shared.clock_measured(from, &pong);
             }
             None => Counters::count(&shared.counters.peer_messages_malformed),
         }
@@ -80,13 +81,20 @@ impl IoLoop {
         send(&peer.outbox, Kind::Ping(shared.ping(shared.elapsed_us())));
     }
 
-    /// Pings every peer each second, for as long as the node lives: keeps latencies fresh, and tells
-    /// who has missed a change of metadata.
+    /// Pings every peer each second, for as long as the node lives: keeps latencies and clock offsets
+    /// fresh, and tells who has missed a change of metadata. More often while the node coordinates
+    /// nothing because of its clock.
     pub async fn run_pings(self: Arc<Self>) {
         loop {
+            // Registered before the look, which may itself ask for pings.
+            let asked = self.shared.clock_gate.ask.notified();
+            let coordinates = self.shared.look_at_clock().coordinates();
+            let interval = if coordinates { PING_INTERVAL } else { PING_INTERVAL_SUSPENDED };
             tokio::select! {
-                () = tokio::time::sleep(PING_INTERVAL) => {}
+                biased;
+                () = asked => {}
                 () = self.shared.metadata_changed.notified() => {}
+                () = tokio::time::sleep(interval) => {}
             }
             let peers: Vec<_> = {
                 let mut state = self.lock();
@@ -102,6 +110,7 @@ impl IoLoop {
 
 /// How often peers are pinged.
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(1);
+const PING_INTERVAL_SUSPENDED: Duration = Duration::from_millis(200);
 
 /// Queues a control message. A full queue drops it: all of them are repeated or awaited with a
 /// deadline.

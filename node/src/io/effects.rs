@@ -103,12 +103,12 @@ impl IoLoop {
     /// A stamp above a version that a replica answered. The version's clock was checked when its
     /// answer came, and the answer's frame carried a clock at or above it.
     fn stamp_above(&self, above: Hlc) -> Option<Hlc> {
-        let stamp = self.shared.try_stamp()?;
+        let stamp = self.shared.try_stamp().ok()?;
         if stamp > above {
             return Some(stamp);
         }
-        self.shared.clock.observe(self.shared.wall(), above).ok()?;
-        self.shared.try_stamp().filter(|it| *it > above)
+        self.shared.clock.observe(self.shared.believed_wall(), above).ok()?;
+        self.shared.try_stamp().ok().filter(|it| *it > above)
     }
 
     /// Stamps the writes that waited for the ceiling.

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     counters::Counters,
     reply::{ReadDone, ReplyTo, WriteDone},
+    shared::NoStamp,
     view::KeyspaceView,
 };
 
@@ -141,10 +142,9 @@ impl KvApi {
         let replicas = keyspace.replica_set(call.view.partition(token));
         let requirement = Requirement::for_read(level, replicas, call.view.local_dc())
             .map_err(|error| level_error(&error))?;
-        let wall = call.shared.wall();
         let read_at = match Mutant::ExpiryByOwnClock.is_on() {
-            true => Hlc::from_ms(wall.0),
-            false => call.shared.clock.read(wall),
+            true => Hlc::from_ms(call.shared.wall().0),
+            false => call.shared.clock.read(call.shared.believed_wall()),
         };
         Ok(PlannedRead {
             request: ReadRequest { requirement, read_at },
@@ -172,8 +172,10 @@ impl KvApi {
     }
 
     pub(super) async fn stamp(&self, call: &Call<'_>) -> Result<Hlc, CallError> {
-        if let Some(stamp) = call.shared.try_stamp() {
-            return Ok(stamp);
+        match call.shared.try_stamp() {
+            Ok(stamp) => return Ok(stamp),
+            Err(NoStamp::Clock(state)) => return Err(call.clock_error(state)),
+            Err(NoStamp::Ceiling) => {}
         }
         let left = Duration::from_micros(call.deadline_us.saturating_sub(self.io.now_us()));
         let late = |_| {
@@ -182,7 +184,8 @@ impl KvApi {
             error.outcome = CallOutcome::NotApplied;
             error
         };
-        tokio::time::timeout(left, call.shared.stamp()).await.map_err(late)
+        let stamp = tokio::time::timeout(left, call.shared.stamp()).await.map_err(late)?;
+        stamp.map_err(|state| call.clock_error(state))
     }
 
     async fn put_or_delete(
@@ -191,7 +194,7 @@ impl KvApi {
         target: WriteTarget,
         item: impl FnOnce(&Call<'_>) -> Result<WriteItem, CallError>,
     ) -> Result<Written, CallError> {
-        let call = Call::admit(&self.io, metadata, target.clock)?;
+        let call = Call::coordinate(&self.io, metadata, target.clock).await?;
         call.check_writable()?;
         let keyspace = call.keyspace(&target.keyspace)?;
         let item = item(&call)?;
@@ -213,7 +216,7 @@ impl KvApi {
         metadata: &MetadataMap,
         request: v1::GetRequest,
     ) -> Result<v1::GetResponse, CallError> {
-        let call = Call::admit(&self.io, metadata, request.clock)?;
+        let call = Call::coordinate(&self.io, metadata, request.clock).await?;
         let keyspace = call.keyspace(&request.keyspace)?;
         let key = call.key(request.key)?;
         let (level, overlap) = self.read_level(keyspace, request.consistency.as_ref())?;

@@ -159,13 +159,13 @@ impl Scan {
     async fn page(&mut self) -> Result<v1::ScanResponse, CallError> {
         let io = Arc::clone(&self.io);
         let empty = MetadataMap::new();
-        let mut call = Call::admit(&io, &empty, 0)?;
+        let mut call = Call::coordinate(&io, &empty, 0).await?;
         call.deadline_us = io.now_us() + self.timeout_us;
         let (partition, start, end) = self.partition_part(&call);
         let set = Arc::clone(self.keyspace.replica_set(partition));
         let requirement = Requirement::for_read(self.level, &set, call.view.local_dc())
             .map_err(|it| level_error(&it))?;
-        let read_at = call.shared.clock.read(call.shared.wall());
+        let read_at = call.shared.clock.read(call.shared.believed_wall());
         let rows_wanted = usize::try_from(self.rows_left).unwrap_or(usize::MAX).min(self.page_rows);
         let query = RangeQuery {
             operation: 0,
@@ -423,7 +423,7 @@ impl Scan {
         }
         let (done, results) = oneshot::channel();
         let batch = Batch::new(keys.len(), done);
-        let read_at = call.shared.clock.read(call.shared.wall());
+        let read_at = call.shared.clock.read(call.shared.believed_wall());
         let reads = keys.into_iter().enumerate().map(|(position, key)| {
             let requirement = requirement.clone();
             let planned = PlannedRead {

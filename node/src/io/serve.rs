@@ -59,7 +59,7 @@ impl IoLoop {
     fn refuse_frame(&self, frame: &Frame) -> Option<Refusal> {
         let shared = &self.shared;
         if frame.clock != 0
-            && let Err(error) = shared.clock.observe(shared.wall(), Hlc(frame.clock))
+            && let Err(error) = shared.clock.observe(shared.believed_wall(), Hlc(frame.clock))
         {
             Counters::count(&shared.counters.clocks_refused);
             tracing::warn!(%error, "a peer's frame is refused");
@@ -138,7 +138,8 @@ impl IoLoop {
             tracing::warn!(token = %key.token(), %error, "a peer's mutation is damaged");
             Refusal::Corrupt
         })?;
-        shared.clock.observe(shared.wall(), record.version().hlc).map_err(|error| {
+        let wall = shared.believed_wall();
+        shared.clock.observe(wall, record.version().hlc).map_err(|error| {
             Counters::count(&shared.counters.clocks_refused);
             tracing::warn!(token = %key.token(), %error, "a peer's mutation is refused");
             Refusal::ClockAhead

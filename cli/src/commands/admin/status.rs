@@ -40,6 +40,8 @@ struct StatusDocument {
     layout_hash: String,
     partitions: u32,
     metadata_sequence: u64,
+    /// What the answering node makes of its wall clock.
+    clock_state: String,
     nodes: Vec<NodeDocument>,
     keyspaces: Vec<KeyspaceDocument>,
     counters: BTreeMap<String, u64>,
@@ -61,6 +63,8 @@ pub(super) struct NodeDocument {
     capacity: u32,
     partitions: u32,
     last_heard_ms: u64,
+    /// How far ahead of the answering node's its wall clock is.
+    clock_offset_ms: Option<i64>,
     software_version: String,
 }
 
@@ -99,6 +103,7 @@ impl NodeDocument {
             capacity: node.capacity,
             partitions: node.partitions,
             last_heard_ms: node.last_heard_ms,
+            clock_offset_ms: node.clock_offset_ms,
             software_version: node.software_version.clone(),
         }
     }
@@ -164,6 +169,7 @@ impl StatusDocument {
             layout_hash: spell_hash(status.layout_hash),
             partitions: status.partitions,
             metadata_sequence: status.metadata_sequence,
+            clock_state: spell_clock_state(status.clock_state()),
             keyspaces: status.keyspaces.iter().map(KeyspaceDocument::new).collect(),
             counters: status.counters.iter().map(|(name, it)| (name.clone(), *it)).collect(),
             nodes,
@@ -186,10 +192,10 @@ impl StatusDocument {
             output.line("")?;
             output.report(&keyspaces)?;
         }
-        match self.advice() {
-            Some(advice) => output.line(&format!("\n{}", output.paint(Paint::Warning, &advice))),
-            None => Ok(()),
+        for advice in [self.clock_advice(), self.advice()].into_iter().flatten() {
+            output.line(&format!("\n{}", output.paint(Paint::Warning, &advice)))?;
         }
+        Ok(())
     }
 
     fn heading(&self) -> String {
@@ -204,8 +210,17 @@ impl StatusDocument {
 
     /// A table for each datacenter, by name.
     fn blocks(&self) -> BTreeMap<&str, Table> {
-        let columns =
-            ["--", "clients", "peers", "rack", ">partitions", ">owns", "node", ">last heard"];
+        let columns = [
+            "--",
+            "clients",
+            "peers",
+            "rack",
+            ">partitions",
+            ">owns",
+            "node",
+            ">last heard",
+            ">clock",
+        ];
         let mut blocks = BTreeMap::new();
         let mut nodes: Vec<_> = self.nodes.iter().collect();
         nodes.sort_by_key(|it| (&it.rack, &it.client_address));
@@ -229,9 +244,24 @@ impl StatusDocument {
                 owns.into(),
                 node.node_id.as_str().into(),
                 heard.into(),
+                node.clock_offset_ms.map_or("-".to_owned(), |it| format!("{it:+} ms")).into(),
             ]);
         }
         blocks
+    }
+
+    fn clock_advice(&self) -> Option<String> {
+        let node = &self.answered_by;
+        let what = match self.clock_state.as_str() {
+            "unverified" => {
+                "coordinates nothing before it has compared its clock with enough others"
+            }
+            "disputed" => "and the only other node in reach have different clocks: set one right",
+            "jumped" => "coordinates nothing: its clock has jumped, and nobody has confirmed it",
+            "off" => "coordinates nothing: set its clock right",
+            _ => return None,
+        };
+        Some(format!("{node} {what}"))
     }
 
     fn advice(&self) -> Option<String> {
@@ -242,6 +272,11 @@ impl StatusDocument {
         }
         (down > 0).then(|| format!("{down} of {} nodes are down", self.nodes.len()))
     }
+}
+
+/// As the document has it: `good`.
+fn spell_clock_state(state: v1::ClockState) -> String {
+    state.as_str_name().trim_start_matches("CLOCK_STATE_").to_lowercase()
 }
 
 #[cfg(test)]
@@ -259,6 +294,7 @@ mod tests {
             in_layout,
             partitions: if in_layout { 128 } else { 0 },
             last_heard_ms: if up { 0 } else { 61_000 },
+            clock_offset_ms: up.then_some(i64::from(port) - 7_402),
             ..v1::NodeInfo::default()
         }
     }
@@ -273,6 +309,7 @@ mod tests {
             ],
             layout_version: 1,
             partitions: 256,
+            clock_state: v1::ClockState::Off.into(),
             ..v1::GetClusterStatusResponse::default()
         };
         let document = StatusDocument::new(&status);
@@ -284,17 +321,21 @@ mod tests {
         assert_eq!(
             text,
             "[ams]
---  clients         peers           rack   partitions   owns  node                                  last heard
-DN  127.0.0.1:7402  127.0.0.1:7403  rack1         128  50.0%  eaeaeaea-eaea-eaea-eaea-eaeaeaeaeaea   1m01s ago
+--  clients         peers           rack   partitions   owns  node                                  last heard  clock
+DN  127.0.0.1:7402  127.0.0.1:7403  rack1         128  50.0%  eaeaeaea-eaea-eaea-eaea-eaeaeaeaeaea   1m01s ago      -
 [fra]
---  clients         peers           rack   partitions   owns  node                                  last heard
-UN  127.0.0.1:7400  127.0.0.1:7401  rack1         128  50.0%  e8e8e8e8-e8e8-e8e8-e8e8-e8e8e8e8e8e8         now
-UJ  127.0.0.1:7404  127.0.0.1:7405  rack1           0   0.0%  ecececec-ecec-ecec-ecec-ecececececec         now
+--  clients         peers           rack   partitions   owns  node                                  last heard  clock
+UN  127.0.0.1:7400  127.0.0.1:7401  rack1         128  50.0%  e8e8e8e8-e8e8-e8e8-e8e8-e8e8e8e8e8e8         now  -2 ms
+UJ  127.0.0.1:7404  127.0.0.1:7405  rack1           0   0.0%  ecececec-ecec-ecec-ecec-ecececececec         now  +2 ms
 "
         );
         assert_eq!(
             document.advice().unwrap(),
             "1 joining: `quorate admin layout plan` gives them work"
+        );
+        assert_eq!(
+            document.clock_advice().unwrap(),
+            "127.0.0.1:7400 coordinates nothing: set its clock right"
         );
     }
 

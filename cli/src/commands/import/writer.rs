@@ -185,6 +185,7 @@ fn worth_another_try(error: &Error, retry_unknown: bool) -> bool {
             error.reason(),
             Reason::NotEnoughReplicas
                 | Reason::NoLayout
+                | Reason::ClockSkew
                 | Reason::Starting
                 | Reason::Draining
                 | Reason::Overloaded
