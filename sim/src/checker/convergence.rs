@@ -1,0 +1,36 @@
+//! Replicas converge to the highest version, and nothing that anybody was shown is lost: a read at ALL
+//! finds what any answer has told before, at whatever level, or something newer.
+
+use model::ConsistencyLevel;
+
+use super::{
+    Context, Violation,
+    key::{self, Event, KeyHistory, Newest},
+    tell,
+};
+
+const NAME: &str = "convergence";
+
+pub(super) fn check(key: &KeyHistory<'_>, _context: &Context) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let mut newest = Newest::default();
+    for event in key.events() {
+        match event {
+            Event::Returned(operation) => {
+                let read = key::read_of(operation);
+                newest.raise(operation, read.and_then(|it| it.version).unwrap_or_default());
+            }
+            Event::Called(operation) if operation.level == ConsistencyLevel::All => {
+                let version = key::read_of(operation).and_then(|it| it.version);
+                if let (Some(version), Some((floor, earlier))) = (version, newest.0)
+                    && version < floor
+                {
+                    let what = format!("{} has lost {}", tell(operation), tell(earlier));
+                    violations.push(Violation::broken(NAME, Some(key.name), what));
+                }
+            }
+            Event::Called(_) => {}
+        }
+    }
+    violations
+}

@@ -1,0 +1,360 @@
+//! Tests of the testers: what is planted is found, by the checker whose promise it breaks, and
+//! histories that keep every promise are accepted.
+
+use model::{ConsistencyLevel, Hlc, RequestId, Version};
+use proto::Reason;
+
+use super::{
+    Context, Finding, check,
+    generator::{self, Shape},
+    key,
+};
+use crate::{
+    discipline::Discipline,
+    history::{Action, Operation, Outcome, Via},
+};
+
+use Discipline::{
+    AllThenOne, EachQuorum, EachThenLocal, LocalQuorum, LocalThenEach, Mixed, Quorum, QuorumThenOne,
+};
+
+const HOME: Discipline = LocalQuorum { home: 0 };
+
+fn version(ms: &str) -> Version {
+    let ms = ms.parse().unwrap();
+    Version { hlc: Hlc::from_ms(ms), request: RequestId(ms) }
+}
+
+/// Reads an operation: `SESSION[/DC][:LEVEL] ACTION CALLED-RETURNED OUTCOME`, times in microseconds.
+/// Actions: `put=VALUE[/TTL_MS]`, `del`, `get`, `scan`. Outcomes: `@VERSION` for a write, or
+/// `VALUE@VERSION`, `-@VERSION`, `VALUE`, `-` for a read; `!` for not applied, `?[VERSION]` for
+/// unknown.
+fn operation(id: u64, discipline: Discipline, text: &str) -> Operation {
+    let parts: Vec<_> = text.split(' ').collect();
+    let [who, action, times, outcome] = parts[..] else { panic!("{text:?} has no four parts") };
+    let (who, level) = who.split_once(':').map_or((who, None), |(a, b)| (a, Some(b)));
+    let (session, datacenter) = who.split_once('/').unwrap_or((who, "0"));
+    let (called, returned) = times.split_once('-').unwrap();
+    let told = |it: &str| match it.split_once('@') {
+        Some((value, stamp)) => (value.parse().ok(), Some(version(stamp))),
+        None => (it.parse().ok(), None),
+    };
+    let kind = match action.split_once('=') {
+        Some((_, put)) => {
+            let (value, ttl_ms) = put.split_once('/').map_or((put, None), |(a, b)| (a, Some(b)));
+            let ttl_ms = ttl_ms.map(|it| it.parse().unwrap());
+            Action::Put { value: value.parse().unwrap(), ttl_ms }
+        }
+        None if action == "del" => Action::Delete,
+        None => Action::Get,
+    };
+    let levels = match kind {
+        Action::Get => discipline.read_levels(),
+        _ => discipline.write_levels(),
+    };
+    let outcome = match (outcome.split_at(1), kind) {
+        (("!", _), _) => Outcome::NotApplied { reason: Reason::NotEnoughReplicas },
+        (("?", sent), _) => {
+            let versions = Some(sent).filter(|it| !it.is_empty()).map(version);
+            Outcome::Unknown { reason: None, versions: versions.into_iter().collect() }
+        }
+        (_, Action::Get) => {
+            let (value, version) = told(outcome);
+            Outcome::Found { value, version }
+        }
+        ((_, stamp), _) => Outcome::Written { version: version(stamp) },
+    };
+    Operation {
+        id,
+        session: session.parse().unwrap(),
+        datacenter: datacenter.parse().unwrap(),
+        key: "key".into(),
+        discipline,
+        level: level.map_or(levels[0], |it| it.parse().unwrap()),
+        action: kind,
+        via: if action == "scan" { Via::Scan } else { Via::Single },
+        called_us: called.parse().unwrap(),
+        deadline_us: None,
+        returned_us: returned.parse().ok(),
+        outcome,
+    }
+}
+
+fn parse(discipline: Discipline, lines: &[&str]) -> Vec<Operation> {
+    (0..).zip(lines).map(|(id, it)| operation(id, discipline, it)).collect()
+}
+
+fn context() -> Context {
+    Context { datacenters: 2, clock_offset_max_ms: 1, ..Context::default() }
+}
+
+/// The checkers that complain, each once.
+fn complaints(history: &[Operation], context: &Context) -> Vec<&'static str> {
+    let mut names: Vec<_> = check(history, context).iter().map(|it| it.checker).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Panics unless exactly these checkers complain.
+fn assert_found(discipline: Discipline, lines: &[&str], expected: &[&str]) {
+    let history = parse(discipline, lines);
+    let violations = check(&history, &context());
+    let found = complaints(&history, &context());
+    assert_eq!(found, expected, "{discipline:?}, {lines:#?}: {violations:#?}");
+}
+
+#[test]
+fn stale_reads() {
+    let stale = ["1 put=1 0-1 @1", "1 put=2 2-3 @2", "2 get 4-5 1@1"];
+    assert_found(Quorum, &stale, &["acked", "linearizable", "monotonic"]);
+    assert_found(HOME, &stale, &["acked", "linearizable", "monotonic"]);
+    assert_found(EachQuorum, &stale, &["acked", "linearizable", "monotonic"]);
+    assert_found(EachThenLocal, &stale, &["acked", "regular"]);
+    assert_found(AllThenOne, &stale, &["acked", "regular"]);
+    assert_found(LocalThenEach, &stale, &["acked"]);
+    assert_found(QuorumThenOne, &stale, &[]);
+    assert_found(Mixed, &stale, &[]);
+
+    // Without a version values alone decide.
+    let told_nothing = ["1 put=1 0-1 @1", "1 put=2 2-3 @2", "2 scan 4-5 1"];
+    assert_found(Quorum, &told_nothing, &["acked", "linearizable"]);
+    assert_found(AllThenOne, &told_nothing, &["acked", "regular"]);
+
+    // While a write is under way two reads may see new, then old; an atomic register forbids it.
+    let inverted = ["1 put=1 0-1 @1", "1 put=2 2-9 @2", "2 get 3-4 2@2", "2 get 5-6 1@1"];
+    assert_found(Quorum, &inverted, &["linearizable", "monotonic"]);
+    assert_found(EachThenLocal, &inverted, &[]);
+    assert_found(AllThenOne, &inverted, &[]);
+}
+
+#[test]
+fn lost_writes() {
+    let lost = ["1 put=1 0-1 @1", "2 get 2-3 -"];
+    assert_found(Quorum, &lost, &["acked", "linearizable", "monotonic"]);
+    assert_found(EachThenLocal, &lost, &["acked", "regular"]);
+    assert_found(LocalThenEach, &lost, &["acked"]);
+    let lost_in_scan = ["1 put=1 0-1 @1", "2 scan 2-3 -"];
+    assert_found(Quorum, &lost_in_scan, &["acked", "linearizable"]);
+    assert_found(LocalThenEach, &lost_in_scan, &["acked"]);
+    // A delete that is still under way explains it.
+    assert_found(Quorum, &["1 put=1 0-1 @1", "1 del 2-9 ?", "2 scan 3-4 -"], &[]);
+    assert_found(LocalThenEach, &["1 put=1 0-1 @1", "1 del 2-9 ?", "2 scan 3-4 -"], &[]);
+    // One write hidden by another that lies below it.
+    let disordered = ["1 put=1 0-1 @5", "2 put=2 2-3 @4", "2:ALL get 4-5 2@4"];
+    assert_found(Quorum, &disordered, &["acked", "monotonic"]);
+    assert_found(AllThenOne, &disordered[..2], &["regular"]);
+    assert_found(LocalThenEach, &disordered[..2], &[]);
+}
+
+#[test]
+fn a_cluster_of_two_halves() {
+    // LOCAL_QUORUM that counts elsewhere: each client sees its own write only.
+    let split = ["1 put=1 0-1 @1", "2 put=2 0-1 @2", "1 get 2-3 1@1", "2 get 2-3 2@2"];
+    assert_found(HOME, &split, &["acked", "linearizable", "monotonic"]);
+    // What is written elsewhere arrives when it likes, each stamp by itself, and reads made there
+    // are not looked at.
+    let visits = ["1 put=1 0-1 @1", "9/1 put=2 2-3 @3", "1 get 4-5 1@1", "9/1 get 4-5 2@3"];
+    assert_found(HOME, &visits, &[]);
+    let twice = ["9/1 put=2 0-9 @4", "1 get 1-2 2@3", "1 put=3 3-4 @5", "1 get 5-6 3@5"];
+    assert_found(HOME, &twice, &[]);
+    let thrice = [&twice[..], &["1 get 7-8 2@6", "1 get 9-10 2@7"]].concat();
+    assert_found(HOME, &thrice, &["unknown"]);
+    // At home a put takes effect once.
+    let again = ["1 put=2 0-9 ?", "1 get 1-2 2@3", "1 put=3 3-4 @5", "1 get 5-6 2@6"];
+    assert_found(HOME, &again, &["linearizable", "unknown"]);
+}
+
+#[test]
+fn deletes_that_do_not_last() {
+    let back = ["1 put=1 0-1 @1", "1 del 2-3 @2", "2 get 4-5 1@1"];
+    assert_found(Quorum, &back, &["acked", "deletes", "linearizable", "monotonic"]);
+    assert_found(EachThenLocal, &back, &["acked", "deletes", "regular"]);
+    assert_found(LocalThenEach, &back, &["acked", "deletes"]);
+    assert_found(QuorumThenOne, &back, &[]);
+    // A version made up on the way hides nothing.
+    let restamped = ["1 put=1 0-1 @1", "1 del 2-3 @2", "2 get 4-5 1@3"];
+    assert_found(Quorum, &restamped, &["deletes", "linearizable", "unknown"]);
+    // A put under way, one of unknown outcome, and one with a higher clock may come back.
+    assert_found(Quorum, &["1 put=1 0-9 @3", "1 del 2-3 @2", "2 get 4-5 1@3"], &[]);
+    assert_found(Quorum, &["1 put=1 0-1 ?", "1 del 2-3 @2", "2 get 4-5 1@3"], &[]);
+    let ahead = ["1 put=1 0-1 @3", "2/1 del 2-3 @2", "2 get 4-5 1@3"];
+    assert_found(LocalThenEach, &ahead, &[]);
+}
+
+#[test]
+fn dirty_reads() {
+    let refused = ["1 put=1 0-1 !", "2 get 2-3 1@1"];
+    assert_found(Quorum, &refused, &["linearizable", "unknown"]);
+    assert_found(Mixed, &refused, &["unknown"]);
+    assert_found(QuorumThenOne, &["2 get 2-3 1@1"], &["unknown"]);
+    assert_found(Mixed, &["2 get 0-1 1@1", "1 put=1 2-3 @1"], &["unknown"]);
+    // A put has two stamps at most, and where reads ask a quorum it has one.
+    let two = ["1 put=1 0-1 @2", "2 get 2-3 1@1", "2 get 4-5 1@2"];
+    assert_found(AllThenOne, &two[..1], &[]);
+    assert_found(Mixed, &two, &[]);
+    let three = [&two[..], &["2 get 6-7 1@3"]].concat();
+    assert_found(Mixed, &three, &["unknown"]);
+    assert_found(LocalThenEach, &["1 put=1 0-9 ?", "2 get 2-3 1@1", "2 get 4-5 1@2"], &["unknown"]);
+}
+
+#[test]
+fn sessions() {
+    // The client had read version 5 before, of whatever key, and its clock is not listened to.
+    let behind = ["1 put=1 0-1 @5", "2/1 get 2-3 1@5", "2/1 put=2 4-5 @3"];
+    assert_found(Mixed, &behind, &["session"]);
+    assert_found(Mixed, &["1 put=1 0-1 @5", "2/1 put=2 4-5 @3"], &[]);
+    assert_found(Mixed, &["1 put=1 0-4 @5", "1 put=2 4-5 @3"], &[]);
+    let mut keys = parse(Mixed, &["1 put=1 0-1 @5", "1 put=2 2-3 @4"]);
+    keys[1].key = "another".into();
+    assert_eq!(complaints(&keys, &context()), ["session"]);
+}
+
+#[test]
+fn versions_name_one_content() {
+    let two = ["1 put=1 0-9 @5", "2 put=2 0-9 @5"];
+    assert_found(Mixed, &two, &["monotonic"]);
+    assert_found(Mixed, &["1 put=1 0-9 @5", "2 get 0-9 -@5"], &["monotonic"]);
+    assert_found(Mixed, &["1 put=1/1 0-9 @5", "2 get 6000-6001 -@5"], &[]);
+    assert_found(Mixed, &["1 del 0-9 @5", "1 put=1 0-9 ?", "2 get 3-5 1@5"], &["monotonic"]);
+}
+
+#[test]
+fn expiry() {
+    // Put at 10 ms for 10 ms, clocks off by 1 ms: anything goes from 19 to 21 ms.
+    let reads = |reads: &[&'static str]| [&["1 put=1/10 10000-10001 @10"], reads].concat();
+    let live =
+        reads(&["1 get 18000-18500 1@10", "1 get 20000-20001 -@10", "1 get 20500-21000 1@10"]);
+    assert_found(Quorum, &live, &[]);
+    assert_found(Quorum, &reads(&["1 get 18000-18999 -@10"]), &["expiry"]);
+    assert_found(Quorum, &reads(&["1 get 21001-21002 1@10"]), &["expiry"]);
+    assert_found(Quorum, &reads(&["1 scan 18000-19000 -"]), &[]);
+    assert_found(Quorum, &reads(&["1 scan 18000-18999 -"]), &["acked", "linearizable"]);
+    assert_found(Quorum, &reads(&["1 scan 30000-30001 -"]), &[]);
+    // An expired value has not lost its place among the versions.
+    let behind = reads(&["1 put=2 12000-12001 @12", "1 get 30000-30001 -@10"]);
+    assert_found(Quorum, &behind, &["acked", "linearizable", "monotonic"]);
+    // A put of unknown outcome may have been there, and have gone.
+    let unknown = ["1 put=1 0-1 @1", "1 put=2/10 2-3 ?", "1 scan 30000-30001 -"];
+    assert_found(Quorum, &unknown, &[]);
+    assert_found(Quorum, &[unknown[0], unknown[1], "1 scan 4-5 -"], &["acked", "linearizable"]);
+}
+
+#[test]
+fn the_read_back() {
+    let lines = ["1:ANY put=1 0-1 @5", "1 put=2 0-1 @4", "2:ALL get 2-3 2@4"];
+    let history = parse(Mixed, &lines);
+    let after = Context { read_back_from: Some(2), converges: true, ..context() };
+    assert_eq!(complaints(&history, &after), ["acked"]);
+    assert_eq!(complaints(&history, &Context { converges: false, ..after.clone() }), [""; 0]);
+    assert_eq!(
+        complaints(&history, &Context { read_back_from: Some(3), ..after.clone() }),
+        ["acked"]
+    );
+
+    let unread = check(&parse(Quorum, &["1 put=1 0-1 @1"]), &after);
+    assert_eq!(unread.len(), 1);
+    assert_eq!((unread[0].finding, unread[0].checker), (Finding::Undecided, "acked"));
+    assert!(unread[0].to_string().starts_with("acked: undecided: key \"key\": "), "{}", unread[0]);
+
+    let lost = ["1:ONE put=1 0-1 ?", "2:ONE get 2-3 1@5", "2:ALL get 4-5 -"];
+    assert_found(Mixed, &lost, &["convergence"]);
+    let survives = ["1:ONE put=1 0-1 @5", "2:ALL get 4-5 -"];
+    assert_found(Mixed, &survives, &["acked"]);
+}
+
+#[test]
+fn errors() {
+    let context = Context { deadline_slack_us: 10, healed_us: Some(500), ..context() };
+    let of = |times: &str, outcome: &str, deadline_us| {
+        let mut history =
+            parse(Mixed, &[&format!("1 put=1 {times} {outcome}"), "1 get 900-901 -@0"]);
+        history[0].deadline_us = deadline_us;
+        history
+    };
+    let found = |history: Vec<Operation>| complaints(&history, &context);
+    assert_eq!(found(of("0-110", "@1", Some(100))), [""; 0]);
+    assert_eq!(found(of("0-111", "@1", Some(100))), ["errors"]);
+    assert_eq!(found(of("0-111", "@1", None)), [""; 0]);
+    assert_eq!(found(of("0-111", "?", Some(100))), [""; 0], "nobody answered");
+    assert_eq!(found(of("500-711", "?", Some(700))), ["errors"], "and nothing was wrong");
+    assert_eq!(found(of("500-650", "?", Some(700))), [""; 0], "the client hung up");
+    assert_eq!(found(of("500-", "?", Some(700))), ["errors"]);
+    assert_eq!(found(of("500-", "?", Some(1_000))), [""; 0], "the run ended first");
+
+    for reason in Reason::ALL {
+        let mut history = of("0-1", "?", None);
+        history[0].outcome = Outcome::Unknown { reason: Some(*reason), versions: Vec::new() };
+        let lies = reason.as_str() != "CONNECTION_LOST"
+            && reason.code() == Reason::NotEnoughReplicas.code();
+        assert_eq!(!found(history).is_empty(), lies, "{reason:?}");
+    }
+}
+
+#[test]
+fn levels_that_meet() {
+    let all = [Discipline::all(2), vec![]].concat();
+    let promised = |it: &&Discipline| !matches!(it, QuorumThenOne | Mixed);
+    for discipline in all.iter().filter(promised) {
+        for write in discipline.write_levels() {
+            for read in discipline.read_levels() {
+                let mut operation = operation(0, *discipline, "1 get 0-1 -");
+                operation.level = *read;
+                assert!(key::meets((*write, 0), &operation, 2), "{write} and {read}");
+            }
+        }
+    }
+    let meets = |write, from, read: &str, datacenters| {
+        let read = operation(0, Mixed, &format!("1:{read} get 0-1 -"));
+        key::meets((write, from), &read, datacenters)
+    };
+    assert!(!meets(ConsistencyLevel::LocalQuorum, 1, "LOCAL_QUORUM", 2));
+    assert!(!meets(ConsistencyLevel::LocalQuorum, 0, "QUORUM", 2));
+    assert!(meets(ConsistencyLevel::LocalQuorum, 0, "QUORUM", 1));
+    assert!(!meets(ConsistencyLevel::Any, 0, "ALL", 1));
+    assert!(meets(ConsistencyLevel::One, 0, "ALL", 2));
+    assert!(!meets(ConsistencyLevel::Quorum, 0, "ONE", 1));
+}
+
+#[test]
+fn generated_histories_are_accepted() {
+    for seed in 0..150 {
+        let disciplines = Discipline::all(2);
+        for (number, discipline) in (0..).zip(disciplines) {
+            let seed = seed * 100 + number;
+            let shape = Shape {
+                discipline,
+                keys: 3,
+                foreign_sessions: u32::from(matches!(discipline, LocalQuorum { .. })) * 2,
+                ttl_ms_max: seed % 3,
+                clock_offset_max_ms: seed % 2,
+                ..Shape::default()
+            };
+            let history = generator::history(seed, &shape);
+            let context = Context {
+                datacenters: 2,
+                clock_offset_max_ms: shape.clock_offset_max_ms + 1,
+                epoch_ms: shape.epoch_ms,
+                ..Context::default()
+            };
+            let violations = check(&history, &context);
+            assert_eq!(violations, [], "seed {seed}: {shape:?}, {history:#?}");
+        }
+    }
+}
+
+#[test]
+fn spoiled_histories_are_mostly_rejected() {
+    let mut rejected = std::collections::BTreeMap::<_, (u32, u32)>::new();
+    for seed in 0..1_200 {
+        let mut history = generator::history(seed, &Shape::default());
+        let Some(how) = generator::spoil(&mut history, seed) else { continue };
+        let context = Context { epoch_ms: Shape::default().epoch_ms, ..Context::default() };
+        let violations = check(&history, &context);
+        let (of, all) = rejected.entry(how).or_default();
+        *of += u32::from(!violations.is_empty());
+        *all += 1;
+    }
+    let weak: Vec<_> = rejected.iter().filter(|(_, (of, all))| of * 20 < *all).collect();
+    assert!(rejected.len() == 6 && weak.is_empty(), "{rejected:?}");
+}
