@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build release lint deny bench ci env prepare prepare-test clean-cache
+.PHONY: help demo test build release lint deny bench porcupine ci env prepare prepare-test clean-cache
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/quorate
 CARGO_TARGET_DIR ?= $(CACHE)/target
@@ -47,6 +47,15 @@ deny: prepare ## Licences, bans and sources of all dependencies.
 
 bench: release ## The bars of docs/performance.md, measured on this machine.
 	$(QUORATE) bench bars
+
+# Outside the default build: it alone needs Go, and fetches its one module through the proxy.
+porcupine: $(ROCKSDB) ## Judges generated histories again with Porcupine, the referee of our checker.
+	@.ci/prepare go
+	export GOPATH=$(CACHE)/go GOCACHE=$(CACHE)/go/build GOMODCACHE=$(CACHE)/go/modules \
+	  GOFLAGS="-mod=readonly -modcacherw -buildvcs=false" GOTOOLCHAIN=local; \
+	cd sim/porcupine && go vet . && go build -o $(CACHE)/go/porcupine .
+	cargo run --quiet --locked --package sim --example porcupine-histories -- 2000 | \
+	  $(CACHE)/go/porcupine -least 1000
 
 ci: ## What continuous integration runs.
 	.ci/run
