@@ -1,16 +1,20 @@
 //! Simulated worlds: node's own code, gRPC included, on a simulated network, clock and disk, all
 //! from one seed.
 //!
-//! Holds the seams and the first property that everything else rests on: the same seed gives the
-//! same run. Faults, workloads and checkers join it here.
+//! A run ([`run`]) is a world with clients and faults, and ends with the verdicts of the checkers.
+//! Nothing here knows how the database works inside, but for [`inspect`], which looks into its disks.
 
 pub mod checker;
+pub mod coverage;
 pub mod discipline;
+pub mod fault;
 pub mod history;
-mod host;
-mod network;
-#[cfg(test)]
-mod tests;
-
-pub use host::{HostError, HostSettings, run_host};
-pub use network::{SimClock, SimNetwork, channel};
+pub mod inspect;
+pub mod log;
+pub mod mutants;
+pub mod recorder;
+pub mod run;
+pub mod shape;
+pub mod sweep;
+mod workload;
+pub mod world;

@@ -1,0 +1,32 @@
+//! The commands of `quorate-sim`, a file each.
+
+mod list;
+mod mutants;
+mod run;
+mod sweep;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+/// What to do.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Runs one seed and tells what happened.
+    Run(run::Arguments),
+    /// Runs many seeds, on all cores.
+    Sweep(sweep::Arguments),
+    /// Runs every deliberate bug until it is caught.
+    Mutants(mutants::Arguments),
+    /// Lists what can be named.
+    List,
+}
+
+pub(crate) fn run(command: Command) -> ExitCode {
+    match command {
+        Command::Run(it) => run::run(&it),
+        Command::Sweep(it) => sweep::run(&it),
+        Command::Mutants(it) => mutants::run(&it),
+        Command::List => list::run(),
+    }
+}

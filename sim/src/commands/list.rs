@@ -1,0 +1,13 @@
+//! `quorate-sim list`: what there is.
+
+use std::process::ExitCode;
+
+use model::Mutant;
+
+pub(crate) fn run() -> ExitCode {
+    println!("mutants:");
+    for mutant in Mutant::ALL {
+        println!("  {:<28} {}", mutant.as_str(), mutant.describe());
+    }
+    ExitCode::SUCCESS
+}

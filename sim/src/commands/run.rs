@@ -1,0 +1,71 @@
+//! `quorate-sim run`: one seed.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Args;
+use model::Mutant;
+use sim::run::{Report, RunSettings};
+
+/// Which run.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Decides everything.
+    #[arg(long)]
+    seed: u64,
+    /// With this deliberate bug; `quorate-sim list` names them.
+    #[arg(long, value_parser = mutant)]
+    mutant: Option<Mutant>,
+    /// Writes the log here instead of printing it.
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Prints only the verdict.
+    #[arg(long)]
+    quiet: bool,
+}
+
+/// Parses a mutant's name.
+pub(crate) fn mutant(name: &str) -> Result<Mutant, String> {
+    let found = Mutant::ALL.iter().find(|it| it.as_str() == name);
+    found.copied().ok_or_else(|| "no such mutant; `quorate-sim list` names them".to_owned())
+}
+
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    let settings = RunSettings {
+        mutant: arguments.mutant,
+        keep: true,
+        ..RunSettings::of_seed(arguments.seed)
+    };
+    let report = sim::run::run(&settings);
+    match &arguments.log {
+        Some(path) => {
+            if let Err(error) = std::fs::write(path, report.lines.join("\n")) {
+                eprintln!("cannot write {}: {error}", path.display());
+                return ExitCode::FAILURE;
+            }
+        }
+        None if arguments.quiet => {}
+        None => report.lines.iter().for_each(|it| println!("{it}")),
+    }
+    print_verdict(&report);
+    if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn print_verdict(report: &Report) {
+    println!(
+        "seed {}: {} nodes in {} datacenters, {} operations in {:.1} simulated seconds; log {:016x}, \
+         state {:016x}",
+        report.seed,
+        report.shape.nodes().count(),
+        report.shape.datacenters.len(),
+        report.operations,
+        report.simulated_ms as f64 / 1_000.0,
+        report.log_hash,
+        report.state_hash,
+    );
+    for violation in &report.violations {
+        println!("VIOLATION {violation}");
+    }
+    if report.violations.is_empty() {
+        println!("clean");
+    }
+}

@@ -1,0 +1,178 @@
+//! What goes wrong in a run, each with its parameters: drawn from the seed, or written down by a
+//! scenario. The numbers are those of the catalogue in `docs/simulation.md`.
+
+mod apply;
+mod draw;
+
+use std::fmt;
+
+use node::commit::CommitStage;
+
+pub use apply::{ActiveFault, heal_all, is_wanted_down};
+pub use draw::draw_faults;
+
+use crate::world::{Cut, CutKind, EndKind};
+
+/// One thing that goes wrong. Nodes are given by their place, datacenters too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Links between two groups of hosts are cut (F1 to F3).
+    Cut(Cut),
+    /// The nodes' links jam one by one, and are freed in another order (F5).
+    Swizzle {
+        /// The nodes, in the order in which they jam.
+        nodes: Vec<usize>,
+        /// The order in which they are freed: places in `nodes`.
+        freed: Vec<usize>,
+    },
+    /// Messages between two groups of hosts take long (F6).
+    Slow {
+        /// From these hosts.
+        from: Vec<String>,
+        /// To those.
+        to: Vec<String>,
+        /// So long.
+        latency_ms: u64,
+    },
+    /// Connections of a node break at random: what was sent arrived, its answer is lost (F7).
+    Resets {
+        /// The node.
+        node: usize,
+        /// Reads in a thousand that find their connection broken.
+        per_mille: u32,
+    },
+    /// A process ends and starts again when the fault does (F9, F10).
+    End {
+        /// The node.
+        node: usize,
+        /// How.
+        kind: EndKind,
+    },
+    /// A process ends at an exact point of a group of commits (F11).
+    EndAt {
+        /// The node.
+        node: usize,
+        /// Where.
+        stage: CommitStage,
+        /// After so many groups.
+        groups: u32,
+        /// How.
+        kind: EndKind,
+    },
+    /// All nodes of a datacenter end and its links are cut; all return together (F4).
+    DatacenterEnd {
+        /// The datacenter.
+        datacenter: u8,
+        /// How.
+        kind: EndKind,
+    },
+    /// A disk takes long for each group of commits (F12).
+    SlowDisk {
+        /// The node.
+        node: usize,
+        /// So long at most.
+        disk_ms: u64,
+    },
+    /// A disk has no room (F13).
+    FullDisk {
+        /// The node.
+        node: usize,
+        /// Appends in a thousand that find none.
+        per_mille: u32,
+    },
+    /// A disk fails accesses (F14). After a failed write or sync a node ends, and is started again.
+    DiskErrors {
+        /// The node.
+        node: usize,
+        /// Reads in a thousand that fail.
+        reads: u32,
+        /// Appends in a thousand that fail.
+        writes: u32,
+        /// Syncs in a thousand that fail.
+        syncs: u32,
+    },
+    /// A clock jumps, and jumps back when the fault ends (F17).
+    ClockJump {
+        /// The node.
+        node: usize,
+        /// So far; negative for back.
+        jump_ms: i64,
+    },
+    /// A clock drifts away (F17).
+    ClockDrift {
+        /// The node.
+        node: usize,
+        /// Millionths.
+        ppm: i64,
+    },
+    /// A process is not scheduled: nothing leaves or reaches it, its disk stands still (F18).
+    Pause {
+        /// The node.
+        node: usize,
+    },
+    /// Clients call ten times as fast, on few keys, with large values (F21).
+    Overload,
+}
+
+/// A fault with its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimedFault {
+    /// When it begins, in milliseconds since faults are allowed.
+    pub at_ms: u64,
+    /// How long it lasts.
+    pub for_ms: u64,
+    /// What it is.
+    pub fault: Fault,
+}
+
+impl Fault {
+    /// A short name, for counting.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Cut(Cut { kind: CutKind::Jam, .. }) => "jam",
+            Self::Cut(Cut { kind: CutKind::Stop, .. }) => "partition",
+            Self::Cut(Cut { kind: CutKind::OneWay, .. }) => "one-way partition",
+            Self::Swizzle { .. } => "swizzle",
+            Self::Slow { .. } => "slow links",
+            Self::Resets { .. } => "broken connections",
+            Self::End { kind: EndKind::Crash, .. } => "crash",
+            Self::End { kind: EndKind::PowerLoss, .. } => "power loss",
+            Self::EndAt { .. } => "crash at a point",
+            Self::DatacenterEnd { .. } => "datacenter lost",
+            Self::SlowDisk { .. } => "slow disk",
+            Self::FullDisk { .. } => "full disk",
+            Self::DiskErrors { .. } => "disk errors",
+            Self::ClockJump { .. } => "clock jump",
+            Self::ClockDrift { .. } => "clock drift",
+            Self::Pause { .. } => "pause",
+            Self::Overload => "overload",
+        }
+    }
+
+    /// Every name that [`Self::name`] gives.
+    pub const NAMES: &[&str] = &[
+        "jam",
+        "partition",
+        "one-way partition",
+        "swizzle",
+        "slow links",
+        "broken connections",
+        "crash",
+        "power loss",
+        "crash at a point",
+        "datacenter lost",
+        "slow disk",
+        "full disk",
+        "disk errors",
+        "clock jump",
+        "clock drift",
+        "pause",
+        "overload",
+    ];
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {self:?}", self.name())
+    }
+}

@@ -1,0 +1,163 @@
+//! Looks into a world from outside, where no client could: disks, clocks, queues, tasks, members.
+
+use std::{collections::BTreeMap, sync::atomic::Ordering};
+
+use model::{StorageKey, Version};
+use node::{
+    replica::decode_stored,
+    storage::{RangeRequest, Space, Storage},
+};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{checker::Violation, shape::Shape, world::World};
+
+/// A hash of everything on all disks.
+pub fn state_hash(world: &World) -> u64 {
+    let mut hash = Xxh3::new();
+    for node in &world.nodes {
+        node.disk.set_faults(None);
+        for space in Space::ALL {
+            let page =
+                node.disk.range(&RangeRequest::prefix(space, Vec::new())).unwrap_or_default();
+            for (key, value) in page.rows {
+                hash.update(&key);
+                hash.update(&value);
+            }
+        }
+    }
+    hash.digest()
+}
+
+/// After everything was read at ALL: the replicas of each key hold the same version.
+pub fn replicas_agree(world: &World) -> Vec<Violation> {
+    let mut held: BTreeMap<StorageKey, Vec<(String, Option<Version>)>> = BTreeMap::new();
+    for node in &world.nodes {
+        node.disk.set_faults(None);
+        let rows = node.disk.range(&RangeRequest::prefix(Space::Data, Vec::new()));
+        for (key, value) in rows.unwrap_or_default().rows {
+            let Some(key) = StorageKey::parse(key) else { continue };
+            let version = decode_stored(&key, value).ok().map(|it| it.record.version());
+            held.entry(key).or_default().push((node.name.clone(), version));
+        }
+    }
+    let replicas = usize::from(world.shape.replicas_in_all());
+    let differ = held.into_iter().filter(|(_, holders)| {
+        holders.len() != replicas || holders.iter().any(|it| it.1.is_none() || it.1 != holders[0].1)
+    });
+    let violation = |(key, holders): (StorageKey, Vec<_>)| {
+        let name = format!("{:?}", key.key());
+        let what = format!("of {replicas} replicas these hold it: {holders:?}");
+        Violation::broken("replicas-agree", Some(&name), what)
+    };
+    differ.map(violation).collect()
+}
+
+/// With each step: queues keep their bounds, clocks their ceilings (C5).
+pub fn bounds(world: &World) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for it in &world.nodes {
+        let Some(node) = it.controls.node() else { continue };
+        let mut violated = |checker, what: String| {
+            let what = format!("{}: {what}", it.name);
+            violations.push(Violation::broken(checker, None, what));
+        };
+        let shared = &node.shared;
+        for io_loop in &node.loops {
+            let state = io_loop.lock();
+            let (unanswered, limit) = (state.unanswered, shared.config.operations_in_flight_max);
+            if unanswered > limit {
+                violated("bounded", format!("{unanswered} operations in flight, {limit} allowed"));
+            }
+            for peer in state.peers.iter() {
+                let (bytes, limit) = (peer.outbox.bytes(), shared.config.peer_queue_bytes_max);
+                // The message that passes the bound may pass it by its own length.
+                if bytes > limit + shared.config.limits.value_bytes_max {
+                    violated(
+                        "bounded",
+                        format!("{bytes} bytes queued for a peer, {limit} allowed"),
+                    );
+                }
+            }
+        }
+        let (highest, before) = (shared.clock.highest().0, it.ceiling_before);
+        if highest < before {
+            violated(
+                "clock",
+                format!("resumed at {highest}, below its durable ceiling {before} (C5)"),
+            );
+        }
+    }
+    violations
+}
+
+/// How the nodes are, for the log.
+pub fn gauges(world: &World) -> String {
+    let gauges = world.nodes.iter().map(|it| {
+        let Some(node) = it.controls.node() else { return format!("{} is down", it.name) };
+        let operations: usize = node.loops.iter().map(|it| it.lock().operations.len()).sum();
+        let connections = node.shared.connections.load(Ordering::Relaxed);
+        let tasks = it.controls.tasks.load(Ordering::Relaxed);
+        let name = &it.name;
+        format!("{name}: {operations} operations, {connections} connections, {tasks} tasks")
+    });
+    gauges.collect::<Vec<_>>().join("; ")
+}
+
+/// At the end: every node calls every other up, and all hold the same metadata.
+pub fn members_agree(world: &World) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let mut sequences = BTreeMap::new();
+    for it in &world.nodes {
+        let violated = |what: String| Violation::broken("membership", None, what);
+        let Some(node) = it.controls.node() else {
+            violations.push(violated(format!("{} does not run", it.name)));
+            continue;
+        };
+        let shared = &node.shared;
+        sequences
+            .entry(shared.view.load().sequence())
+            .or_insert_with(Vec::new)
+            .push(it.name.clone());
+        let now_us = shared.elapsed_us();
+        let statuses = shared.statuses.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let up = statuses.values().filter(|status| status.is_up(now_us)).count();
+        if up + 1 < world.nodes.len() {
+            violations.push(violated(format!("{} calls {} nodes up beside itself", it.name, up)));
+        }
+    }
+    if sequences.len() > 1 {
+        let what = format!("nodes hold different metadata: {sequences:?}");
+        violations.push(Violation::broken("membership", None, what));
+    }
+    violations
+}
+
+/// At the end, the clients gone: nothing is in flight, and no node runs more tasks than its links
+/// and services need.
+pub fn nothing_is_left(world: &World, shape: &Shape) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for it in &world.nodes {
+        let Some(node) = it.controls.node() else { continue };
+        let mut violated = |what: String| {
+            let what = format!("{}: {what}", it.name);
+            violations.push(Violation::broken("nothing-left", None, what));
+        };
+        let operations: usize = node.loops.iter().map(|it| it.lock().operations.len()).sum();
+        if operations > 0 {
+            violated(format!("{operations} operations are still in flight"));
+        }
+        let connections = node.shared.connections.load(Ordering::Relaxed);
+        if connections > 0 {
+            violated(format!("{connections} connections of clients are still open"));
+        }
+        let tasks = it.controls.tasks.load(Ordering::Relaxed);
+        let limit = TASKS_OF_A_NODE + TASKS_OF_A_LINK * shape.nodes().count();
+        if tasks > limit {
+            violated(format!("{tasks} tasks run, {limit} suffice"));
+        }
+    }
+    violations
+}
+
+const TASKS_OF_A_NODE: usize = 16;
+const TASKS_OF_A_LINK: usize = 9;

@@ -1,0 +1,42 @@
+//! What happened in a run, in order: hashed always, kept where somebody wants to read it.
+
+use std::{cell::RefCell, fmt, rc::Rc, time::Duration};
+
+use xxhash_rust::xxh3::Xxh3;
+
+/// The log of one run. Clones share it.
+#[derive(Clone)]
+pub struct Log(Rc<RefCell<Inner>>);
+
+struct Inner {
+    hash: Xxh3,
+    lines: Option<Vec<String>>,
+}
+
+impl Log {
+    /// An empty log, which keeps its lines or only their hash.
+    pub fn new(keep: bool) -> Self {
+        Self(Rc::new(RefCell::new(Inner { hash: Xxh3::new(), lines: keep.then(Vec::new) })))
+    }
+
+    /// Adds a line.
+    pub fn say(&self, at: Duration, line: impl fmt::Display) {
+        let line = format!("{:>9.3} {line}", at.as_secs_f64());
+        let mut inner = self.0.borrow_mut();
+        inner.hash.update(line.as_bytes());
+        inner.hash.update(b"\n");
+        if let Some(lines) = &mut inner.lines {
+            lines.push(line);
+        }
+    }
+
+    /// The hash of all lines so far.
+    pub fn hash(&self) -> u64 {
+        self.0.borrow().hash.digest()
+    }
+
+    /// Takes the lines, if they were kept.
+    pub fn take(&self) -> Vec<String> {
+        self.0.borrow_mut().lines.take().unwrap_or_default()
+    }
+}

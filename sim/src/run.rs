@@ -1,0 +1,350 @@
+//! One run: a world, its clients and its faults, from one seed.
+//!
+//! The shape of each: the cluster is set up, clients warm up, faults come and go while they work,
+//! everything is healed, the cluster is left alone, everything is read back, and the checkers judge.
+
+mod set_up;
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+};
+
+use model::Mutant;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use crate::{
+    checker::{self, Context, Violation},
+    coverage::Coverage,
+    fault::{ActiveFault, Fault, TimedFault, draw_faults, heal_all, is_wanted_down},
+    history::Operation,
+    inspect,
+    log::Log,
+    recorder::{Recorder, Who},
+    shape::Shape,
+    workload::{self, Load, Phase},
+    world::{EPOCH_MS, World},
+};
+
+/// What a run is told. The seed decides the rest.
+#[derive(Clone, Debug)]
+pub struct RunSettings {
+    /// The seed.
+    pub seed: u64,
+    /// The cluster; `None` lets the seed draw one.
+    pub shape: Option<Shape>,
+    /// The faults; `None` lets the seed draw them.
+    pub faults: Option<Vec<TimedFault>>,
+    /// A deliberate bug.
+    pub mutant: Option<Mutant>,
+    /// Keeps the log's lines and the history.
+    pub keep: bool,
+}
+
+impl RunSettings {
+    /// A run of the mix.
+    pub fn of_seed(seed: u64) -> Self {
+        Self { seed, shape: None, faults: None, mutant: None, keep: false }
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// The cluster.
+    pub shape: Shape,
+    /// Broken promises. None: the run is clean.
+    pub violations: Vec<Violation>,
+    /// What was exercised.
+    pub coverage: Coverage,
+    /// A hash of everything that happened.
+    pub log_hash: u64,
+    /// A hash of all disks at the end.
+    pub state_hash: u64,
+    /// Simulated milliseconds.
+    pub simulated_ms: u64,
+    /// Operations of clients.
+    pub operations: u64,
+    /// The log, if it was kept.
+    pub lines: Vec<String>,
+    /// The history, if it was kept.
+    pub history: Vec<Operation>,
+}
+
+/// Runs once. A panic anywhere in the cluster is a violation.
+pub fn run(settings: &RunSettings) -> Report {
+    Mutant::choose(settings.mutant);
+    let mut random = StdRng::seed_from_u64(settings.seed);
+    let shape = Shape::draw(&mut random);
+    let shape = settings.shape.clone().unwrap_or(shape);
+    let faults = settings.faults.clone().unwrap_or_else(|| draw_faults(&mut random, &shape));
+    let log = Log::new(settings.keep);
+    let mut report = Report {
+        seed: settings.seed,
+        shape: shape.clone(),
+        violations: Vec::new(),
+        coverage: Coverage::default(),
+        log_hash: 0,
+        state_hash: 0,
+        simulated_ms: 0,
+        operations: 0,
+        lines: Vec::new(),
+        history: Vec::new(),
+    };
+    let running = catch_unwind(AssertUnwindSafe(|| {
+        let mut run = Run::new(random, shape, log.clone());
+        run.play(faults, &mut report);
+    }));
+    Mutant::choose(None);
+    if let Err(panic) = running {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        let what = text.unwrap_or_else(|| "no message".to_owned());
+        report.violations.push(Violation::broken("no-panic", None, what));
+    }
+    report.log_hash = log.hash();
+    report.lines = log.take();
+    report
+}
+
+struct Run {
+    world: World,
+    load: Rc<Load>,
+    active: Vec<ActiveFault>,
+    /// When each node was found down that nothing wants down.
+    down_since: BTreeMap<usize, u64>,
+    violations: Vec<Violation>,
+    healed_ms: u64,
+}
+
+impl Run {
+    fn new(mut random: StdRng, shape: Shape, log: Log) -> Self {
+        let load = Load::new(shape.clone(), Recorder::new(log.clone()));
+        let mut world = World::new(random.random(), shape.clone(), log);
+        let mut session = 0;
+        for datacenter in 0..shape.datacenter_count() {
+            let seeds: Vec<u64> = (0..=shape.sessions).map(|_| random.random()).collect();
+            let (load, first) = (Rc::clone(&load), session);
+            load.working.set(load.working.get() + u32::from(shape.sessions));
+            session += u32::from(shape.sessions) + 1;
+            let set_up = random.random();
+            world.add_clients(async move {
+                if datacenter == 0 {
+                    set_up::set_up(&load, set_up).await;
+                }
+                for (session, seed) in (first..).zip(&seeds[1..]) {
+                    let who = Who { session, datacenter };
+                    tokio::task::spawn_local(workload::work(Rc::clone(&load), who, *seed));
+                }
+                let who =
+                    Who { session: first + u32::try_from(seeds.len()).unwrap_or(0), datacenter };
+                workload::read_back(Rc::clone(&load), who, seeds[0]).await;
+                // Its connections are closed by their nodes and its own runtime, which has to run.
+                std::future::pending().await
+            });
+        }
+        Self {
+            world,
+            load,
+            active: Vec::new(),
+            down_since: BTreeMap::new(),
+            violations: Vec::new(),
+            healed_ms: 0,
+        }
+    }
+
+    fn play(&mut self, faults: Vec<TimedFault>, report: &mut Report) {
+        let shape = self.world.shape.clone();
+        self.world.say(format_args!("{shape:?}"));
+        if self.until(SET_UP_MS, |it| it.load.phase.get() != Phase::SetUp) {
+            self.steps(shape.warm_up_ms);
+            self.suffer(faults, shape.faults_ms, &mut report.coverage);
+            self.load.phase.set(Phase::Quiet);
+            let read_back_from = if self.until(END_MS, |it| it.load.working.get() == 0) {
+                self.steps(shape.quiet_ms);
+                self.violations.extend(inspect::members_agree(&self.world));
+                self.load.recorder.len()
+            } else {
+                self.violate("liveness", "clients still wait for answers".to_owned());
+                u64::MAX
+            };
+            self.healed_ms = millis(&self.world);
+            self.load.phase.set(Phase::ReadBack);
+            if !self.until(END_MS, |it| it.load.phase.get() == Phase::Done) {
+                self.violate("liveness", "the read-back did not end".to_owned());
+                self.load.phase.set(Phase::Done);
+            }
+            if shape.drains {
+                self.steps(DRAIN_MS);
+                self.violations.extend(inspect::nothing_is_left(&self.world, &shape));
+            }
+            self.judge(read_back_from, report);
+        } else {
+            self.violate("liveness", "the cluster was not set up".to_owned());
+        }
+        self.end(report);
+    }
+
+    fn judge(&mut self, read_back_from: u64, report: &mut Report) {
+        let complaints = self.load.complaints.take();
+        if complaints.is_empty() {
+            self.violations.extend(inspect::replicas_agree(&self.world));
+        }
+        for what in complaints {
+            let checker = if what.starts_with("liveness") { "liveness" } else { "no-invention" };
+            self.violate(checker, what);
+        }
+        let history = self.load.recorder.take();
+        let context = Context {
+            datacenters: self.world.shape.datacenter_count(),
+            read_back_from: (read_back_from < u64::MAX).then_some(read_back_from),
+            converges: read_back_from < u64::MAX,
+            healed_us: Some(self.healed_ms * 1_000),
+            clock_offset_max_ms: CLOCK_OFFSET_MAX_MS,
+            epoch_ms: EPOCH_MS,
+            deadline_slack_us: DEADLINE_SLACK_US,
+            states_max: STATES_MAX,
+        };
+        self.violations.extend(checker::check(&history, &context));
+        report.coverage.add_history(&history);
+        report.operations = history.len() as u64;
+        report.history = history;
+    }
+
+    fn end(&mut self, report: &mut Report) {
+        for node in 0..self.world.nodes.len() {
+            self.world.end_node(node, crate::world::EndKind::Crash);
+        }
+        for end in &self.world.ends {
+            report.coverage.add_node(&end.counters);
+        }
+        report.state_hash = inspect::state_hash(&self.world);
+        report.simulated_ms = millis(&self.world);
+        for violation in &self.violations {
+            self.world.say(format_args!("VIOLATION {violation}"));
+        }
+        report.violations = std::mem::take(&mut self.violations);
+    }
+
+    /// Faults come and go.
+    fn suffer(&mut self, faults: Vec<TimedFault>, for_ms: u64, coverage: &mut Coverage) {
+        let began_ms = millis(&self.world);
+        let mut waiting = faults.into_iter().zip(1_u64..).peekable();
+        while millis(&self.world) < began_ms + for_ms {
+            let now_ms = millis(&self.world) - began_ms;
+            while let Some((timed, id)) = waiting.next_if(|it| it.0.at_ms <= now_ms) {
+                coverage.add("fault", timed.fault.name(), 1);
+                if timed.fault == Fault::Overload {
+                    self.load.overload.set(true);
+                }
+                self.active.push(ActiveFault::begin(
+                    &mut self.world,
+                    id,
+                    timed.fault,
+                    timed.for_ms,
+                ));
+            }
+            self.end_faults(false);
+            self.step();
+        }
+        self.end_faults(true);
+        heal_all(&mut self.world);
+    }
+
+    fn end_faults(&mut self, all: bool) {
+        let (over, active): (Vec<_>, Vec<_>) = std::mem::take(&mut self.active)
+            .into_iter()
+            .partition(|it| all || it.is_over(&self.world));
+        for fault in over {
+            if *fault.fault() == Fault::Overload {
+                self.load.overload.set(false);
+            }
+            fault.end(&mut self.world);
+        }
+        for fault in &active {
+            fault.advance(&mut self.world);
+        }
+        self.active = active;
+    }
+
+    fn steps(&mut self, for_ms: u64) {
+        let end_ms = millis(&self.world) + for_ms;
+        while millis(&self.world) < end_ms {
+            self.step();
+        }
+    }
+
+    /// False if it did not come about within so many milliseconds.
+    fn until(&mut self, for_ms: u64, condition: impl Fn(&Self) -> bool) -> bool {
+        let end_ms = millis(&self.world) + for_ms;
+        while !condition(self) {
+            if millis(&self.world) >= end_ms {
+                return false;
+            }
+            self.step();
+        }
+        true
+    }
+
+    fn step(&mut self) {
+        if let Err(error) = self.world.step() {
+            panic!("{error}");
+        }
+        if millis(&self.world).is_multiple_of(LOOK_MS) {
+            let seen = inspect::bounds(&self.world);
+            if self.violations.len() < VIOLATIONS_MAX {
+                self.violations.extend(seen);
+            }
+            self.supervise();
+        }
+        if millis(&self.world).is_multiple_of(TELL_MS) {
+            self.world.say(inspect::gauges(&self.world));
+        }
+    }
+
+    /// Starts again what has ended by itself, a while later.
+    fn supervise(&mut self) {
+        let now_ms = millis(&self.world);
+        for node in 0..self.world.nodes.len() {
+            let down = !self.world.nodes[node].running;
+            if !down || is_wanted_down(&self.active, &self.world, node) {
+                self.down_since.remove(&node);
+            } else if now_ms >= *self.down_since.entry(node).or_insert(now_ms) + RESTART_MS {
+                self.down_since.remove(&node);
+                self.world.start_node(node);
+            }
+        }
+    }
+
+    fn violate(&mut self, checker: &'static str, what: String) {
+        self.violations.push(Violation::broken(checker, None, what));
+    }
+}
+
+/// How far a clock may be off: the nodes' setting.
+const CLOCK_OFFSET_MAX_MS: u64 = 500;
+/// How much later than its deadline a call may be answered: the way back, and a tick or two.
+const DEADLINE_SLACK_US: u64 = 500_000;
+/// States that the search for one key's linearization may visit.
+const STATES_MAX: usize = 2_000_000;
+/// How long setting up may take.
+const SET_UP_MS: u64 = 20_000;
+/// How long calls may take to end, and everything to be read back.
+const END_MS: u64 = 60_000;
+/// In what time nodes notice connections that are dead.
+const DRAIN_MS: u64 = 45_000;
+/// How often the nodes are looked at.
+const LOOK_MS: u64 = 50;
+/// How often the log tells how the nodes are.
+const TELL_MS: u64 = 5_000;
+/// How long a supervisor waits.
+const RESTART_MS: u64 = 500;
+/// More of one kind say nothing more.
+const VIOLATIONS_MAX: usize = 20;
+
+fn millis(world: &World) -> u64 {
+    u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,127 @@
+//! How large a simulated cluster is, how fast its links and disks are, and how busy its clients.
+
+use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
+
+/// The cluster of one run and its load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// The nodes of each datacenter.
+    pub datacenters: Vec<u8>,
+    /// Replicas of a key in each datacenter, as far as it has nodes.
+    pub replicas: u8,
+    /// Partitions of the layout.
+    pub partitions: u32,
+    /// The longest that a message takes within a datacenter.
+    pub lan_ms: u64,
+    /// How long a message takes between datacenters.
+    pub wan_ms: u64,
+    /// The longest that a disk takes for a group of commits.
+    pub disk_ms: u64,
+    /// Reads in a thousand that are not in the engine's memory.
+    pub reads_from_disk_per_mille: u32,
+    /// The row cache of a node.
+    pub row_cache_bytes: usize,
+    /// How far a clock is off at most, either way, in a cluster without clock faults.
+    pub clock_offset_ms: i64,
+    /// Clients in each datacenter.
+    pub sessions: u8,
+    /// True if nearly all calls race for one key.
+    pub races: bool,
+    /// How long a client thinks between two calls at most.
+    pub think_ms: u64,
+    /// How long the clients work before the faults begin.
+    pub warm_up_ms: u64,
+    /// How long faults last.
+    pub faults_ms: u64,
+    /// How long the cluster is left alone afterwards, its clients silent.
+    pub quiet_ms: u64,
+    /// True if the run waits at its end until all connections of clients must be gone.
+    pub drains: bool,
+}
+
+impl Default for Shape {
+    /// Three nodes in one datacenter, ten seconds.
+    fn default() -> Self {
+        Self {
+            datacenters: vec![3],
+            replicas: 3,
+            partitions: 8,
+            lan_ms: 3,
+            wan_ms: 15,
+            disk_ms: 3,
+            reads_from_disk_per_mille: 100,
+            row_cache_bytes: 64 << 10,
+            clock_offset_ms: 20,
+            sessions: 3,
+            races: false,
+            think_ms: 60,
+            warm_up_ms: 800,
+            faults_ms: 6_000,
+            quiet_ms: 3_000,
+            drains: false,
+        }
+    }
+}
+
+impl Shape {
+    /// So many datacenters of so many nodes each.
+    pub fn grid(datacenters: usize, nodes: u8) -> Self {
+        Self { datacenters: vec![nodes; datacenters], ..Self::default() }
+    }
+
+    /// Draws one: mostly small, for a sweep sees more of many small clusters than of a large one.
+    pub fn draw(random: &mut StdRng) -> Self {
+        const SMALL: &[&[u8]] =
+            &[&[3], &[3], &[4], &[5], &[2, 2], &[3, 1], &[3, 2], &[1, 1, 1], &[2, 1, 1]];
+        let large = random.random_ratio(1, 40);
+        let races = !large && random.random_ratio(1, 3);
+        let datacenters = match (large, random.random_ratio(1, 4)) {
+            (false, _) => SMALL.choose(random).expect("it is not empty").to_vec(),
+            (true, false) => vec![3, 3, 3],
+            (true, true) => vec![3, 3, 3, 3],
+        };
+        Self {
+            datacenters,
+            replicas: *[1, 2, 3, 3, 3].choose(random).expect("it is not empty"),
+            partitions: *[1, 4, 8, 16].choose(random).expect("it is not empty"),
+            lan_ms: random.random_range(1..=6),
+            wan_ms: random.random_range(2..=40),
+            disk_ms: random.random_range(0..=8),
+            reads_from_disk_per_mille: *[0, 100, 500].choose(random).expect("it is not empty"),
+            row_cache_bytes: *[4 << 10, 64 << 10, 1 << 20].choose(random).expect("it is not empty"),
+            clock_offset_ms: *[0, 10, 60, 110].choose(random).expect("it is not empty"),
+            sessions: if large { 2 } else { random.random_range(2..=4) },
+            races,
+            think_ms: *[10, 30, 60, 120].choose(random).expect("it is not empty"),
+            faults_ms: if large { 50_000 } else { 6_000 },
+            drains: random.random_ratio(1, 12),
+            ..Self::default()
+        }
+    }
+
+    /// How many datacenters there are.
+    pub fn datacenter_count(&self) -> u8 {
+        u8::try_from(self.datacenters.len()).expect("few datacenters")
+    }
+
+    /// The datacenter of each node, in order.
+    pub fn nodes(&self) -> impl Iterator<Item = u8> {
+        let counts = (0..).zip(self.datacenters.iter());
+        counts.flat_map(|(datacenter, count)| std::iter::repeat_n(datacenter, usize::from(*count)))
+    }
+
+    /// Replicas of a key in one datacenter.
+    pub fn replicas_in(&self, datacenter: u8) -> u8 {
+        self.replicas.min(self.datacenters[usize::from(datacenter)])
+    }
+
+    /// Replicas of a key in all.
+    pub fn replicas_in_all(&self) -> u8 {
+        (0..self.datacenter_count()).map(|it| self.replicas_in(it)).sum()
+    }
+}
+
+/// A datacenter's name.
+pub fn datacenter_name(datacenter: u8) -> String {
+    format!("dc{}", datacenter + 1)
+}

@@ -1,0 +1,301 @@
+//! A simulated cluster: nodes with their disks and clocks, the links between them, and the clients'
+//! hosts. Everything that happens comes from the seed.
+
+pub mod controls;
+mod host;
+mod links;
+mod network;
+
+use std::{
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, UNIX_EPOCH},
+};
+
+use node::storage::memory::MemoryStorage;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use turmoil::{Builder, Sim};
+
+pub use controls::{Controls, DiskFaults};
+pub(crate) use host::CLIENT_PORT;
+pub use links::{Cut, CutKind};
+pub use network::SimNetwork;
+
+use crate::{
+    log::Log,
+    shape::{Shape, datacenter_name},
+};
+use host::{HostSettings, run_host};
+use links::Links;
+
+/// When every simulation begins, in milliseconds since the Unix epoch.
+pub const EPOCH_MS: u64 = 1_700_000_000_000;
+
+/// One node of a world.
+pub struct SimNode {
+    /// The host's name.
+    pub name: String,
+    /// Its datacenter.
+    pub datacenter: u8,
+    /// Its disk.
+    pub disk: MemoryStorage,
+    /// What can be done to it.
+    pub controls: Arc<Controls>,
+    /// False while its process is gone.
+    pub running: bool,
+    /// The disk's faults now.
+    pub disk_faults: DiskFaults,
+    /// The durable clock ceiling of the lives before.
+    pub ceiling_before: u64,
+}
+
+/// A simulated cluster.
+pub struct World {
+    sim: Sim<'static>,
+    /// Its shape.
+    pub shape: Shape,
+    /// Its nodes.
+    pub nodes: Vec<SimNode>,
+    /// The names of the hosts of clients, one for each datacenter.
+    pub clients: Vec<String>,
+    /// What happens.
+    pub log: Log,
+    links: Links,
+    random: StdRng,
+    /// What the ends of lives have left, for the checks at the end.
+    pub ends: Vec<NodeEnd>,
+}
+
+/// What a node had done when its process ended.
+pub struct NodeEnd {
+    /// Its counters.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndKind {
+    /// Alone: the system keeps what it wrote.
+    Crash,
+    /// With its machine's power: what was not synced may be lost.
+    PowerLoss,
+}
+
+impl World {
+    /// Builds a cluster whose nodes have started. `seed` decides all that is random in it.
+    pub fn new(seed: u64, shape: Shape, log: Log) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut sim = Builder::new()
+            .rng_seed(random.random())
+            .epoch(UNIX_EPOCH + Duration::from_millis(EPOCH_MS))
+            .simulation_duration(Duration::from_secs(100_000))
+            .min_message_latency(Duration::from_millis(1))
+            .max_message_latency(Duration::from_millis(shape.lan_ms.max(1)))
+            .tcp_capacity(4_096)
+            .enable_random_order()
+            .build();
+        let places: Vec<u8> = shape.nodes().collect();
+        let names: Vec<String> = (1..=places.len()).map(|it| format!("n{it}")).collect();
+        let mut nodes = Vec::new();
+        for (name, datacenter) in names.iter().zip(places) {
+            let controls = Controls::new(random.random());
+            let offset_ms = random.random_range(-shape.clock_offset_ms..=shape.clock_offset_ms);
+            controls.clock_offset_ms.store(offset_ms, Ordering::Relaxed);
+            controls.disk_ms.store(shape.disk_ms, Ordering::Relaxed);
+            let disk = MemoryStorage::new();
+            let settings = HostSettings {
+                name: name.clone(),
+                datacenter: datacenter_name(datacenter),
+                rack: format!("r{}", nodes.len() % 3),
+                join: names.iter().take(3).cloned().collect(),
+                seed: random.random(),
+                row_cache_bytes: shape.row_cache_bytes,
+                disk: disk.clone(),
+                controls: Arc::clone(&controls),
+            };
+            let lives = std::cell::Cell::new(0_u64);
+            sim.host(name.as_str(), move || {
+                lives.set(lives.get() + 1);
+                let seed = settings.seed.wrapping_add(lives.get());
+                let settings = HostSettings { seed, ..settings.clone() };
+                async move {
+                    run_host(settings).await;
+                    Ok(())
+                }
+            });
+            let disk_faults = DiskFaults::default();
+            let name = name.clone();
+            let node = SimNode {
+                name,
+                datacenter,
+                disk,
+                controls,
+                running: true,
+                disk_faults,
+                ceiling_before: 0,
+            };
+            nodes.push(node);
+        }
+        let links = Links::default();
+        let mut world =
+            Self { sim, shape, nodes, clients: Vec::new(), log, links, random, ends: Vec::new() };
+        let blocking_reads = world.shape.reads_from_disk_per_mille;
+        for node in 0..world.nodes.len() {
+            world.set_disk_faults(node, |it| it.blocking_reads = blocking_reads);
+        }
+        world
+    }
+
+    /// Adds the host of a datacenter's clients. To be called for each, in order, before any step.
+    pub fn add_clients(&mut self, work: impl Future<Output = ()> + 'static) {
+        let name =
+            format!("clients-{}", datacenter_name(u8::try_from(self.clients.len()).expect("few")));
+        self.sim.client(name.as_str(), async move {
+            work.await;
+            Ok(())
+        });
+        self.clients.push(name);
+        if self.clients.len() == self.shape.datacenters.len() {
+            self.lay_distances();
+        }
+    }
+
+    /// Time is that of the links from now on.
+    pub fn lay_distances(&self) {
+        let count = self.shape.datacenter_count();
+        for one in 0..count {
+            for other in one + 1..count {
+                let wan = Duration::from_millis(self.shape.wan_ms.max(1));
+                for (a, b) in self.pairs(one, other) {
+                    self.sim.set_link_latency(a.as_str(), b.as_str(), wan);
+                }
+            }
+        }
+    }
+
+    fn pairs(&self, one: u8, other: u8) -> Vec<(String, String)> {
+        let (ones, others) = (self.hosts_of(one), self.hosts_of(other));
+        ones.iter().flat_map(|a| others.iter().map(move |b| (a.clone(), b.clone()))).collect()
+    }
+
+    /// All hosts of a datacenter: its nodes and its clients'.
+    pub fn hosts_of(&self, datacenter: u8) -> Vec<String> {
+        let nodes = self.nodes.iter().filter(|it| it.datacenter == datacenter);
+        let mut hosts: Vec<_> = nodes.map(|it| it.name.clone()).collect();
+        hosts.extend(self.clients.get(usize::from(datacenter)).cloned());
+        hosts
+    }
+
+    /// All hosts.
+    pub fn hosts(&self) -> Vec<String> {
+        (0..self.shape.datacenter_count()).flat_map(|it| self.hosts_of(it)).collect()
+    }
+
+    /// Sets how long messages between two groups of hosts take.
+    pub fn set_latency(&self, from: &[String], to: &[String], latency_ms: u64) {
+        for a in from {
+            for b in to.iter().filter(|it| *it != a) {
+                let latency = Duration::from_millis(latency_ms.max(1));
+                self.sim.set_link_latency(a.as_str(), b.as_str(), latency);
+            }
+        }
+    }
+
+    /// Sets all links within datacenters back to what they were.
+    pub fn reset_latencies(&self) {
+        for datacenter in 0..self.shape.datacenter_count() {
+            for (a, b) in self.pairs(datacenter, datacenter) {
+                if a < b {
+                    let lan = Duration::from_millis(self.shape.lan_ms.max(1));
+                    self.sim.set_link_latency(a.as_str(), b.as_str(), lan);
+                }
+            }
+        }
+        self.lay_distances();
+    }
+
+    /// Simulated time since the beginning.
+    pub fn now(&self) -> Duration {
+        self.sim.elapsed()
+    }
+
+    /// Adds a line to the log.
+    pub fn say(&self, line: impl std::fmt::Display) {
+        self.log.say(self.now(), line);
+    }
+
+    /// Advances by one tick, a millisecond.
+    ///
+    /// # Errors
+    /// What a host failed for.
+    pub fn step(&mut self) -> Result<(), String> {
+        self.sim.step().map_err(|error| error.to_string())?;
+        for index in 0..self.nodes.len() {
+            if self.nodes[index].running
+                && let Some(why) = self.nodes[index].controls.take_ended()
+            {
+                self.say(format_args!("{} ended by itself: {why}", self.nodes[index].name));
+                self.end_node(index, EndKind::Crash);
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts links under an id that is not in use.
+    pub fn cut(&mut self, id: u64, cut: Cut) {
+        self.links.cut(&self.sim, id, cut);
+    }
+
+    /// Ends a cut.
+    pub fn heal(&mut self, id: u64) {
+        self.links.heal(&self.sim, id);
+    }
+
+    /// Ends a node's process, if it runs.
+    pub fn end_node(&mut self, index: usize, kind: EndKind) {
+        let node = &mut self.nodes[index];
+        if !node.running {
+            return;
+        }
+        node.running = false;
+        if let Some(life) = node.controls.node() {
+            let shared = &life.shared;
+            let mut counters = shared.counters.values();
+            counters.extend(shared.commit_counters.load().values());
+            node.ceiling_before = node.ceiling_before.max(shared.clock.ceiling().0);
+            self.ends.push(NodeEnd { counters });
+        }
+        self.sim.crash(node.name.as_str());
+        node.controls.set_node(None);
+        match kind {
+            EndKind::Crash => node.disk.process_crash(),
+            EndKind::PowerLoss => {
+                let random = &mut self.random;
+                node.disk.power_loss(|unsynced| random.random_range(0..=unsynced));
+            }
+        }
+        let name = node.name.clone();
+        self.say(format_args!("{name} is gone ({kind:?})"));
+    }
+
+    /// Starts a node's process, unless it runs.
+    pub fn start_node(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        if node.running {
+            return;
+        }
+        node.running = true;
+        node.controls.freeze_at(None);
+        self.sim.bounce(node.name.as_str());
+        let name = node.name.clone();
+        self.say(format_args!("{name} starts"));
+    }
+
+    /// Changes the faults of a node's disk.
+    pub fn set_disk_faults(&mut self, index: usize, change: impl FnOnce(&mut DiskFaults)) {
+        let seed = self.random.random();
+        let node = &mut self.nodes[index];
+        change(&mut node.disk_faults);
+        node.disk.set_faults(Some(node.disk_faults.plan(seed)));
+    }
+}

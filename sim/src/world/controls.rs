@@ -1,0 +1,171 @@
+//! What a run can do to one node from outside: its clock, its disk, its connections.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use model::Timestamp;
+use node::{
+    commit::CommitStage,
+    io::{Node, WallClock},
+    storage::{
+        Space,
+        memory::{Access, Fault, FaultPlan},
+    },
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+/// The handles of one node. Outlives the node's lives.
+pub struct Controls {
+    /// How far the wall clock is off.
+    pub clock_offset_ms: AtomicI64,
+    /// How fast it drifts away, in millionths.
+    pub clock_drift_ppm: AtomicI64,
+    /// The longest that the disk takes for a group of commits.
+    pub disk_ms: AtomicU64,
+    /// Reads of connections in a thousand that find them broken.
+    pub resets_per_mille: AtomicU32,
+    /// Set when the node has frozen at the point where it is to crash.
+    pub frozen: AtomicBool,
+    /// Tasks of the node's runtime.
+    pub tasks: AtomicUsize,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    random: StdRng,
+    freeze: Option<(CommitStage, u32)>,
+    node: Option<Node>,
+    ended: Option<String>,
+}
+
+impl Controls {
+    /// A node without faults.
+    pub fn new(seed: u64) -> Arc<Self> {
+        let random = StdRng::seed_from_u64(seed);
+        Arc::new(Self {
+            clock_offset_ms: AtomicI64::new(0),
+            clock_drift_ppm: AtomicI64::new(0),
+            disk_ms: AtomicU64::new(0),
+            resets_per_mille: AtomicU32::new(0),
+            frozen: AtomicBool::new(false),
+            tasks: AtomicUsize::new(0),
+            inner: Mutex::new(Inner { random, freeze: None, node: None, ended: None }),
+        })
+    }
+
+    /// The node's present life, if it has one.
+    pub fn node(&self) -> Option<Node> {
+        self.lock().node.clone()
+    }
+
+    /// Notes the node's present life.
+    pub fn set_node(&self, node: Option<Node>) {
+        self.lock().node = node;
+    }
+
+    /// Notes why the node ended by itself.
+    pub fn end(&self, why: String) {
+        self.lock().ended = Some(why);
+    }
+
+    /// Why the node ended by itself, if it did since this was last asked.
+    pub fn take_ended(&self) -> Option<String> {
+        self.lock().ended.take()
+    }
+
+    /// Freezes the node at this stage of the group that is so many groups away.
+    pub fn freeze_at(&self, freeze: Option<(CommitStage, u32)>) {
+        self.lock().freeze = freeze;
+        self.frozen.store(false, Ordering::Relaxed);
+    }
+
+    /// True if a connection breaks now.
+    pub fn resets(&self) -> bool {
+        let per_mille = self.resets_per_mille.load(Ordering::Relaxed);
+        per_mille > 0 && self.lock().random.random_ratio(per_mille, 1_000)
+    }
+
+    /// Takes the time that a disk takes; never returns where the node is to crash.
+    pub async fn pace(&self, stage: CommitStage) {
+        let delay_ms = {
+            let mut inner = self.lock();
+            if let Some((at, left)) = &mut inner.freeze
+                && *at == stage
+            {
+                if *left == 0 {
+                    self.frozen.store(true, Ordering::Relaxed);
+                    drop(inner);
+                    return std::future::pending().await;
+                }
+                *left -= 1;
+            }
+            let disk_ms = self.disk_ms.load(Ordering::Relaxed);
+            inner.random.random_range(0..=disk_ms)
+        };
+        // Before the write: a group in memory. After it: durable, and nobody knows.
+        let delay_ms = if stage == CommitStage::Taken { delay_ms } else { delay_ms / 4 };
+        if delay_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The simulated wall clock of one node.
+pub struct SimClock(pub Arc<Controls>);
+
+impl WallClock for SimClock {
+    /// Panics outside a simulated host.
+    fn now(&self) -> Timestamp {
+        let since = turmoil::since_epoch().expect("runs in a simulated host");
+        let elapsed_ms = turmoil::sim_elapsed().expect("runs in a simulated host").as_millis();
+        let true_ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+        let elapsed_ms = i64::try_from(elapsed_ms).unwrap_or(i64::MAX);
+        let drift_ms = elapsed_ms * self.0.clock_drift_ppm.load(Ordering::Relaxed) / 1_000_000;
+        let ms = true_ms + drift_ms + self.0.clock_offset_ms.load(Ordering::Relaxed);
+        Timestamp(u64::try_from(ms).unwrap_or(0))
+    }
+}
+
+/// The faults of one disk, in a thousand accesses each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct DiskFaults {
+    /// Reads that find nothing in memory, and ask the disk.
+    pub blocking_reads: u32,
+    /// Reads of data that fail.
+    pub read_errors: u32,
+    /// Appends to the log that fail.
+    pub write_errors: u32,
+    /// Syncs of the log that fail.
+    pub sync_errors: u32,
+    /// Appends that find no room.
+    pub full: u32,
+}
+
+impl DiskFaults {
+    /// The plan that a disk asks before each access.
+    pub fn plan(self, seed: u64) -> FaultPlan {
+        let mut random = StdRng::seed_from_u64(seed);
+        Box::new(move |access| {
+            let mut hit = |per_mille: u32| per_mille > 0 && random.random_ratio(per_mille, 1_000);
+            match access {
+                Access::TryGet(Space::Data, _) if hit(self.blocking_reads) => {
+                    Some(Fault::WouldBlock)
+                }
+                Access::Get(Space::Data, _) if hit(self.read_errors) => Some(Fault::Error),
+                Access::Append(_) if hit(self.full) => Some(Fault::Full),
+                Access::Append(_) if hit(self.write_errors) => Some(Fault::Error),
+                Access::Sync if hit(self.sync_errors) => Some(Fault::Error),
+                _ => None,
+            }
+        })
+    }
+}

@@ -1,0 +1,116 @@
+//! One node as a simulated host.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use node::{
+    config::NodeConfig,
+    io::{Blocking, Node, StartError, World},
+    storage::{StorageError, cached::CachedStorage, memory::MemoryStorage},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    controls::{Controls, SimClock},
+    network::SimNetwork,
+};
+
+/// The port of every simulated node for clients.
+pub(crate) const CLIENT_PORT: u16 = 7400;
+/// The port of every simulated node for peers.
+pub(crate) const PEER_PORT: u16 = 7401;
+
+/// What one simulated node is told.
+#[derive(Clone)]
+pub(crate) struct HostSettings {
+    /// The host's name.
+    pub name: String,
+    /// The datacenter.
+    pub datacenter: String,
+    /// The rack.
+    pub rack: String,
+    /// Hosts to find the cluster through.
+    pub join: Vec<String>,
+    /// The node's part of the simulation's seed.
+    pub seed: u64,
+    /// Its row cache.
+    pub row_cache_bytes: usize,
+    /// Its disk, which outlives its process.
+    pub disk: MemoryStorage,
+    /// What the run does to it.
+    pub controls: Arc<Controls>,
+}
+
+/// Why a simulated node did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+enum HostError {
+    #[error("{0}")]
+    Start(#[from] StartError),
+    #[error("a port is refused: {0}")]
+    Network(#[from] io::Error),
+    #[error("{0}")]
+    Storage(#[from] StorageError),
+    #[error("{0}")]
+    Stopped(String),
+}
+
+/// Runs a node on its host until the simulation ends it, or it ends itself: then the controls say
+/// why, as a supervisor would know.
+pub(crate) async fn run_host(settings: HostSettings) {
+    let controls = Arc::clone(&settings.controls);
+    let Err(error) = live(settings).await else { return };
+    controls.end(error.to_string());
+}
+
+async fn live(settings: HostSettings) -> Result<(), HostError> {
+    let controls = settings.controls;
+    let address = |port| SocketAddr::new(turmoil::lookup(settings.name.as_str()), port);
+    let config = NodeConfig {
+        listen: address(CLIENT_PORT),
+        peer_listen: address(PEER_PORT),
+        datacenter: settings.datacenter,
+        rack: settings.rack,
+        join: settings.join.iter().map(|it| format!("{it}:{PEER_PORT}")).collect(),
+        ..NodeConfig::default()
+    };
+    let world = World {
+        clock: Arc::new(SimClock(Arc::clone(&controls))),
+        network: Arc::new(SimNetwork(Some(Arc::clone(&controls)))),
+        storage: Arc::new(CachedStorage::new(settings.disk, settings.row_cache_bytes)),
+        seed: settings.seed,
+        blocking: Blocking::Inline,
+    };
+    let clients = world.network.listen(config.listen).await?;
+    let peers = world.network.listen(config.peer_listen).await?;
+    let (node, events) = Node::open(config, world)?;
+    controls.set_node(Some(node.clone()));
+    let pacing = Arc::clone(&controls);
+    let commits = node.clone().run_commits(async move |stage| pacing.pace(stage).await);
+    let stop = CancellationToken::new();
+    let shared = Arc::clone(&node.shared);
+    let serving = node.run_loop(0, clients, peers, Some(events), stop);
+    let watching = async {
+        loop {
+            let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+            controls.tasks.store(tasks, Ordering::Relaxed);
+            if let Some(reason) = shared.failure() {
+                return reason.to_string();
+            }
+            tokio::time::sleep(WATCH_INTERVAL).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        result = commits => result?,
+        () = serving => {}
+        reason = watching => return Err(HostError::Stopped(reason)),
+    }
+    Err(HostError::Stopped("its loop has ended".to_owned()))
+}
+
+/// How soon a supervisor notices.
+const WATCH_INTERVAL: Duration = Duration::from_millis(20);
