@@ -25,7 +25,7 @@ use model::{
 use crate::storage::{Durability, StorageError};
 
 pub use committer::Committer;
-pub use driver::{run_as_task, run_on_thread};
+pub use driver::{CommitStage, run_as_task, run_on_thread};
 pub use hints::{DirtyMark, Hint, HintPage, dirty_marks, hints_for};
 pub use queue::{CommitQueue, QueueLimits, Rejected};
 
@@ -190,6 +190,24 @@ pub struct CommitCounters {
 }
 
 impl CommitCounters {
+    /// All of them, by name.
+    pub fn values(&self) -> Vec<(&'static str, u64)> {
+        let read = |it: &AtomicU64| it.load(Ordering::Relaxed);
+        vec![
+            ("groups", read(&self.groups)),
+            ("items", read(&self.items)),
+            ("group_items_max", read(&self.group_items_max)),
+            ("records_written", read(&self.records_written)),
+            ("superseded", read(&self.superseded)),
+            ("corrupt", read(&self.corrupt)),
+            ("conflicting_records", read(&self.conflicting_records)),
+            ("hints_stored", read(&self.hints_stored)),
+            ("hints_marked_dirty", read(&self.hints_marked_dirty)),
+            ("groups_full", read(&self.groups_full)),
+            ("groups_failed", read(&self.groups_failed)),
+        ]
+    }
+
     fn add(counter: &AtomicU64, count: usize) {
         counter.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
     }

@@ -54,7 +54,8 @@ pub fn hunt(
     settings: &HuntSettings,
     mut tell: impl FnMut(Mutant, &Hunted) + Send,
 ) -> BTreeMap<Mutant, Hunted> {
-    let hunts = settings.mutants.iter().flat_map(|it| (0..settings.hunts).map(move |hunt| (*it, hunt)));
+    let hunts =
+        settings.mutants.iter().flat_map(|it| (0..settings.hunts).map(move |hunt| (*it, hunt)));
     let hunts: Vec<_> = hunts.collect();
     let next = AtomicUsize::new(0);
     let all = Mutex::new((BTreeMap::<Mutant, Hunted>::new(), &mut tell));

@@ -30,39 +30,60 @@ pub fn run_on_thread<S: Storage, D: Send + 'static>(
         let consumer = Consumer(queue);
         let (mut group, mut answers) = (Vec::new(), Vec::new());
         while consumer.0.take_blocking(&mut group) {
-            run_group(&mut committer, &mut group, &mut answers, &mut deliver, &mut failed);
+            write_group(&mut committer, &mut group, &mut answers, &mut failed);
+            end_group(&mut group, &mut answers, &mut deliver);
         }
         committer
     })
 }
 
-/// The same loop for a single-threaded executor, which gets its turn after each group. The caller
-/// decides by dropping the task that the process has crashed.
+/// Where a group is while [`run_as_task`] waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommitStage {
+    /// Taken from the queue, not yet written.
+    Taken,
+    /// Written, or refused; nobody has been told.
+    Written,
+}
+
+/// The same loop for a single-threaded executor, which gets its turn after each group. `pace` is
+/// awaited at each stage: it stands for the time that a disk takes. The caller decides by dropping
+/// the task that the process has crashed.
 pub async fn run_as_task<S: Storage, D>(
     queue: Arc<CommitQueue<D>>,
     mut committer: Committer<S>,
+    mut pace: impl AsyncFnMut(CommitStage),
     mut deliver: impl FnMut(&mut Vec<(D, CommitAnswer)>),
     mut failed: impl FnMut(&StorageError),
 ) -> Committer<S> {
     let consumer = Consumer(queue);
     let (mut group, mut answers) = (Vec::new(), Vec::new());
     while poll_fn(|context| consumer.0.poll_take(context, &mut group)).await {
-        run_group(&mut committer, &mut group, &mut answers, &mut deliver, &mut failed);
+        pace(CommitStage::Taken).await;
+        write_group(&mut committer, &mut group, &mut answers, &mut failed);
+        pace(CommitStage::Written).await;
+        end_group(&mut group, &mut answers, &mut deliver);
         yield_once().await;
     }
     committer
 }
 
-fn run_group<S: Storage, D>(
+fn write_group<S: Storage, D>(
     committer: &mut Committer<S>,
     group: &mut Vec<CommitItem<D>>,
     answers: &mut Vec<(D, CommitAnswer)>,
-    deliver: &mut impl FnMut(&mut Vec<(D, CommitAnswer)>),
     failed: &mut impl FnMut(&StorageError),
 ) {
     if let Err(error) = committer.commit(group, answers) {
         failed(&error);
     }
+}
+
+fn end_group<D>(
+    group: &mut Vec<CommitItem<D>>,
+    answers: &mut Vec<(D, CommitAnswer)>,
+    deliver: &mut impl FnMut(&mut Vec<(D, CommitAnswer)>),
+) {
     deliver(answers);
     debug_assert!(answers.is_empty(), "deliver drains the answers");
     answers.clear();

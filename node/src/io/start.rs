@@ -23,7 +23,10 @@ use super::{
     world::{Blocking, Listener, World},
 };
 use crate::{
-    commit::{CommitQueue, CommitSettings, Committer, QueueLimits, run_as_task, run_on_thread},
+    commit::{
+        CommitQueue, CommitSettings, CommitStage, Committer, QueueLimits, run_as_task,
+        run_on_thread,
+    },
     config::{ConfigError, NodeConfig},
     membership::Member,
     shared::{Shared, StopReason, system_key},
@@ -346,14 +349,15 @@ impl Node {
         Ok(committer)
     }
 
-    /// Runs the commit path as a task, for simulations.
-    pub async fn run_commits(self) -> Result<(), StorageError> {
+    /// Runs the commit path as a task, for simulations. `pace` is awaited at each stage of a group.
+    pub async fn run_commits(self, pace: impl AsyncFnMut(CommitStage)) -> Result<(), StorageError> {
         let committer = self.committer()?;
         let queue = Arc::clone(&self.shared.commits);
         let (delivering, failing) = (&self.shared, &self.shared);
         run_as_task(
             queue,
             committer,
+            pace,
             |answers| deliver(delivering, answers),
             |error| failing.fail(error),
         )
@@ -413,13 +417,14 @@ impl Drop for CommitThread {
     }
 }
 
-/// Serving: there is a layout, the disk works, and the node is not stopping.
+/// Serving: there is a layout, clock and disk can be relied on, and the node is not stopping.
 async fn report_health(shared: &Shared, reporter: &tonic_health::server::HealthReporter) {
     let mut before = None;
     loop {
         let draining = shared.draining.load(Ordering::Relaxed);
         let laid_out = shared.view.load().metadata().is_some();
-        let serving = laid_out && !draining && shared.failure().is_none();
+        let coordinates = shared.clock_gate.state().coordinates();
+        let serving = laid_out && coordinates && !draining && shared.failure().is_none();
         if before != Some(serving) {
             let status = match serving {
                 true => tonic_health::ServingStatus::Serving,

@@ -130,7 +130,13 @@ fn the_task_gives_others_their_turn_after_each_group() {
             queue.close();
         }
     };
-    let task = run_as_task(Arc::clone(&queue), committer, deliver, |error| panic!("{error}"));
+    let task = run_as_task(
+        Arc::clone(&queue),
+        committer,
+        async |_| {},
+        deliver,
+        |error| panic!("{error}"),
+    );
     let other = async {
         for _ in 0..3 {
             log.borrow_mut().push("other".to_owned());
@@ -151,7 +157,13 @@ fn the_task_sleeps_until_it_is_woken() {
     let deliver = |answers: &mut Vec<(u64, CommitAnswer)>| {
         answered.borrow_mut().extend(answers.drain(..).map(|it| it.0));
     };
-    let task = run_as_task(Arc::clone(&queue), committer, deliver, |error| panic!("{error}"));
+    let task = run_as_task(
+        Arc::clone(&queue),
+        committer,
+        async |_| {},
+        deliver,
+        |error| panic!("{error}"),
+    );
     let other = async {
         for number in 0..3 {
             assert!(queue.push(|it| it.push(put(number))).is_ok());
