@@ -1,6 +1,8 @@
-//! Whole nodes in this process, on RocksDB and loopback.
+//! Whole nodes in this process, on loopback: on RocksDB, and on clocks that the test sets.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its cluster has failed")]
+
+mod clocks;
 
 use std::{net::SocketAddr, time::Duration};
 
