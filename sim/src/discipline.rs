@@ -72,6 +72,7 @@ impl Discipline {
             Self::QuorumThenOne => &[L::Quorum],
             Self::Mixed => &[
                 L::Any,
+                L::Any,
                 L::One,
                 L::Two,
                 L::Three,

@@ -91,6 +91,13 @@ pub enum Fault {
         /// Syncs in a thousand that fail.
         syncs: u32,
     },
+    /// Bits of stored rows flip, for good (F15). Nothing heals them.
+    Rot {
+        /// The node.
+        node: usize,
+        /// How many rows.
+        rows: u32,
+    },
     /// A clock jumps, and jumps back when the fault ends (F17).
     ClockJump {
         /// The node.
@@ -142,6 +149,7 @@ impl Fault {
             Self::SlowDisk { .. } => "slow disk",
             Self::FullDisk { .. } => "full disk",
             Self::DiskErrors { .. } => "disk errors",
+            Self::Rot { .. } => "rot",
             Self::ClockJump { .. } => "clock jump",
             Self::ClockDrift { .. } => "clock drift",
             Self::Pause { .. } => "pause",
@@ -164,6 +172,7 @@ impl Fault {
         "slow disk",
         "full disk",
         "disk errors",
+        "rot",
         "clock jump",
         "clock drift",
         "pause",

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
-use model::{StorageKey, Version};
+use bytes::Bytes;
+use model::{MetadataHash, StorageKey, Version};
 use node::{
     replica::decode_stored,
-    storage::{RangeRequest, Space, Storage},
+    storage::{RangeRequest, Space},
 };
 use xxhash_rust::xxh3::Xxh3;
 
@@ -15,10 +16,8 @@ use crate::{checker::Violation, shape::Shape, world::World};
 pub fn state_hash(world: &World) -> u64 {
     let mut hash = Xxh3::new();
     for node in &world.nodes {
-        node.disk.set_faults(None);
         for space in Space::ALL {
-            let page =
-                node.disk.range(&RangeRequest::prefix(space, Vec::new())).unwrap_or_default();
+            let page = node.disk.peek(&RangeRequest::prefix(space, Vec::new()));
             for (key, value) in page.rows {
                 hash.update(&key);
                 hash.update(&value);
@@ -32,9 +31,8 @@ pub fn state_hash(world: &World) -> u64 {
 pub fn replicas_agree(world: &World) -> Vec<Violation> {
     let mut held: BTreeMap<StorageKey, Vec<(String, Option<Version>)>> = BTreeMap::new();
     for node in &world.nodes {
-        node.disk.set_faults(None);
-        let rows = node.disk.range(&RangeRequest::prefix(Space::Data, Vec::new()));
-        for (key, value) in rows.unwrap_or_default().rows {
+        let page = node.disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
+        for (key, value) in page.rows {
             let Some(key) = StorageKey::parse(key) else { continue };
             let version = decode_stored(&key, value).ok().map(|it| it.record.version());
             held.entry(key).or_default().push((node.name.clone(), version));
@@ -50,6 +48,68 @@ pub fn replicas_agree(world: &World) -> Vec<Violation> {
         Violation::broken("replicas-agree", Some(&name), what)
     };
     differ.map(violation).collect()
+}
+
+/// What must never go back, watched for the whole of a run.
+#[derive(Default)]
+pub struct Watch {
+    versions: BTreeMap<(usize, Bytes), Version>,
+    metadata: BTreeMap<u64, (MetadataHash, String)>,
+}
+
+impl Watch {
+    /// What was newest at a replica only rises, through every crash (P2, G4).
+    pub fn versions_rise(&mut self, world: &World) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        for (index, node) in world.nodes.iter().enumerate() {
+            let page = node.disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
+            for (bytes, value) in page.rows {
+                let Some(key) = StorageKey::parse(bytes.clone()) else { continue };
+                let Ok(stored) = decode_stored(&key, value) else { continue };
+                let version = stored.record.version();
+                let before = self.versions.entry((index, bytes)).or_insert(version);
+                if *before > version {
+                    let name = format!("{:?}", key.key());
+                    let what = format!("{} held {before}, and now {version}", node.name);
+                    violations.push(Violation::broken("versions-rise", Some(&name), what));
+                }
+                *before = version;
+            }
+        }
+        violations
+    }
+
+    /// All nodes agree on each step of the metadata.
+    pub fn metadata_agrees(&mut self, world: &World) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        for it in &world.nodes {
+            let Some(node) = it.controls.node() else { continue };
+            let view = node.shared.view.load();
+            let Some(metadata) = view.metadata() else { continue };
+            let (sequence, hash) = (metadata.sequence(), metadata.hash());
+            let first = self.metadata.entry(sequence).or_insert_with(|| (hash, it.name.clone()));
+            if first.0 != hash {
+                let what =
+                    format!("{} and {} hold different metadata {sequence}", first.1, it.name);
+                violations.push(Violation::broken("membership", None, what));
+            }
+        }
+        violations
+    }
+}
+
+/// Once no client has called for longer than a call may take: nothing is in flight.
+pub fn nothing_is_in_flight(world: &World) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    for it in &world.nodes {
+        let Some(node) = it.controls.node() else { continue };
+        let operations: usize = node.loops.iter().map(|it| it.lock().operations.len()).sum();
+        if operations > 0 {
+            let what = format!("{}: {operations} operations are still in flight", it.name);
+            violations.push(Violation::broken("nothing-left", None, what));
+        }
+    }
+    violations
 }
 
 /// With each step: queues keep their bounds, clocks their ceilings (C5).
@@ -142,10 +202,6 @@ pub fn nothing_is_left(world: &World, shape: &Shape) -> Vec<Violation> {
             let what = format!("{}: {what}", it.name);
             violations.push(Violation::broken("nothing-left", None, what));
         };
-        let operations: usize = node.loops.iter().map(|it| it.lock().operations.len()).sum();
-        if operations > 0 {
-            violated(format!("{operations} operations are still in flight"));
-        }
         let connections = node.shared.connections.load(Ordering::Relaxed);
         if connections > 0 {
             violated(format!("{connections} connections of clients are still open"));

@@ -19,7 +19,7 @@ use crate::{
     coverage::Coverage,
     fault::{ActiveFault, Fault, TimedFault, draw_faults, heal_all, is_wanted_down},
     history::Operation,
-    inspect,
+    inspect::{self, Watch},
     log::Log,
     recorder::{Recorder, Who},
     shape::Shape,
@@ -117,6 +117,7 @@ struct Run {
     /// When each node was found down that nothing wants down.
     down_since: BTreeMap<usize, u64>,
     violations: Vec<Violation>,
+    watch: Watch,
     healed_ms: u64,
 }
 
@@ -130,10 +131,17 @@ impl Run {
             let (load, first) = (Rc::clone(&load), session);
             load.working.set(load.working.get() + u32::from(shape.sessions));
             session += u32::from(shape.sessions) + 1;
-            let set_up = random.random();
+            let (set_up, operates) = (random.random(), random.random_ratio(1, 3));
             world.add_clients(async move {
                 if datacenter == 0 {
                     set_up::set_up(&load, set_up).await;
+                }
+                if operates {
+                    tokio::task::spawn_local(workload::operate(
+                        Rc::clone(&load),
+                        datacenter,
+                        set_up,
+                    ));
                 }
                 for (session, seed) in (first..).zip(&seeds[1..]) {
                     let who = Who { session, datacenter };
@@ -152,6 +160,7 @@ impl Run {
             active: Vec::new(),
             down_since: BTreeMap::new(),
             violations: Vec::new(),
+            watch: Watch::default(),
             healed_ms: 0,
         }
     }
@@ -166,12 +175,14 @@ impl Run {
             let read_back_from = if self.until(END_MS, |it| it.load.working.get() == 0) {
                 self.steps(shape.quiet_ms);
                 self.violations.extend(inspect::members_agree(&self.world));
+                self.violations.extend(inspect::nothing_is_in_flight(&self.world));
                 self.load.recorder.len()
             } else {
                 self.violate("liveness", "clients still wait for answers".to_owned());
                 u64::MAX
             };
             self.healed_ms = millis(&self.world);
+            self.load.rotten.set(self.world.rotten.is_some());
             self.load.phase.set(Phase::ReadBack);
             if !self.until(END_MS, |it| it.load.phase.get() == Phase::Done) {
                 self.violate("liveness", "the read-back did not end".to_owned());
@@ -190,7 +201,7 @@ impl Run {
 
     fn judge(&mut self, read_back_from: u64, report: &mut Report) {
         let complaints = self.load.complaints.take();
-        if complaints.is_empty() {
+        if complaints.is_empty() && self.world.rotten.is_none() {
             self.violations.extend(inspect::replicas_agree(&self.world));
         }
         for what in complaints {
@@ -201,7 +212,7 @@ impl Run {
         let context = Context {
             datacenters: self.world.shape.datacenter_count(),
             read_back_from: (read_back_from < u64::MAX).then_some(read_back_from),
-            converges: read_back_from < u64::MAX,
+            converges: read_back_from < u64::MAX && self.world.rotten.is_none(),
             healed_us: Some(self.healed_ms * 1_000),
             clock_offset_max_ms: CLOCK_OFFSET_MAX_MS,
             epoch_ms: EPOCH_MS,
@@ -294,7 +305,11 @@ impl Run {
             panic!("{error}");
         }
         if millis(&self.world).is_multiple_of(LOOK_MS) {
-            let seen = inspect::bounds(&self.world);
+            let mut seen = inspect::bounds(&self.world);
+            seen.extend(self.watch.metadata_agrees(&self.world));
+            if millis(&self.world).is_multiple_of(WATCH_MS) {
+                seen.extend(self.watch.versions_rise(&self.world));
+            }
             if self.violations.len() < VIOLATIONS_MAX {
                 self.violations.extend(seen);
             }
@@ -336,6 +351,8 @@ const SET_UP_MS: u64 = 20_000;
 const END_MS: u64 = 60_000;
 /// In what time nodes notice connections that are dead.
 const DRAIN_MS: u64 = 45_000;
+/// How often the disks are looked at.
+const WATCH_MS: u64 = 500;
 /// How often the nodes are looked at.
 const LOOK_MS: u64 = 50;
 /// How often the log tells how the nodes are.

@@ -2,6 +2,7 @@
 //! way, from every datacenter.
 
 mod calls;
+mod operator;
 mod read_back;
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
@@ -16,6 +17,7 @@ use crate::{
     shape::{Shape, datacenter_name},
     world::{CLIENT_PORT, SimNetwork},
 };
+pub(crate) use operator::operate;
 pub(crate) use read_back::read_back;
 
 /// The keyspace of all runs.
@@ -33,6 +35,8 @@ pub(crate) struct Load {
     pub overload: Cell<bool>,
     /// Sessions that still work.
     pub working: Cell<u32>,
+    /// True if a replica has lost rows that nothing heals: ALL cannot be read.
+    pub rotten: Cell<bool>,
     /// Datacenters that have read everything back.
     pub read_back: Cell<u8>,
     /// What they found that no checker would.
@@ -63,6 +67,7 @@ impl Load {
             phase: Cell::new(Phase::SetUp),
             overload: Cell::new(false),
             working: Cell::new(0),
+            rotten: Cell::new(false),
             read_back: Cell::new(0),
             complaints: std::cell::RefCell::default(),
         })

@@ -12,8 +12,8 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use node::storage::memory::MemoryStorage;
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+use node::storage::{RangeRequest, Space, memory::MemoryStorage};
+use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use turmoil::{Builder, Sim};
 
 pub use controls::{Controls, DiskFaults};
@@ -62,6 +62,8 @@ pub struct World {
     pub log: Log,
     links: Links,
     random: StdRng,
+    /// The node whose disk has rotted.
+    pub rotten: Option<usize>,
     /// What the ends of lives have left, for the checks at the end.
     pub ends: Vec<NodeEnd>,
 }
@@ -137,8 +139,17 @@ impl World {
             nodes.push(node);
         }
         let links = Links::default();
-        let mut world =
-            Self { sim, shape, nodes, clients: Vec::new(), log, links, random, ends: Vec::new() };
+        let mut world = Self {
+            sim,
+            shape,
+            nodes,
+            clients: Vec::new(),
+            log,
+            links,
+            random,
+            rotten: None,
+            ends: Vec::new(),
+        };
         let blocking_reads = world.shape.reads_from_disk_per_mille;
         for node in 0..world.nodes.len() {
             world.set_disk_faults(node, |it| it.blocking_reads = blocking_reads);
@@ -289,6 +300,21 @@ impl World {
         self.sim.bounce(node.name.as_str());
         let name = node.name.clone();
         self.say(format_args!("{name} starts"));
+    }
+
+    /// Flips a bit in some of a node's rows, for good. Only one node of a world rots.
+    pub fn rot(&mut self, index: usize, rows: u32) {
+        if self.rotten.is_some_and(|it| it != index) {
+            return;
+        }
+        self.rotten = Some(index);
+        let disk = &self.nodes[index].disk;
+        let page = disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
+        for _ in 0..rows {
+            let Some((key, value)) = page.rows.choose(&mut self.random) else { return };
+            let bit = self.random.random_range(0..value.len() * 8);
+            disk.flip_bit(Space::Data, key, bit);
+        }
     }
 
     /// Changes the faults of a node's disk.

@@ -140,6 +140,11 @@ fn lost_writes() {
     // A delete that is still under way explains it.
     assert_found(Quorum, &["1 put=1 0-1 @1", "1 del 2-9 ?", "2 scan 3-4 -"], &[]);
     assert_found(LocalThenEach, &["1 put=1 0-1 @1", "1 del 2-9 ?", "2 scan 3-4 -"], &[]);
+    // One that came too late does not, nor one that was overwritten.
+    assert_found(LocalThenEach, &[lost_in_scan[0], lost_in_scan[1], "1 del 4-5 @6"], &["acked"]);
+    let overwritten = ["1 put=1 0-1 @1", "1 del 2-3 @2", "1 put=2 4-5 @3", "2 scan 6-7 -"];
+    assert_found(EachThenLocal, &overwritten, &["acked", "regular"]);
+    assert_found(LocalThenEach, &overwritten, &["acked"]);
     // One write hidden by another that lies below it.
     let disordered = ["1 put=1 0-1 @5", "2 put=2 2-3 @4", "2:ALL get 4-5 2@4"];
     assert_found(Quorum, &disordered, &["acked", "monotonic"]);
@@ -160,6 +165,11 @@ fn a_cluster_of_two_halves() {
     assert_found(HOME, &twice, &[]);
     let thrice = [&twice[..], &["1 get 7-8 2@6", "1 get 9-10 2@7"]].concat();
     assert_found(HOME, &thrice, &["unknown"]);
+    let expired = ["1 put=1 0-1 @1", "9/1 put=2/1 2-3 ?", "1 scan 9000-9001 -"];
+    let expired = [&expired[..], &["1 put=3 9002-9003 @9", "1 scan 9004-9005 -"]].concat();
+    assert_found(HOME, &expired, &[]);
+    let again = [&expired[..], &["1 put=4 9006-9007 @10", "1 scan 9008-9009 -"]].concat();
+    assert_found(HOME, &again, &["linearizable"]);
     // At home a put takes effect once.
     let again = ["1 put=2 0-9 ?", "1 get 1-2 2@3", "1 put=3 3-4 @5", "1 get 5-6 2@6"];
     assert_found(HOME, &again, &["linearizable", "unknown"]);
@@ -217,6 +227,11 @@ fn versions_name_one_content() {
     assert_found(Mixed, &["1 put=1 0-9 @5", "2 get 0-9 -@5"], &["monotonic"]);
     assert_found(Mixed, &["1 put=1/1 0-9 @5", "2 get 6000-6001 -@5"], &[]);
     assert_found(Mixed, &["1 del 0-9 @5", "1 put=1 0-9 ?", "2 get 3-5 1@5"], &["monotonic"]);
+    assert_found(Mixed, &["1 del 0-9 @5", "1 put=1/1 0-9 ?", "2 get 3-5 1@5"], &["monotonic"]);
+    assert_found(Mixed, &["2 get 0-9 1@5", "1 put=1/1 0-9 ?", "1 del 1-9 @5"], &["monotonic"]);
+    assert_found(Mixed, &["1 del 0-9 @5", "2 del 0-9 @5"], &["monotonic"]);
+    let foreseen = ["2 get 0-1 1@5", "1 put=1 2-3 @5"];
+    assert_found(Quorum, &foreseen, &["linearizable", "monotonic", "unknown"]);
 }
 
 #[test]

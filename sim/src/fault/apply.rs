@@ -48,6 +48,7 @@ impl ActiveFault {
                     it.sync_errors = *syncs;
                 });
             }
+            Fault::Rot { node, rows } => world.rot(*node, *rows),
             Fault::ClockJump { node, jump_ms } => {
                 world.nodes[*node].controls.clock_offset_ms.fetch_add(*jump_ms, Ordering::Relaxed);
             }
@@ -137,7 +138,7 @@ impl ActiveFault {
             Fault::Swizzle { nodes, .. } => {
                 (0..nodes.len()).for_each(|it| world.heal(self.cut_id(it)));
             }
-            Fault::Overload => {}
+            Fault::Rot { .. } | Fault::Overload => {}
         }
     }
 

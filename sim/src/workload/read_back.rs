@@ -19,7 +19,10 @@ pub(crate) async fn read_back(load: Rc<Load>, who: Who, seed: u64) {
     let Some(client) = connect(&load, who.datacenter, seed).await else { return };
     let keyspace = client.keyspace(KEYSPACE);
     let keys = load.recorder.keys();
-    let mine: Vec<_> = keys.iter().filter(|it| is_readable(it.discipline, who)).collect();
+    let all_replicas = |it: Discipline| it.read_levels()[0] == ConsistencyLevel::All;
+    let mine = keys.iter().filter(|it| is_readable(it.discipline, who));
+    let mine: Vec<_> =
+        mine.filter(|it| !load.rotten.get() || !all_replicas(it.discipline)).collect();
     for some in mine.chunk_by(|a, b| a.discipline == b.discipline) {
         let level = some[0].discipline.read_levels()[0];
         for chunk in some.chunks(CHUNK) {
@@ -31,7 +34,7 @@ pub(crate) async fn read_back(load: Rc<Load>, who: Who, seed: u64) {
         while load.read_back.get() < load.shape.datacenter_count() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let keys: Vec<_> = keys.iter().collect();
+        let keys: Vec<_> = keys.iter().filter(|_| !load.rotten.get()).collect();
         for chunk in keys.chunks(CHUNK) {
             read_until_answered(&load, &keyspace, who, chunk, ConsistencyLevel::All).await;
         }
