@@ -203,7 +203,9 @@ impl ClockWatch {
     }
 
     /// Compares with what was measured of late, by pings sent since a moment; and tells whether that
-    /// is enough to rely on, if it is not nobody: a majority of all nodes, or of the own datacenter's.
+    /// is enough to rely on, if it is not nobody: a majority of all nodes agrees; or whoever can be
+    /// reached has had its say, and was a majority of all, or of the own datacenter's. A datacenter
+    /// whose clocks are wrong alike answers itself first.
     fn compare(&self, now: Reading, others: &[OtherNode], since_us: u64) -> (Comparison, bool) {
         let (mut offsets, mut local) = (Vec::new(), 1);
         for it in others {
@@ -214,8 +216,11 @@ impl ClockWatch {
         }
         let all_local = 1 + others.iter().filter(|it| it.local).count();
         let majority = |compared: usize, of: usize| 2 * compared > of;
-        let enough = majority(offsets.len() + 1, others.len() + 1) || majority(local, all_local);
+        let heard_out = now.elapsed_us >= since_us.saturating_add(self.offset_max_ms * 1_000);
         let near = |offset_ms: i64| offset_ms.unsigned_abs() <= self.limit_ms();
+        let agreeing = 1 + offsets.iter().filter(|it| near(**it)).count();
+        let compared = majority(offsets.len() + 1, others.len() + 1) || majority(local, all_local);
+        let enough = majority(agreeing, others.len() + 1) || heard_out && compared;
         let word = match offsets[..] {
             [] => Comparison::Nobody,
             [other] if near(other) => Comparison::Agrees,

@@ -3,6 +3,7 @@
 mod list;
 mod mutants;
 mod run;
+mod scenario;
 mod sweep;
 
 use std::process::ExitCode;
@@ -16,6 +17,8 @@ pub(crate) enum Command {
     Run(run::Arguments),
     /// Runs many seeds, on all cores.
     Sweep(sweep::Arguments),
+    /// Plays failures that have a name.
+    Scenario(scenario::Arguments),
     /// Runs every deliberate bug until it is caught.
     Mutants(mutants::Arguments),
     /// Lists what can be named.
@@ -26,6 +29,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
     match command {
         Command::Run(it) => run::run(&it),
         Command::Sweep(it) => sweep::run(&it),
+        Command::Scenario(it) => scenario::run(&it),
         Command::Mutants(it) => mutants::run(&it),
         Command::List => list::run(),
     }

@@ -98,14 +98,14 @@ impl Watch {
     }
 }
 
-/// Once no client has called for longer than a call may take: nothing is in flight.
-pub fn nothing_is_in_flight(world: &World) -> Vec<Violation> {
+/// Once no client has called for longer than a call may take: none is unanswered.
+pub fn nothing_is_unanswered(world: &World) -> Vec<Violation> {
     let mut violations = Vec::new();
     for it in &world.nodes {
         let Some(node) = it.controls.node() else { continue };
-        let operations: usize = node.loops.iter().map(|it| it.lock().operations.len()).sum();
-        if operations > 0 {
-            let what = format!("{}: {operations} operations are still in flight", it.name);
+        let unanswered: usize = node.loops.iter().map(|it| it.lock().unanswered).sum();
+        if unanswered > 0 {
+            let what = format!("{}: {unanswered} calls are still unanswered", it.name);
             violations.push(Violation::broken("nothing-left", None, what));
         }
     }

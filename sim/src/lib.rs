@@ -14,6 +14,7 @@ pub mod log;
 pub mod mutants;
 pub mod recorder;
 pub mod run;
+pub mod scenario;
 pub mod shape;
 pub mod sweep;
 mod workload;

@@ -3,7 +3,7 @@
 //! The shape of each: the cluster is set up, clients warm up, faults come and go while they work,
 //! everything is healed, the cluster is left alone, everything is read back, and the checkers judge.
 
-mod set_up;
+pub(crate) mod set_up;
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +23,7 @@ use crate::{
     log::Log,
     recorder::{Recorder, Who},
     shape::Shape,
-    workload::{self, Load, Phase},
+    workload::{self, Load, Phase, Probe},
     world::{EPOCH_MS, World},
 };
 
@@ -40,12 +40,14 @@ pub struct RunSettings {
     pub mutant: Option<Mutant>,
     /// Keeps the log's lines and the history.
     pub keep: bool,
+    /// Clients that probe each level in every datacenter work too.
+    pub probes: bool,
 }
 
 impl RunSettings {
     /// A run of the mix.
     pub fn of_seed(seed: u64) -> Self {
-        Self { seed, shape: None, faults: None, mutant: None, keep: false }
+        Self { seed, shape: None, faults: None, mutant: None, keep: false, probes: false }
     }
 }
 
@@ -72,6 +74,10 @@ pub struct Report {
     pub lines: Vec<String>,
     /// The history, if it was kept.
     pub history: Vec<Operation>,
+    /// What probes were told, if there were any.
+    pub(crate) probes: Vec<Probe>,
+    /// When the faults began, in milliseconds of the run.
+    pub faults_from_ms: u64,
 }
 
 /// Runs once. A panic anywhere in the cluster is a violation.
@@ -93,9 +99,11 @@ pub fn run(settings: &RunSettings) -> Report {
         operations: 0,
         lines: Vec::new(),
         history: Vec::new(),
+        probes: Vec::new(),
+        faults_from_ms: 0,
     };
     let running = catch_unwind(AssertUnwindSafe(|| {
-        let mut run = Run::new(random, shape, log.clone());
+        let mut run = Run::new(random, shape, log.clone(), settings.probes);
         run.play(faults, &mut report);
     }));
     Mutant::choose(None);
@@ -122,7 +130,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(mut random: StdRng, shape: Shape, log: Log) -> Self {
+    fn new(mut random: StdRng, shape: Shape, log: Log, probes: bool) -> Self {
         let load = Load::new(shape.clone(), Recorder::new(log.clone()));
         let mut world = World::new(random.random(), shape.clone(), log);
         let mut session = 0;
@@ -135,6 +143,12 @@ impl Run {
             world.add_clients(async move {
                 if datacenter == 0 {
                     set_up::set_up(&load, set_up).await;
+                }
+                let probed = if probes { workload::PROBED.len() } else { 0 };
+                for place in 0..probed {
+                    let session = PROBES_FROM + u32::from(datacenter) * 100 + place as u32;
+                    let (who, seed) = (Who { session, datacenter }, set_up ^ place as u64);
+                    tokio::task::spawn_local(workload::probe(Rc::clone(&load), who, place, seed));
                 }
                 if operates {
                     tokio::task::spawn_local(workload::operate(
@@ -170,12 +184,13 @@ impl Run {
         self.world.say(format_args!("{shape:?}"));
         if self.until(SET_UP_MS, |it| it.load.phase.get() != Phase::SetUp) {
             self.steps(shape.warm_up_ms);
+            report.faults_from_ms = millis(&self.world);
             self.suffer(faults, shape.faults_ms, &mut report.coverage);
             self.load.phase.set(Phase::Quiet);
             let read_back_from = if self.until(END_MS, |it| it.load.working.get() == 0) {
                 self.steps(shape.quiet_ms);
                 self.violations.extend(inspect::members_agree(&self.world));
-                self.violations.extend(inspect::nothing_is_in_flight(&self.world));
+                self.violations.extend(inspect::nothing_is_unanswered(&self.world));
                 self.load.recorder.len()
             } else {
                 self.violate("liveness", "clients still wait for answers".to_owned());
@@ -208,6 +223,7 @@ impl Run {
             let checker = if what.starts_with("liveness") { "liveness" } else { "no-invention" };
             self.violate(checker, what);
         }
+        report.probes = self.load.probes.take();
         let history = self.load.recorder.take();
         let context = Context {
             datacenters: self.world.shape.datacenter_count(),
@@ -339,6 +355,8 @@ impl Run {
     }
 }
 
+/// Sessions of probes, above all others.
+const PROBES_FROM: u32 = 1_000;
 /// How far a clock may be off: the nodes' setting.
 const CLOCK_OFFSET_MAX_MS: u64 = 500;
 /// How much later than its deadline a call may be answered: the way back, and a tick or two.

@@ -3,6 +3,7 @@
 
 mod calls;
 mod operator;
+mod probe;
 mod read_back;
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
@@ -18,6 +19,7 @@ use crate::{
     world::{CLIENT_PORT, SimNetwork},
 };
 pub(crate) use operator::operate;
+pub(crate) use probe::{PROBED, Probe, probe};
 pub(crate) use read_back::read_back;
 
 /// The keyspace of all runs.
@@ -39,6 +41,8 @@ pub(crate) struct Load {
     pub rotten: Cell<bool>,
     /// Datacenters that have read everything back.
     pub read_back: Cell<u8>,
+    /// What probes were told.
+    pub(crate) probes: std::cell::RefCell<Vec<Probe>>,
     /// What they found that no checker would.
     pub complaints: std::cell::RefCell<Vec<String>>,
 }
@@ -69,6 +73,7 @@ impl Load {
             working: Cell::new(0),
             rotten: Cell::new(false),
             read_back: Cell::new(0),
+            probes: std::cell::RefCell::default(),
             complaints: std::cell::RefCell::default(),
         })
     }

@@ -99,16 +99,35 @@ fn a_start_waits_for_a_majority() {
     check("llll", Unverified);
     check("Llll", Unverified);
     check("LLll", Good);
-    // The own datacenter's majority will do.
+    // The own datacenter's majority will do, once the others have had the time to answer.
     check("llrrr", Unverified);
-    check("Llrrr", Good);
+    check("Llrrr", Unverified);
     check("llRrr", Unverified);
     check("llRRR", Good);
     // This node alone is no majority of anything, even where it is all of its datacenter.
     check("rr", Unverified);
     check("Rr", Good);
     check("rrrr", Unverified);
-    check("Rrrr", Good);
+    check("Rrrr", Unverified);
+}
+
+#[test]
+fn the_own_datacenter_alone_is_believed_when_the_others_have_had_their_say() {
+    let mut it = Cluster::new(2, 6);
+    (0..8).for_each(|at| it.offsets[at] = (at < 2).then_some(0));
+    assert_eq!(it.ping(), ClockState::Unverified);
+    assert_eq!(it.run(1), ClockState::Good, "nobody else can be reached");
+    // The whole datacenter jumps by an hour, with the others in reach.
+    let mut it = Cluster::new(2, 6);
+    it.run(3);
+    it.own_ms = 3_600_000;
+    (0..2).for_each(|at| it.offsets[at] = Some(3_600_000));
+    (2..8).for_each(|at| it.offsets[at] = None);
+    assert_eq!(it.look(), ClockState::Jumped);
+    assert_eq!(it.ping(), ClockState::Jumped, "its own answer first");
+    (2..8).for_each(|at| it.offsets[at] = Some(0));
+    assert_eq!(it.ping(), ClockState::Off);
+    assert_eq!(it.run(2), ClockState::Off);
 }
 
 #[test]

@@ -158,8 +158,7 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
 #[expect(clippy::disallowed_methods, reason = "before anything runs that could be kept waiting")]
 fn await_clock(shared: &Shared) -> Result<(), StartError> {
     loop {
-        let believed_ms = shared.wall().0 + shared.config.clock_offset_max_ms;
-        let behind_ms = shared.clock.highest().ms().saturating_sub(believed_ms);
+        let behind_ms = clock_behind_ms(shared);
         if behind_ms == 0 {
             return Ok(());
         }
@@ -169,6 +168,11 @@ fn await_clock(shared: &Shared) -> Result<(), StartError> {
         tracing::warn!(behind_ms, "waiting for the wall clock");
         std::thread::sleep(Duration::from_millis(behind_ms));
     }
+}
+
+fn clock_behind_ms(shared: &Shared) -> u64 {
+    let believed_ms = shared.wall().0 + shared.config.clock_offset_max_ms;
+    shared.clock.highest().ms().saturating_sub(believed_ms)
 }
 
 /// A wait that is not worth a person's attention.
@@ -328,6 +332,11 @@ impl Node {
         let loops = loops.collect();
         let links = Links { gossip: Arc::clone(&gossip), origins: Arc::new(Origins::default()) };
         Ok((Self { shared, gossip, links, loops }, events))
+    }
+
+    /// For how long the others would not believe this node's clock: a start waits for that (C5).
+    pub fn clock_behind_ms(&self) -> u64 {
+        clock_behind_ms(&self.shared)
     }
 
     fn run_commits_on_thread(&self) -> Result<JoinHandle<Committer<Arc<dyn Storage>>>, StartError> {

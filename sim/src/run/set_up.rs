@@ -10,7 +10,7 @@ use crate::{
     workload::{KEYSPACE, Load, Phase, connect},
 };
 
-pub(super) async fn set_up(load: &Rc<Load>, seed: u64) {
+pub(crate) async fn set_up(load: &Rc<Load>, seed: u64) {
     loop {
         match try_set_up(load, seed).await {
             Ok(()) => break,

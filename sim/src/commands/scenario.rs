@@ -1,0 +1,66 @@
+//! `quorate-sim scenario`: failures with a name.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use model::Mutant;
+use sim::scenario::{self, Scenario, tell};
+
+/// Which, and how much of it.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Its name; all of them unless given.
+    name: Option<String>,
+    /// With this deliberate bug.
+    #[arg(long, value_parser = super::run::mutant)]
+    mutant: Option<Mutant>,
+    /// Prints the whole log, not only the timeline.
+    #[arg(long)]
+    log: bool,
+    /// Also plays each with the rules switched off whose need it shows: then it has to fail.
+    #[arg(long)]
+    rules_off: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    let scenarios = match &arguments.name {
+        None => scenario::all(),
+        Some(name) => match scenario::find(name) {
+            Some(it) => vec![it],
+            None => {
+                eprintln!("no scenario {name:?}; `quorate-sim list` names them");
+                return ExitCode::FAILURE;
+            }
+        },
+    };
+    let failed = scenarios.iter().filter(|it| !play(it, arguments)).count();
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn play(scenario: &Scenario, arguments: &Arguments) -> bool {
+    println!("\n== {} ==\n{}", scenario.name, scenario.story);
+    let told = tell(scenario, arguments.mutant);
+    let lines = if arguments.log { &told.lines } else { &told.timeline };
+    lines.iter().for_each(|it| println!("{}", it.chars().take(300).collect::<String>()));
+    for it in &told.availability {
+        let side = if it.inside { "inside" } else { "outside" };
+        let ((wrote, writes), (read, reads)) = (it.writes, it.reads);
+        println!(
+            "  {side:<8} {:<13} writes {wrote:>3}/{writes:<3} reads {read:>3}/{reads:<3} {:?}",
+            it.level.to_string(),
+            it.reasons
+        );
+    }
+    for violation in &told.violations {
+        println!("VIOLATION {violation}");
+    }
+    let mut held = told.violations.is_empty();
+    println!("{}", if held { "held" } else { "FAILED" });
+    for mutant in scenario.shows.iter().filter(|_| arguments.rules_off) {
+        let told = tell(scenario, Some(*mutant));
+        let seen = told.violations.first().map(ToString::to_string);
+        println!("with {}: {}", mutant.as_str(), seen.as_deref().unwrap_or("NOTHING NOTICED"));
+        held &= seen.is_some();
+    }
+    held
+}

@@ -1,0 +1,69 @@
+//! Failures with a name: the loss of datacenters in all its forms, and the executions that forced
+//! the protocol's rules. Each can be read, run and told as a timeline.
+
+mod datacenters;
+mod executions;
+mod script;
+mod story;
+
+use model::{ConsistencyLevel, Mutant};
+
+pub use story::{Availability, Told, tell};
+
+use crate::{fault::TimedFault, shape::Shape};
+use script::Script;
+
+/// A failure with a name.
+pub struct Scenario {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What happens, in a sentence or two.
+    pub story: &'static str,
+    /// How it is played.
+    pub plot: Plot,
+    /// Rules whose absence it shows: with each of these mutants it must fail.
+    pub shows: &'static [Mutant],
+}
+
+/// How a scenario is played.
+pub enum Plot {
+    /// Clients in every datacenter work at every level while something fails.
+    Failure(Failure),
+    /// An exact execution, step by step.
+    Steps {
+        /// The cluster.
+        shape: Shape,
+        /// The steps.
+        script: fn(Script) -> script::Playing,
+    },
+}
+
+/// Something fails under load.
+pub struct Failure {
+    /// The cluster.
+    pub shape: Shape,
+    /// What fails, and when.
+    pub faults: Vec<TimedFault>,
+    /// When everybody has noticed it, and until when it lasts: the levels are judged between.
+    pub judged_ms: (u64, u64),
+    /// Datacenters on the wrong side.
+    pub inside: &'static [u8],
+    /// What goes on there.
+    pub inside_goes_on: &'static [ConsistencyLevel],
+    /// What goes on in all others.
+    pub outside_goes_on: &'static [ConsistencyLevel],
+    /// False where a level may work now and fail then: only what goes on is judged.
+    pub others_are_refused: bool,
+}
+
+/// All scenarios.
+pub fn all() -> Vec<Scenario> {
+    let mut all = datacenters::all();
+    all.extend(executions::all());
+    all
+}
+
+/// The scenario of this name.
+pub fn find(name: &str) -> Option<Scenario> {
+    all().into_iter().find(|it| it.name == name)
+}

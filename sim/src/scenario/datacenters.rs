@@ -1,0 +1,217 @@
+//! The loss of datacenters.
+
+use model::ConsistencyLevel as L;
+
+use super::{Failure, Plot, Scenario};
+use crate::{
+    fault::{Fault, TimedFault},
+    shape::{Shape, datacenter_name},
+    world::{Cut, CutKind, EndKind},
+};
+
+/// What three datacenters can do while two of them hear each other, three replicas in each.
+const TWO_OF_THREE: &[L] =
+    &[L::Any, L::One, L::Two, L::Three, L::Quorum, L::LocalOne, L::LocalQuorum, L::Count(5)];
+/// What one of them can do alone.
+const ONE_OF_THREE: &[L] = &[L::Any, L::One, L::Two, L::Three, L::LocalOne, L::LocalQuorum];
+/// What a datacenter does that has lost one node of three and hears the others.
+const ALL_BUT_ALL: &[L] = &[
+    L::Any,
+    L::One,
+    L::Two,
+    L::Three,
+    L::Quorum,
+    L::LocalOne,
+    L::LocalQuorum,
+    L::EachQuorum,
+    L::Count(5),
+];
+const LOCAL: &[L] = &[L::LocalOne, L::LocalQuorum];
+
+pub(super) fn all() -> Vec<Scenario> {
+    let mut all = lost();
+    all.extend(impaired());
+    all
+}
+
+fn lost() -> Vec<Scenario> {
+    let isolated = |datacenter| Fault::Cut(isolation(&[datacenter]));
+    let ends = |datacenter| Fault::DatacenterEnd { datacenter, kind: EndKind::PowerLoss };
+    vec![
+        scenario(
+            "datacenter-isolated",
+            "The third datacenter hears nobody for eight seconds, and nobody hears it; its clients \
+             are with it. Both sides go on at the levels they can meet, and agree again afterwards.",
+            vec![lasting(1_000, 8_000, isolated(2))],
+            Judged { inside: &[2], inside_goes_on: ONE_OF_THREE, ..Judged::strictly(TWO_OF_THREE) },
+        ),
+        scenario(
+            "datacenter-lost-to-power",
+            "The third datacenter loses its power under load, and returns eight seconds later with \
+             what its disks had synced.",
+            vec![lasting(1_000, 8_000, ends(2))],
+            Judged { inside: &[2], ..Judged::strictly(TWO_OF_THREE) },
+        ),
+        scenario(
+            "datacenter-lost-for-good",
+            "The third datacenter loses its power and stays away until the very end, so that its \
+             data can still be compared. The others do without it all the time.",
+            vec![lasting(500, 19_400, ends(2))],
+            Judged {
+                inside: &[2],
+                faults_ms: 20_000,
+                judged_ms: (6_000, 17_500),
+                ..Judged::strictly(TWO_OF_THREE)
+            },
+        ),
+        scenario(
+            "two-datacenters-lost",
+            "Two of three datacenters lose their power. The last one goes on alone with what needs \
+             no majority of all.",
+            vec![lasting(1_000, 8_000, ends(1)), lasting(1_300, 7_700, ends(2))],
+            Judged { inside: &[1, 2], ..Judged::strictly(ONE_OF_THREE) },
+        ),
+        scenario(
+            "coordinators-datacenter-lost-in-a-write",
+            "A datacenter whose clients write at every level is lost to power three times, each time \
+             with writes under way. Whoever was not answered is not promised anything; nothing that \
+             was acknowledged is lost.",
+            (0..3).map(|it| lasting(600 + it * 3_000, 1_500, ends(0))).collect(),
+            Judged { inside: &[0], ..Judged::loosely(LOCAL) },
+        ),
+    ]
+}
+
+fn impaired() -> Vec<Scenario> {
+    let flap = |it: u64| lasting(800 + it * 900, 450, Fault::Cut(isolation(&[2])));
+    let split = Fault::Cut(Cut {
+        kind: CutKind::Stop,
+        from: names(&["n7"]),
+        to: names(&["n8", "n9", "clients-dc3"]),
+    });
+    let skewed =
+        (6..9).map(|node| lasting(1_000, 8_000, Fault::ClockJump { node, jump_ms: 3_600_000 }));
+    let restarts = (0..9).map(|node| {
+        lasting(600 + node as u64 * 1_200, 700, Fault::End { node, kind: EndKind::Crash })
+    });
+    vec![
+        scenario(
+            "datacenter-flapping",
+            "The third datacenter is cut off and heard again, ten times in nine seconds.",
+            (0..10).map(flap).collect(),
+            Judged {
+                inside: &[2],
+                inside_goes_on: LOCAL,
+                judged_ms: (0, 9_800),
+                ..Judged::loosely(LOCAL)
+            },
+        ),
+        scenario(
+            "datacenter-split-in-two",
+            "One node of the third datacenter stops hearing the two others there, while all other \
+             links work.",
+            vec![lasting(1_000, 8_000, split)],
+            Judged { inside: &[2], ..Judged::loosely(LOCAL) },
+        ),
+        scenario(
+            "datacenter-slow",
+            "Every message between the third datacenter and the others takes 120 ms for eight \
+             seconds. Nothing is refused; whoever waits for a quorum of all waits for it.",
+            vec![lasting(
+                1_000,
+                8_000,
+                Fault::Slow {
+                    from: names(&["n7", "n8", "n9", "clients-dc3"]),
+                    to: names(&["n1", "n2", "n3", "n4", "n5", "n6", "clients-dc1", "clients-dc2"]),
+                    latency_ms: 120,
+                },
+            )],
+            Judged { inside: &[2], inside_goes_on: ALL_BUT_ALL, ..Judged::loosely(ALL_BUT_ALL) },
+        ),
+        scenario(
+            "datacenter-with-a-skewed-clock",
+            "All clocks of the third datacenter jump an hour ahead. Its nodes stop coordinating \
+             before they stamp anything, answer as replicas, and coordinate again when their clocks \
+             are set right. No record is poisoned (C1, C2, CE30).",
+            skewed.collect(),
+            Judged { inside: &[2], ..Judged::loosely(TWO_OF_THREE) },
+        ),
+        scenario(
+            "rolling-restart",
+            "All nine nodes are killed and started, one after another.",
+            restarts.collect(),
+            Judged { faults_ms: 12_000, judged_ms: (0, 12_000), ..Judged::loosely(LOCAL) },
+        ),
+    ]
+}
+
+/// What is judged of a failure.
+struct Judged {
+    inside: &'static [u8],
+    inside_goes_on: &'static [L],
+    outside_goes_on: &'static [L],
+    others_are_refused: bool,
+    faults_ms: u64,
+    judged_ms: (u64, u64),
+}
+
+impl Judged {
+    /// These go on outside, and all else is refused.
+    fn strictly(outside_goes_on: &'static [L]) -> Self {
+        Self {
+            inside: &[],
+            inside_goes_on: &[],
+            outside_goes_on,
+            others_are_refused: true,
+            faults_ms: 10_000,
+            judged_ms: (4_500, 7_000),
+        }
+    }
+
+    /// These go on outside; all else may work or not.
+    fn loosely(outside_goes_on: &'static [L]) -> Self {
+        Self { others_are_refused: false, ..Self::strictly(outside_goes_on) }
+    }
+}
+
+fn scenario(
+    name: &'static str,
+    story: &'static str,
+    faults: Vec<TimedFault>,
+    judged: Judged,
+) -> Scenario {
+    let shape = Shape { faults_ms: judged.faults_ms, sessions: 1, ..Shape::grid(3, 3) };
+    let failure = Failure {
+        shape,
+        faults,
+        judged_ms: judged.judged_ms,
+        inside: judged.inside,
+        inside_goes_on: judged.inside_goes_on,
+        outside_goes_on: judged.outside_goes_on,
+        others_are_refused: judged.others_are_refused,
+    };
+    Scenario { name, story, plot: Plot::Failure(failure), shows: &[] }
+}
+
+fn lasting(at_ms: u64, for_ms: u64, fault: Fault) -> TimedFault {
+    TimedFault { at_ms, for_ms, fault }
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+/// Some of three datacenters of three nodes, cut from the others.
+fn isolation(inside: &[u8]) -> Cut {
+    let hosts = |datacenter: u8| {
+        let first = u32::from(datacenter) * 3 + 1;
+        let nodes = (first..first + 3).map(|it| format!("n{it}"));
+        nodes.chain([format!("clients-{}", datacenter_name(datacenter))]).collect::<Vec<_>>()
+    };
+    let (from, to): (Vec<u8>, Vec<u8>) = (0..3).partition(|it| inside.contains(it));
+    Cut {
+        kind: CutKind::Stop,
+        from: from.into_iter().flat_map(hosts).collect(),
+        to: to.into_iter().flat_map(hosts).collect(),
+    }
+}

@@ -1,0 +1,350 @@
+//! Executions step by step: raw calls to chosen nodes, and what happens to nodes and links between
+//! them.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper_util::rt::TokioIo;
+use model::{ConsistencyLevel, Mutant};
+use node::{
+    commit::CommitStage,
+    storage::{RangeRequest, Space},
+};
+use proto::{
+    CallError, Reason,
+    v1::{self, admin_service_client::AdminServiceClient, kv_service_client::KvServiceClient},
+};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::story::Told;
+use crate::{
+    checker::Violation,
+    log::Log,
+    recorder::{Recorder, now},
+    run::set_up,
+    shape::Shape,
+    workload::{KEYSPACE, Load},
+    world::{CLIENT_PORT, Cut, EndKind, World},
+};
+
+/// A script while it plays: what it found wrong, if anything.
+pub(super) type Playing = Pin<Box<dyn Future<Output = Result<(), String>>>>;
+
+/// What a script does to the world.
+#[derive(Clone)]
+pub struct Script {
+    load: Rc<Load>,
+    orders: Rc<RefCell<VecDeque<Order>>>,
+    clock: Rc<Cell<u64>>,
+}
+
+enum Order {
+    Cut(u64, Cut),
+    Heal(u64),
+    End(usize, EndKind),
+    Start(usize),
+    ClockJump(usize, i64),
+    Freeze(usize, CommitStage),
+    Rot(usize),
+}
+
+/// What a read found: the value, unless absent.
+pub(super) type Found = Result<Option<Bytes>, CallError>;
+
+impl Script {
+    /// Tells a step to whoever reads the log.
+    pub(super) fn say(&self, what: &str) {
+        self.load.recorder.log.say(now(), format_args!("step: {what}"));
+    }
+
+    /// Waits.
+    pub(super) async fn wait(&self, ms: u64) {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
+
+    /// Cuts links between two groups of hosts until healed by the same id.
+    pub(super) async fn cut(&self, id: u64, cut: Cut) {
+        self.order(Order::Cut(id, cut)).await;
+    }
+
+    /// Heals a cut.
+    pub(super) async fn heal(&self, id: u64) {
+        self.order(Order::Heal(id)).await;
+    }
+
+    /// Ends a node's process.
+    pub(super) async fn end(&self, node: usize, kind: EndKind) {
+        self.order(Order::End(node, kind)).await;
+    }
+
+    /// Starts a node's process.
+    pub(super) async fn start(&self, node: usize) {
+        self.order(Order::Start(node)).await;
+    }
+
+    /// A clock jumps.
+    pub(super) async fn clock_jump(&self, node: usize, ms: i64) {
+        self.order(Order::ClockJump(node, ms)).await;
+    }
+
+    /// The node's commit path stops at this stage of its next group, until the node is ended.
+    pub(super) async fn freeze(&self, node: usize, stage: CommitStage) {
+        self.order(Order::Freeze(node, stage)).await;
+    }
+
+    /// A bit flips in every row of a node's data.
+    pub(super) async fn rot(&self, node: usize) {
+        self.order(Order::Rot(node)).await;
+    }
+
+    async fn order(&self, order: Order) {
+        self.orders.borrow_mut().push_back(order);
+        self.wait(3).await;
+    }
+
+    /// Puts through a node, with the clock that this client has seen.
+    pub(super) async fn put(
+        &self,
+        node: usize,
+        key: &str,
+        value: &str,
+        level: ConsistencyLevel,
+    ) -> Result<(), CallError> {
+        let request = v1::PutRequest {
+            keyspace: KEYSPACE.to_owned(),
+            key: Some(wire_key(key)),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+            consistency: Some(level.into()),
+            clock: self.clock.get(),
+            ..v1::PutRequest::default()
+        };
+        let answer = self.kv(node).put(self.timed(request)).await;
+        let told = answer.map(|it| it.into_inner().clock).map_err(|it| CallError::from(&it));
+        self.log(&format!("put {key}={value} at {level} through n{}", node + 1), &told);
+        told.map(|clock| self.clock.set(self.clock.get().max(clock)))
+    }
+
+    /// As `put`, with a time to live.
+    pub(super) async fn put_for(
+        &self,
+        node: usize,
+        key: &str,
+        value: &str,
+        seconds: u64,
+    ) -> Result<(), CallError> {
+        let request = v1::PutRequest {
+            keyspace: KEYSPACE.to_owned(),
+            key: Some(wire_key(key)),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+            consistency: Some(ConsistencyLevel::Quorum.into()),
+            ttl_seconds: Some(seconds),
+            ..v1::PutRequest::default()
+        };
+        let answer = self.kv(node).put(self.timed(request)).await;
+        answer.map(|_| ()).map_err(|it| CallError::from(&it))
+    }
+
+    /// Deletes through a node.
+    pub(super) async fn delete(
+        &self,
+        node: usize,
+        key: &str,
+        level: ConsistencyLevel,
+    ) -> Result<(), CallError> {
+        let request = v1::DeleteRequest {
+            keyspace: KEYSPACE.to_owned(),
+            key: Some(wire_key(key)),
+            consistency: Some(level.into()),
+            ..v1::DeleteRequest::default()
+        };
+        let answer = self.kv(node).delete(self.timed(request)).await;
+        answer.map(|_| ()).map_err(|it| CallError::from(&it))
+    }
+
+    /// Gets through a node.
+    pub(super) async fn get(&self, node: usize, key: &str, level: ConsistencyLevel) -> Found {
+        let request = v1::GetRequest {
+            keyspace: KEYSPACE.to_owned(),
+            key: Some(wire_key(key)),
+            consistency: Some(level.into()),
+            ..v1::GetRequest::default()
+        };
+        let answer = self.kv(node).get(self.timed(request)).await;
+        let told = answer.map_err(|it| CallError::from(&it));
+        let found = told.map(|it| it.into_inner()).map(|it| it.found.then_some(it.value));
+        self.log(&format!("get {key} at {level} through n{}", node + 1), &found);
+        found
+    }
+
+    /// The sort keys of the first rows of a partition key, read through a node.
+    pub(super) async fn scan(
+        &self,
+        node: usize,
+        partition: &str,
+        rows: u32,
+        level: ConsistencyLevel,
+    ) -> Result<Vec<Bytes>, CallError> {
+        let range = v1::scan_request::Range::Partition(v1::PartitionScan {
+            partition_key: Bytes::copy_from_slice(partition.as_bytes()),
+            ..v1::PartitionScan::default()
+        });
+        let request = v1::ScanRequest {
+            keyspace: KEYSPACE.to_owned(),
+            range: Some(range),
+            consistency: Some(level.into()),
+            limit: u64::from(rows),
+            page_rows: rows,
+            ..v1::ScanRequest::default()
+        };
+        let wrong = |it: tonic::Status| CallError::from(&it);
+        let mut pages = self.kv(node).scan(self.timed(request)).await.map_err(wrong)?.into_inner();
+        let mut found = Vec::new();
+        while let Some(page) = pages.message().await.map_err(wrong)? {
+            let keys = page.rows.into_iter().filter_map(|it| it.key);
+            found.extend(keys.map(|it| it.sort_key));
+        }
+        Ok(found)
+    }
+
+    /// The administration of a node.
+    pub(super) fn admin(&self, node: usize) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(channel(node))
+    }
+
+    fn kv(&self, node: usize) -> KvServiceClient<Channel> {
+        KvServiceClient::new(channel(node))
+    }
+
+    fn timed<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.set_timeout(Duration::from_millis(1_500));
+        request
+    }
+
+    fn log<T: std::fmt::Debug>(&self, what: &str, result: &Result<T, CallError>) {
+        match result {
+            Ok(it) => self.say(&format!("{what}: {it:?}")),
+            Err(error) => {
+                self.say(&format!("{what}: {} ({})", error.reason.as_str(), error.outcome.as_str()))
+            }
+        }
+    }
+}
+
+fn wire_key(key: &str) -> v1::Key {
+    let (partition, sort) = key.split_once('/').unwrap_or((key, ""));
+    v1::Key {
+        partition_key: Bytes::copy_from_slice(partition.as_bytes()),
+        sort_key: Bytes::copy_from_slice(sort.as_bytes()),
+    }
+}
+
+fn channel(node: usize) -> Channel {
+    Endpoint::from_shared(format!("http://n{}:{CLIENT_PORT}", node + 1))
+        .expect("a simulated host's name makes a URI")
+        .connect_timeout(Duration::from_millis(300))
+        .connect_with_connector_lazy(tower::service_fn(|uri: Uri| async move {
+            let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
+            turmoil::net::TcpStream::connect(authority).await.map(TokioIo::new)
+        }))
+}
+
+/// Fails the script unless something is as it should be.
+pub(super) fn ensure(it: bool, otherwise: impl Into<String>) -> Result<(), String> {
+    if it { Ok(()) } else { Err(otherwise.into()) }
+}
+
+/// Fails the script unless a call worked.
+pub(super) fn works<T>(what: &str, result: Result<T, CallError>) -> Result<T, String> {
+    result.map_err(|error| format!("{what}: {} ({})", error.message, error.reason.as_str()))
+}
+
+/// True if nothing was applied, for this reason.
+pub(super) fn refused_for<T>(result: &Result<T, CallError>, reason: Reason) -> bool {
+    result
+        .as_ref()
+        .is_err_and(|it| it.reason == reason && it.outcome == proto::CallOutcome::NotApplied)
+}
+
+/// Plays a script in a cluster that has been set up.
+pub(super) fn play(shape: &Shape, script: fn(Script) -> Playing, mutant: Option<Mutant>) -> Told {
+    Mutant::choose(mutant);
+    let log = Log::new(true);
+    let recorder = Recorder::new(log.clone());
+    let load = Load::new(shape.clone(), recorder);
+    let orders = Rc::new(RefCell::new(VecDeque::new()));
+    let ended = Rc::new(RefCell::new(None));
+    let mut world = World::new(1, shape.clone(), log.clone());
+    for datacenter in 0..shape.datacenter_count() {
+        let (load, orders, ended) = (Rc::clone(&load), Rc::clone(&orders), Rc::clone(&ended));
+        world.add_clients(async move {
+            if datacenter == 0 {
+                set_up::set_up(&load, 1).await;
+                // Every node has heard every other's clock.
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                let result = script(Script { load, orders, clock: Rc::default() }).await;
+                *ended.borrow_mut() = Some(result);
+            }
+            std::future::pending().await
+        });
+    }
+    let mut violations = Vec::new();
+    while ended.borrow().is_none() {
+        if let Err(error) = world.step() {
+            violations.push(Violation::broken("scenario", None, error));
+            break;
+        }
+        if world.now() > Duration::from_secs(120) {
+            violations.push(Violation::broken("scenario", None, "it did not end".to_owned()));
+            break;
+        }
+        let order = orders.borrow_mut().pop_front();
+        order.into_iter().for_each(|it| obey(&mut world, it));
+    }
+    Mutant::choose(None);
+    if let Some(Err(what)) = ended.take() {
+        violations.push(Violation::broken("scenario", None, what));
+    }
+    let lines = log.take();
+    let told = |it: &&String| {
+        ["step: ", " is gone", " starts", " ended by itself"].iter().any(|word| it.contains(word))
+    };
+    let timeline = lines.iter().filter(told).cloned().collect();
+    Told { violations, timeline, availability: Vec::new(), lines }
+}
+
+fn obey(world: &mut World, order: Order) {
+    match order {
+        Order::Cut(id, cut) => {
+            world.say(format_args!("step: cut {:?} from {:?}", cut.from, cut.to));
+            world.cut(id, cut);
+        }
+        Order::Heal(id) => {
+            world.say("step: healed");
+            world.heal(id);
+        }
+        Order::End(node, kind) => world.end_node(node, kind),
+        Order::Start(node) => world.start_node(node),
+        Order::ClockJump(node, ms) => {
+            world.say(format_args!("step: the clock of n{} jumps by {ms} ms", node + 1));
+            world.nodes[node].controls.clock_offset_ms.fetch_add(ms, Ordering::Relaxed);
+        }
+        Order::Freeze(node, stage) => world.nodes[node].controls.freeze_at(Some((stage, 0))),
+        Order::Rot(node) => {
+            world.say(format_args!("step: the data of n{} rot", node + 1));
+            let disk = world.nodes[node].disk.clone();
+            let page = disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
+            for (key, value) in page.rows {
+                disk.flip_bit(Space::Data, &key, value.len() * 4);
+            }
+        }
+    }
+}
