@@ -49,13 +49,13 @@ bench: release ## The bars of docs/performance.md, measured on this machine.
 	$(QUORATE) bench bars
 
 # Outside the default build: it alone needs Go, and fetches its one module through the proxy.
-porcupine: $(ROCKSDB) ## Judges generated histories again with Porcupine, the referee of our checker.
+porcupine: $(ROCKSDB) ## Judges histories again with Porcupine, the referee of our checker.
 	@.ci/prepare go
 	export GOPATH=$(CACHE)/go GOCACHE=$(CACHE)/go/build GOMODCACHE=$(CACHE)/go/modules \
 	  GOFLAGS="-mod=readonly -modcacherw -buildvcs=false" GOTOOLCHAIN=local; \
 	cd sim/porcupine && go vet . && go build -o $(CACHE)/go/porcupine .
-	cargo run --quiet --locked --package sim --example porcupine-histories -- 2000 | \
-	  $(CACHE)/go/porcupine -least 1000
+	cargo run --quiet --locked --package sim --example porcupine-histories -- 2000 1 20 | \
+	  $(CACHE)/go/porcupine -least 2000
 
 ci: ## What continuous integration runs.
 	.ci/run

@@ -1,9 +1,11 @@
 //! Histories of all kinds with our verdicts, one line of JSON each, for `sim/porcupine` to judge again.
 //!
-//! `cargo run -p sim --example porcupine-histories -- 2000 1` prints 2,000 of them from seed 1 on.
+//! `cargo run -p sim --example porcupine-histories -- 2000 1 10` prints 2,000 generated ones from seed 1
+//! on, then those of 10 simulated runs, of which every second one has a deliberate bug.
 
-use std::{env, io, process::ExitCode};
+use std::{env, io, ops::Range, process::ExitCode};
 
+use model::Mutant;
 use sim::{
     checker::{
         Context,
@@ -11,16 +13,19 @@ use sim::{
         porcupine,
     },
     discipline::Discipline,
+    run::{self, RunSettings},
+    world::EPOCH_MS,
 };
 
 fn main() -> ExitCode {
     let mut arguments = env::args().skip(1).map(|it| it.parse());
-    let numbers = [arguments.next().unwrap_or(Ok(2_000)), arguments.next().unwrap_or(Ok(1))];
-    let [Ok(count), Ok(first)] = numbers else {
-        eprintln!("usage: porcupine-histories [COUNT [SEED]]");
+    let numbers = [2_000, 1, 0].map(|default| arguments.next().unwrap_or(Ok(default)));
+    let [Ok(count), Ok(first), Ok(runs)] = numbers else {
+        eprintln!("usage: porcupine-histories [COUNT [SEED [RUNS]]]");
         return ExitCode::FAILURE;
     };
-    match print(count, first, &mut io::stdout().lock()) {
+    let to = &mut io::stdout().lock();
+    match generate(first..first + count, to).and_then(|()| simulate(first..first + runs, to)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -29,8 +34,29 @@ fn main() -> ExitCode {
     }
 }
 
-fn print(count: u64, first: u64, to: &mut impl io::Write) -> io::Result<()> {
-    for seed in first..first + count {
+/// Bugs that leave the cluster at work, and its answers wrong.
+const BUGS: &[Mutant] = &[
+    Mutant::HalfIsAQuorum,
+    Mutant::NoConfirmation,
+    Mutant::CountOverStamps,
+    Mutant::LocalCountsRemote,
+    Mutant::AcknowledgedBeforeSync,
+];
+
+fn simulate(seeds: Range<u64>, to: &mut impl io::Write) -> io::Result<()> {
+    for (number, seed) in seeds.enumerate() {
+        let bug = BUGS[number / 2 % BUGS.len()];
+        let mutant = Some(bug).filter(|_| !number.is_multiple_of(2));
+        let report = run::run(&RunSettings { mutant, keep: true, ..RunSettings::of_seed(seed) });
+        let datacenters = report.shape.datacenter_count();
+        let context = Context { datacenters, epoch_ms: EPOCH_MS, ..Context::default() };
+        porcupine::write(&report.history, &context, to)?;
+    }
+    Ok(())
+}
+
+fn generate(seeds: Range<u64>, to: &mut impl io::Write) -> io::Result<()> {
+    for seed in seeds {
         let shape = shape(seed);
         let mut history = generator::history(seed, &shape);
         if !seed.is_multiple_of(3) {
