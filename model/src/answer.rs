@@ -4,7 +4,7 @@
 use crate::Version;
 
 /// A replica's answer to one stamped mutation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WriteAnswer {
     /// The version is the newest here now, or already was.
     Applied,

@@ -15,7 +15,7 @@ pub struct ReadRequest {
 }
 
 /// What happened to a read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ReadEvent {
     /// A replica answered a query.
     Answer {
