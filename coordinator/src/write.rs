@@ -92,6 +92,11 @@ impl Write {
             },
             WriteEvent::Queried { from, newest } => self.queried(from, newest, effects),
             WriteEvent::Unreachable { replicas } => self.unreachable(replicas, effects),
+            WriteEvent::NotPassedOn { from } => {
+                if self.phase == Phase::Collect {
+                    self.relieve(from, effects);
+                }
+            }
             WriteEvent::HintStored { replica, hlc } => {
                 if self.phase == Phase::Collect && hlc == self.version().hlc {
                     self.hint_durable |= self.hinted.contains(replica);
@@ -278,7 +283,8 @@ impl Write {
         self.forwarders.remove(forwarder);
         let mut datacenters = self.replicas.datacenters().iter();
         let neighbours = datacenters.find(|it| it.1.contains(forwarder)).map(|it| it.1);
-        let silent = neighbours.unwrap_or_default().and(self.tally.awaited());
+        let neighbours = neighbours.unwrap_or_default().without(ReplicaMask::only(forwarder));
+        let silent = neighbours.and(self.tally.awaited());
         let record = self.record.as_ref().expect("a forwarder was sent a record");
         effects.extend(silent.iter().map(|to| send(to, ReplicaMask::EMPTY, record)));
     }

@@ -42,6 +42,8 @@ pub struct Progress {
     pub failed: usize,
     /// Seeds done in a second.
     pub per_second: f64,
+    /// A seed that has just failed.
+    pub just_failed: Option<u64>,
 }
 
 /// What came of a sweep.
@@ -114,10 +116,10 @@ fn add(
     outcome.coverage.merge(&report.coverage);
     outcome.operations += report.operations;
     outcome.simulated_ms += report.simulated_ms;
-    if !report.violations.is_empty() {
+    let just_failed = (!report.violations.is_empty()).then_some(report.seed);
+    if just_failed.is_some() {
         outcome.failures.push(report);
-    }
-    if elapsed < *told + TELL_INTERVAL {
+    } else if elapsed < *told + TELL_INTERVAL {
         return None;
     }
     *told = elapsed;
@@ -126,6 +128,7 @@ fn add(
         total: settings.seeds.end - settings.seeds.start,
         failed: outcome.failures.len(),
         per_second: outcome.done as f64 / elapsed.as_secs_f64(),
+        just_failed,
     })
 }
 

@@ -26,7 +26,7 @@ pub struct WriteRequest {
 }
 
 /// What happened to a write.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum WriteEvent {
     /// A replica answered a mutation; or refused a version query, then `hlc` does not matter.
     Answer {
@@ -49,6 +49,11 @@ pub enum WriteEvent {
     Unreachable {
         /// The replicas.
         replicas: ReplicaMask,
+    },
+    /// A replica could not pass the mutation on to some of its neighbours.
+    NotPassedOn {
+        /// Who was to pass it on.
+        from: ReplicaIndex,
     },
     /// A hint is durable at this coordinator.
     HintStored {

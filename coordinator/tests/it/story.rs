@@ -193,6 +193,7 @@ fn write_event(line: &Line, stamp: Hlc) -> WriteEvent {
             WriteEvent::Queried { from: from(), newest: version(line.word(2).parse().unwrap()) }
         }
         "unreachable" => WriteEvent::Unreachable { replicas: mask(&letters(line.word(1))) },
+        "not-passed-on" => WriteEvent::NotPassedOn { from: from() },
         "hint-stored" => WriteEvent::HintStored { replica: from(), hlc: line.stamp(stamp) },
         "stamped" => WriteEvent::Stamped(Hlc::from_ms(line.word(1).parse().unwrap())),
         "deadline" => WriteEvent::Deadline,

@@ -95,6 +95,9 @@ impl IoLoop {
             let newest = self.checked_newest(&mut state, operation, answer.newest_record);
             self.mutation_answer(&mut state, from, operation, kind, newest);
         }
+        for operation in frame.not_passed_on.drain(..) {
+            self.not_passed_on(&mut state, from, OperationId(operation));
+        }
         for mut answer in frame.query_answers.drain(..) {
             if !trusted {
                 answer.refusal = proto::internal::Refusal::ClockAhead.into();
@@ -198,6 +201,15 @@ impl IoLoop {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn not_passed_on(&self, state: &mut LoopState, node: NodeIndex, operation: OperationId) {
+        let (token, _) = Token::of(operation);
+        if let Some(Operation::Write(write)) = state.operations.get_mut(token)
+            && let Some(from) = write.replicas.replica(node)
+        {
+            self.write_event(state, token, WriteEvent::NotPassedOn { from });
         }
     }
 

@@ -14,6 +14,7 @@ use super::{io_loop::IoLoop, links::Origins, world::Blocking};
 use crate::{
     commit::{CommitAnswer, CommitAnswerKind, CommitItem},
     counters::Counters,
+    liveness::Peer,
     local_read::LocalRead,
     operation::NO_ANSWER,
     outbox::{NotQueued, Outbox, OutboxBatch},
@@ -104,7 +105,10 @@ impl IoLoop {
             }
         };
         if !mutation.pass_on.is_empty() {
-            self.pass_on(caller, &mut mutation);
+            let operation = OperationId(mutation.operation);
+            if !self.pass_on(caller, &mut mutation) && operation != NO_ANSWER {
+                answers.not_passed_on.push(operation);
+            }
         }
         let destination = match outbox {
             Some(outbox) if operation != NO_ANSWER => Destination::Peer(self.index, outbox),
@@ -147,22 +151,24 @@ impl IoLoop {
         Ok((key, record))
     }
 
-    /// Sends a mutation on to this datacenter's other replicas, in the coordinator's name.
-    fn pass_on(&self, caller: &Caller, mutation: &mut Mutation) {
+    /// Sends a mutation on to this datacenter's other replicas, in the coordinator's name. False if
+    /// it did not go to all of them: the coordinator, which may reach them, has to know.
+    fn pass_on(&self, caller: &Caller, mutation: &mut Mutation) -> bool {
         let pass_on = std::mem::take(&mut mutation.pass_on);
-        let Some(origin) = caller.index else { return };
+        let Some(origin) = caller.index else { return false };
         let mut forwarded = mutation.clone();
         forwarded.origin = u32::from(origin.0) + 1;
         forwarded.origin_io_loop = super::links::io_loop_of(OperationId(mutation.operation));
         let bytes = forwarded.key.len() + forwarded.record.len() + FORWARD_BYTES;
         let state = self.lock();
+        let mut passed = pass_on.len() <= PASS_ON_MAX;
         for node in pass_on.into_iter().take(PASS_ON_MAX) {
-            let Some(node) = u16::try_from(node).ok().map(NodeIndex) else { continue };
-            let Some(peer) = state.peers.get(node) else { continue };
+            let peer = u16::try_from(node).ok().and_then(|it| state.peers.get(NodeIndex(it)));
             let copy = forwarded.clone();
-            // Not queued is silence, which the coordinator resends after.
-            let _ = peer.outbox.push(bytes, |frame| frame.mutations.push(copy));
+            let push = |it: &Arc<Peer>| it.outbox.push(bytes, |it| it.mutations.push(copy));
+            passed &= peer.is_some_and(|it| push(it).is_ok());
         }
+        passed
     }
 
     fn serve_query(
@@ -298,6 +304,7 @@ struct Answers {
     queries: Vec<QueryAnswer>,
     ranges: Vec<RangeAnswer>,
     refused: Vec<(Arc<Outbox>, OperationId, Refusal)>,
+    not_passed_on: Vec<OperationId>,
 }
 
 impl Answers {
@@ -337,6 +344,10 @@ impl Answers {
                 }
                 Ok(())
             });
+            dropped += usize::from(sent.is_err());
+        }
+        for operation in self.not_passed_on {
+            let sent = outbox.push(8, |frame| frame.not_passed_on.push(operation.0));
             dropped += usize::from(sent.is_err());
         }
         for (outbox, operation, refusal) in self.refused {

@@ -157,22 +157,22 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
 /// which a step back of the wall clock leaves far ahead.
 #[expect(clippy::disallowed_methods, reason = "before anything runs that could be kept waiting")]
 fn await_clock(shared: &Shared) -> Result<(), StartError> {
-    loop {
-        let behind_ms = clock_behind_ms(shared);
-        if behind_ms == 0 {
-            return Ok(());
-        }
-        if behind_ms > CLOCK_WAIT_MS_MAX {
-            return Err(StartError::ClockBehind { behind_ms });
-        }
-        tracing::warn!(behind_ms, "waiting for the wall clock");
-        std::thread::sleep(Duration::from_millis(behind_ms));
+    while let Some(wait) = clock_wait(shared)? {
+        std::thread::sleep(wait);
     }
+    Ok(())
 }
 
-fn clock_behind_ms(shared: &Shared) -> u64 {
+fn clock_wait(shared: &Shared) -> Result<Option<Duration>, StartError> {
     let believed_ms = shared.wall().0 + shared.config.clock_offset_max_ms;
-    shared.clock.highest().ms().saturating_sub(believed_ms)
+    let behind_ms = shared.clock.highest().ms().saturating_sub(believed_ms);
+    if behind_ms > CLOCK_WAIT_MS_MAX {
+        return Err(StartError::ClockBehind { behind_ms });
+    }
+    if behind_ms > 0 {
+        tracing::warn!(behind_ms, "waiting for the wall clock");
+    }
+    Ok((behind_ms > 0).then(|| Duration::from_millis(behind_ms)))
 }
 
 /// A wait that is not worth a person's attention.
@@ -334,9 +334,10 @@ impl Node {
         Ok((Self { shared, gossip, links, loops }, events))
     }
 
-    /// For how long the others would not believe this node's clock: a start waits for that (C5).
-    pub fn clock_behind_ms(&self) -> u64 {
-        clock_behind_ms(&self.shared)
+    /// For how long the others would not believe this node's clock: a start waits for that (C5), if
+    /// it is worth waiting for.
+    pub fn clock_wait(&self) -> Result<Option<Duration>, StartError> {
+        clock_wait(&self.shared)
     }
 
     fn run_commits_on_thread(&self) -> Result<JoinHandle<Committer<Arc<dyn Storage>>>, StartError> {

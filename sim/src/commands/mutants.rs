@@ -52,6 +52,11 @@ fn print(mutant: Mutant, hunted: &Hunted, seeds_max: u64) {
     println!("{:<28} {caught:>3}/{hunts:<2} {mean:>7.1}  {}", mutant.as_str(), by.join(", "));
     if let Some((seed, what)) = &hunted.example {
         let what: String = what.chars().take(200).collect();
-        println!("  quorate-sim run --seed {seed} --mutant {}: {what}", mutant.as_str());
+        match seed {
+            Some(seed) => {
+                println!("  quorate-sim run --seed {seed} --mutant {}: {what}", mutant.as_str());
+            }
+            None => println!("  quorate-sim scenario --mutant {}: {what}", mutant.as_str()),
+        }
     }
 }

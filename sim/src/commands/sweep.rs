@@ -42,6 +42,9 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         failures_max: 10,
     };
     let outcome = sweep(&settings, |progress: &Progress| {
+        if let Some(seed) = progress.just_failed {
+            eprintln!("FAILED: quorate-sim run --seed {seed}");
+        }
         eprintln!(
             "{} of {} seeds, {:.1} a second, {} failed",
             progress.done, progress.total, progress.per_second, progress.failed

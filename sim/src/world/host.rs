@@ -88,8 +88,8 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
     let peers = world.network.listen(config.peer_listen).await?;
     let (node, events) = Node::open(config, world)?;
     controls.set_node(Some(node.clone()));
-    while node.clock_behind_ms() > 0 {
-        tokio::time::sleep(Duration::from_millis(node.clock_behind_ms())).await;
+    while let Some(wait) = node.clock_wait()? {
+        tokio::time::sleep(wait).await;
     }
     let pacing = Arc::clone(&controls);
     let commits = node.clone().run_commits(async move |stage| pacing.pace(stage).await);
