@@ -12,6 +12,7 @@ pub mod history;
 pub mod inspect;
 pub mod log;
 pub mod mutants;
+pub mod protocol_check;
 pub mod recorder;
 pub mod run;
 pub mod scenario;
