@@ -29,8 +29,8 @@ impl Case {
         let (broken, steps) = outcome.broken.clone().unzip();
         if broken != self.breaks {
             let expected = self.breaks.unwrap_or("nothing");
-            let steps = steps.unwrap_or_default().join("\n  ");
-            return Err(format!("{told}; {expected} had to break\n  {steps}"));
+            let steps = steps.into_iter().flatten().map(|it| format!("\n  {it}"));
+            return Err(format!("{told}; {expected} had to break{}", steps.collect::<String>()));
         }
         match self.missed(&outcome) {
             Some(missed) if broken.is_none() => Err(format!("{told}; but never: {missed}")),
