@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build release lint deny bench porcupine ci env prepare prepare-test clean-cache
+.PHONY: help demo test build release lint deny bench sweep mutants guarantees porcupine sim ci env prepare prepare-test clean-cache
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/quorate
 CARGO_TARGET_DIR ?= $(CACHE)/target
@@ -47,6 +47,24 @@ deny: prepare ## Licences, bans and sources of all dependencies.
 
 bench: release ## The bars of docs/performance.md, measured on this machine.
 	$(QUORATE) bench bars
+
+# Seeds and minutes of a sweep: make sweep SEEDS=0..1000000 MINUTES=60
+SEEDS ?= 0..1000000
+MINUTES ?= 10
+SIM := $(CARGO_TARGET_DIR)/release/quorate-sim
+
+sim: $(ROCKSDB)
+	cargo build --release --package sim --locked
+
+sweep: sim ## Simulated clusters by seed, for MINUTES=10, or SEEDS=0..1000000.
+	$(SIM) sweep --seeds $(SEEDS) --minutes $(MINUTES) --logs $(CACHE)/sim
+
+mutants: sim ## Hunts every deliberate bug in the simulator.
+	$(SIM) mutants
+
+guarantees: sim ## Writes docs/guarantees.md from simulated failures.
+	$(SIM) guarantees > $(CACHE)/guarantees.md
+	mv $(CACHE)/guarantees.md docs/guarantees.md
 
 # Outside the default build: it alone needs Go, and fetches its one module through the proxy.
 porcupine: $(ROCKSDB) ## Judges histories again with Porcupine, the referee of our checker.

@@ -1,5 +1,7 @@
 //! The commands of `quorate-sim`, a file each.
 
+mod check;
+mod guarantees;
 mod list;
 mod mutants;
 mod run;
@@ -21,6 +23,10 @@ pub(crate) enum Command {
     Scenario(scenario::Arguments),
     /// Runs every deliberate bug until it is caught.
     Mutants(mutants::Arguments),
+    /// Searches every execution of a few puts and gets, with the code that nodes run.
+    Check(check::Arguments),
+    /// Writes the page of guarantees, from the runs themselves.
+    Guarantees,
     /// Lists what can be named.
     List,
 }
@@ -31,6 +37,8 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Command::Sweep(it) => sweep::run(&it),
         Command::Scenario(it) => scenario::run(&it),
         Command::Mutants(it) => mutants::run(&it),
+        Command::Check(it) => check::run(&it),
+        Command::Guarantees => guarantees::run(),
         Command::List => list::run(),
     }
 }

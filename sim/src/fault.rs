@@ -1,5 +1,5 @@
 //! What goes wrong in a run, each with its parameters: drawn from the seed, or written down by a
-//! scenario. The numbers are those of the catalogue in `docs/simulation.md`.
+//! scenario. `docs/simulation.md` has the catalogue.
 
 mod apply;
 mod draw;
@@ -16,16 +16,16 @@ use crate::world::{Cut, CutKind, EndKind};
 /// One thing that goes wrong. Nodes are given by their place, datacenters too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Links between two groups of hosts are cut (F1 to F3).
+    /// Links between two groups of hosts are cut.
     Cut(Cut),
-    /// The nodes' links jam one by one, and are freed in another order (F5).
+    /// The nodes' links jam one by one, and are freed in another order.
     Swizzle {
         /// The nodes, in the order in which they jam.
         nodes: Vec<usize>,
         /// The order in which they are freed: places in `nodes`.
         freed: Vec<usize>,
     },
-    /// Messages between two groups of hosts take long (F6).
+    /// Messages between two groups of hosts take long.
     Slow {
         /// From these hosts.
         from: Vec<String>,
@@ -34,21 +34,21 @@ pub enum Fault {
         /// So long.
         latency_ms: u64,
     },
-    /// Connections of a node break at random: what was sent arrived, its answer is lost (F7).
+    /// Connections of a node break at random: what was sent arrived, its answer is lost.
     Resets {
         /// The node.
         node: usize,
         /// Reads in a thousand that find their connection broken.
         per_mille: u32,
     },
-    /// A process ends and starts again when the fault does (F9, F10).
+    /// A process ends and starts again when the fault does.
     End {
         /// The node.
         node: usize,
         /// How.
         kind: EndKind,
     },
-    /// A process ends at an exact point of a group of commits (F11).
+    /// A process ends at an exact point of a group of commits.
     EndAt {
         /// The node.
         node: usize,
@@ -59,28 +59,28 @@ pub enum Fault {
         /// How.
         kind: EndKind,
     },
-    /// All nodes of a datacenter end and its links are cut; all return together (F4).
+    /// All nodes of a datacenter end and its links are cut; all return together.
     DatacenterEnd {
         /// The datacenter.
         datacenter: u8,
         /// How.
         kind: EndKind,
     },
-    /// A disk takes long for each group of commits (F12).
+    /// A disk takes long for each group of commits.
     SlowDisk {
         /// The node.
         node: usize,
         /// So long at most.
         disk_ms: u64,
     },
-    /// A disk has no room (F13).
+    /// A disk has no room.
     FullDisk {
         /// The node.
         node: usize,
         /// Appends in a thousand that find none.
         per_mille: u32,
     },
-    /// A disk fails accesses (F14). After a failed write or sync a node ends, and is started again.
+    /// A disk fails accesses. After a failed write or sync a node ends, and is started again.
     DiskErrors {
         /// The node.
         node: usize,
@@ -91,33 +91,33 @@ pub enum Fault {
         /// Syncs in a thousand that fail.
         syncs: u32,
     },
-    /// Bits of stored rows flip, for good (F15). Nothing heals them.
+    /// Bits of stored rows flip, for good. Nothing heals them.
     Rot {
         /// The node.
         node: usize,
         /// How many rows.
         rows: u32,
     },
-    /// A clock jumps, and jumps back when the fault ends (F17).
+    /// A clock jumps, and jumps back when the fault ends.
     ClockJump {
         /// The node.
         node: usize,
         /// So far; negative for back.
         jump_ms: i64,
     },
-    /// A clock drifts away (F17).
+    /// A clock drifts away.
     ClockDrift {
         /// The node.
         node: usize,
         /// Millionths.
         ppm: i64,
     },
-    /// A process is not scheduled: nothing leaves or reaches it, its disk stands still (F18).
+    /// A process is not scheduled: nothing leaves or reaches it, its disk stands still.
     Pause {
         /// The node.
         node: usize,
     },
-    /// Clients call ten times as fast, on few keys, with large values (F21).
+    /// Clients call ten times as fast, on few keys, with large values.
     Overload,
 }
 

@@ -8,6 +8,7 @@ pub mod checker;
 pub mod coverage;
 pub mod discipline;
 pub mod fault;
+pub mod guarantees;
 pub mod history;
 pub mod inspect;
 pub mod log;

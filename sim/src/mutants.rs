@@ -10,7 +10,11 @@ use std::{
 
 use model::Mutant;
 
-use crate::run::{RunSettings, run};
+use crate::{
+    protocol_check::DEPARTURES,
+    run::{RunSettings, run},
+    scenario::{self, tell},
+};
 
 /// How long to look for each.
 #[derive(Clone, Debug)]
@@ -32,8 +36,8 @@ pub struct Hunted {
     pub seeds: Vec<Option<u64>>,
     /// Who caught it, and how often.
     pub by: BTreeMap<&'static str, u64>,
-    /// A seed that shows it, and what it shows.
-    pub example: Option<(u64, String)>,
+    /// A seed that shows it, if it was a seed, and what it shows.
+    pub example: Option<(Option<u64>, String)>,
 }
 
 impl Hunted {
@@ -84,12 +88,36 @@ pub fn hunt(
 
 struct Caught {
     seeds: u64,
-    seed: u64,
+    seed: Option<u64>,
     by: &'static str,
     what: String,
 }
 
+/// Hunts with random seeds; what none of them shows, with the failures that were written to show it,
+/// and with the exhaustive search. What only the search can find is left to it.
 fn hunt_once(mutant: Mutant, number: u64, seeds_max: u64) -> Option<Caught> {
+    if Mutant::EXHAUSTIVE.contains(&mutant) {
+        return hunt_by_search(mutant);
+    }
+    let by_seed = hunt_by_seed(mutant, number, seeds_max);
+    by_seed.or_else(|| hunt_by_scenario(mutant)).or_else(|| hunt_by_search(mutant))
+}
+
+fn hunt_by_search(mutant: Mutant) -> Option<Caught> {
+    let mut cases = DEPARTURES.iter().filter(|it| it.mutant == Some(mutant));
+    let what = cases.find_map(|it| it.check(1).ok())?;
+    Some(Caught { seeds: 1, seed: None, by: "protocol-check", what })
+}
+
+fn hunt_by_scenario(mutant: Mutant) -> Option<Caught> {
+    let shown = scenario::all().into_iter().filter(|it| it.shows.contains(&mutant));
+    let mut told = shown.map(|it| (it.name, tell(&it, Some(mutant))));
+    let (by, told) = told.find(|it| !it.1.violations.is_empty())?;
+    let what = told.violations.first().map(ToString::to_string).unwrap_or_default();
+    Some(Caught { seeds: 1, seed: None, by, what })
+}
+
+fn hunt_by_seed(mutant: Mutant, number: u64, seeds_max: u64) -> Option<Caught> {
     let first = FIRST_SEED + number * SEEDS_APART;
     for seed in first..first + seeds_max {
         let settings = RunSettings { mutant: Some(mutant), ..RunSettings::of_seed(seed) };
@@ -100,7 +128,7 @@ fn hunt_once(mutant: Mutant, number: u64, seeds_max: u64) -> Option<Caught> {
             continue;
         }
         let (seeds, what) = (seed - first + 1, violation.to_string());
-        return Some(Caught { seeds, seed, by: violation.checker, what });
+        return Some(Caught { seeds, seed: Some(seed), by: violation.checker, what });
     }
     None
 }

@@ -145,9 +145,9 @@ impl Run {
                     set_up::set_up(&load, set_up).await;
                 }
                 let probed = if probes { workload::PROBED.len() } else { 0 };
-                for place in 0..probed {
-                    let session = PROBES_FROM + u32::from(datacenter) * 100 + place as u32;
-                    let (who, seed) = (Who { session, datacenter }, set_up ^ place as u64);
+                for place in 0..u32::try_from(probed).expect("few levels") {
+                    let session = PROBES_FROM + u32::from(datacenter) * 100 + place;
+                    let (who, seed) = (Who { session, datacenter }, set_up ^ u64::from(place));
                     tokio::task::spawn_local(workload::probe(Rc::clone(&load), who, place, seed));
                 }
                 if operates {

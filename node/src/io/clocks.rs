@@ -89,7 +89,13 @@ impl Shared {
     /// while that is not believed, what it should show.
     pub fn believed_wall(&self) -> Timestamp {
         let gate = &self.clock_gate;
-        if gate.open_ms.load(Ordering::Acquire) != SHUT || Mutant::OwnClockTrusted.is_on() {
+        let now = self.reading();
+        if gate.is_open(now) || Mutant::OwnClockTrusted.is_on() {
+            return now.wall;
+        }
+        // Open, and yet far from where it was found good: it has jumped since, or a thread has slept
+        // between the two readings. Either shows at a second look.
+        if gate.open_ms.load(Ordering::Acquire) != SHUT && self.look_at_clock().coordinates() {
             return self.wall();
         }
         let elapsed_ms = i64::try_from(self.elapsed_us() / 1_000).unwrap_or(i64::MAX);

@@ -82,10 +82,10 @@ impl ActiveFault {
     pub fn advance(&self, world: &mut World) {
         match &self.fault {
             Fault::Swizzle { nodes, freed } => self.swizzle(world, nodes, freed),
-            Fault::EndAt { node, kind, .. } => {
-                if world.nodes[*node].controls.frozen.swap(false, Ordering::Relaxed) {
-                    world.end_node(*node, *kind);
-                }
+            Fault::EndAt { node, kind, .. }
+                if world.nodes[*node].controls.frozen.swap(false, Ordering::Relaxed) =>
+            {
+                world.end_node(*node, *kind);
             }
             _ => {}
         }

@@ -64,8 +64,8 @@ fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
             node,
             ppm: *[-50_000, -500, 500, 50_000].choose(random).expect("some"),
         },
-        // Nothing heals yet: only where the others of three replicas make a quorum.
-        18 if places.len() == 3 && shape.replicas_in_all() == 3 && random.random_ratio(1, 3) => {
+        // Nothing heals yet: only where the others make a quorum, of every level.
+        18 if shape.datacenters == [3] && shape.replicas == 3 && random.random_ratio(1, 3) => {
             Fault::Rot { node, rows: 3 }
         }
         18 => Fault::Pause { node },

@@ -16,43 +16,37 @@ use crate::{
 
 pub(super) fn all() -> Vec<Scenario> {
     let three = Shape { disk_ms: 1, clock_offset_ms: 0, ..Shape::default() };
-    let alone = Shape { replicas: 1, ..three.clone() };
     let pair = Shape { wan_ms: 5, disk_ms: 1, clock_offset_ms: 0, ..Shape::grid(2, 3) };
-    let steps = |name, story, shape: &Shape, script: fn(Script) -> Playing, shows| Scenario {
-        name,
-        story,
-        plot: Plot::Steps { shape: shape.clone(), script },
-        shows,
-    };
+    let mut all = clocks(&three, &pair);
+    all.extend(data(&three));
+    all
+}
+
+fn steps(
+    name: &'static str,
+    story: &'static str,
+    shape: &Shape,
+    script: fn(Script) -> Playing,
+    shows: &'static [Mutant],
+) -> Scenario {
+    Scenario { name, story, plot: Plot::Steps { shape: shape.clone(), script }, shows }
+}
+
+fn clocks(three: &Shape, pair: &Shape) -> Vec<Scenario> {
     vec![
-        steps(
-            "ce5-writes-without-overlap",
-            "R + W > N is not enough: a keyspace that requires overlap refuses to write at ONE and \
-             read at ALL, where a slow clock would lose an acknowledged write.",
-            &three,
-            |it| Box::pin(ce5(it)),
-            &[Mutant::OverlapWithoutWrites],
-        ),
         steps(
             "ce9-expiry-goes-on",
             "A value expires by the clock of one coordinator. Another one, whose clock is slow, does \
              not show it again.",
-            &three,
+            three,
             |it| Box::pin(ce9(it)),
             &[Mutant::ExpiryByOwnClock],
-        ),
-        steps(
-            "ce10-power-loss-after-the-answer",
-            "Every replica loses its power at the very moment the answer arrives. The write is there.",
-            &three,
-            |it| Box::pin(ce10(it)),
-            &[Mutant::AcknowledgedBeforeSync],
         ),
         steps(
             "ce11-client-moves-to-a-slow-clock",
             "A client writes in one datacenter and again in another one, whose clock is slow, while \
              the two do not hear each other. The second write wins.",
-            &pair,
+            pair,
             |it| Box::pin(ce11(it)),
             &[Mutant::ClientClockIgnored],
         ),
@@ -60,22 +54,43 @@ pub(super) fn all() -> Vec<Scenario> {
             "ce30-a-clock-jumps-an-hour",
             "A node whose clock has jumped an hour ahead stamps nothing, at no level. What others \
              acknowledge later is not overwritten by it.",
-            &three,
+            three,
             |it| Box::pin(ce30(it)),
             &[Mutant::OwnClockTrusted],
         ),
         steps(
             "ce32-all-clocks-jump",
             "All clocks jump an hour ahead together, and back. The cluster serves before and after.",
-            &three,
+            three,
             |it| Box::pin(ce32(it)),
             &[],
+        ),
+    ]
+}
+
+fn data(three: &Shape) -> Vec<Scenario> {
+    let alone = Shape { replicas: 1, ..three.clone() };
+    vec![
+        steps(
+            "ce5-writes-without-overlap",
+            "R + W > N is not enough: a keyspace that requires overlap refuses to write at ONE and \
+             read at ALL, where a slow clock would lose an acknowledged write.",
+            three,
+            |it| Box::pin(ce5(it)),
+            &[Mutant::OverlapWithoutWrites],
+        ),
+        steps(
+            "ce10-power-loss-after-the-answer",
+            "Every replica loses its power at the very moment the answer arrives. The write is there.",
+            three,
+            |it| Box::pin(ce10(it)),
+            &[Mutant::AcknowledgedBeforeSync],
         ),
         steps(
             "ce33-short-reads",
             "Rows were deleted while one replica was away. A short page through that replica shows \
              none of them.",
-            &three,
+            three,
             |it| Box::pin(ce33(it)),
             &[Mutant::ScanLiveRowsOnly],
         ),
@@ -99,7 +114,7 @@ pub(super) fn all() -> Vec<Scenario> {
             "rot-is-never-served",
             "Every record of one replica rots. Reads at ONE through it are answered by another \
              replica or refused; never absent, never wrong.",
-            &three,
+            three,
             |it| Box::pin(rot(it)),
             &[Mutant::CorruptIsAbsent],
         ),

@@ -146,8 +146,9 @@ fn timeline(report: &Report) -> Vec<String> {
         .filter(told)
         .map(|it| {
             let (at, what) = it.trim_start().split_once(' ').unwrap_or(("0", it));
-            let seconds: f64 = at.parse().unwrap_or(0.0);
-            ((seconds * 1_000.0).round() as u64, what.to_owned())
+            // Seconds with three digits behind the point: milliseconds without it.
+            let ms = at.replace('.', "").parse().unwrap_or(0);
+            (ms, what.to_owned())
         })
         .collect();
     let mut working = BTreeMap::new();

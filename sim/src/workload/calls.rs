@@ -20,7 +20,7 @@ impl Session {
         let key = self.key_to_write(discipline);
         let level = self.write_level(discipline);
         let (value, ttl) = (self.load.recorder.value(), self.ttl(&key));
-        let action = Action::Put { value, ttl_ms: ttl.map(|it| it.as_millis() as u64) };
+        let action = Action::Put { value, ttl_ms: ttl.map(millis) };
         let (timeout, patience) = (self.timeout(), self.patience());
         let id = self.load.recorder.call(self.who, &key, level, action, Via::Single, Some(timeout));
         let bytes = encode(value, self.filler());
@@ -76,7 +76,7 @@ impl Session {
             let (value, ttl) = (self.load.recorder.value(), self.ttl(&key));
             let action = match delete {
                 true => Action::Delete,
-                false => Action::Put { value, ttl_ms: ttl.map(|it| it.as_millis() as u64) },
+                false => Action::Put { value, ttl_ms: ttl.map(millis) },
             };
             let recorder = &self.load.recorder;
             let id = recorder.call(self.who, &key, level, action, Via::Batch, Some(timeout));
@@ -224,6 +224,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<u64> {
 
 fn fill(value: u64) -> u8 {
     b'a' + u8::try_from(value % 26).expect("a letter")
+}
+
+fn millis(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// `None` if the client's patience ended first: the call is cancelled.

@@ -42,11 +42,10 @@ pub(crate) struct Probe {
 }
 
 /// Puts and gets at one level until the work is over.
-pub(crate) async fn probe(load: Rc<Load>, who: Who, place: usize, seed: u64) {
+pub(crate) async fn probe(load: Rc<Load>, who: Who, place: u32, seed: u64) {
     load.reach(Phase::Work).await;
-    let level = PROBED[place];
-    let number = 100 + u32::try_from(place).expect("few levels");
-    let key = KeyName { discipline: Discipline::Mixed, kind: KeyKind::Hot, number };
+    let level = PROBED[usize::try_from(place).expect("few levels")];
+    let key = KeyName { discipline: Discipline::Mixed, kind: KeyKind::Hot, number: 100 + place };
     let Some(client) = connect(&load, who.datacenter, seed).await else { return };
     let keyspace = client.keyspace(KEYSPACE);
     while load.phase.get() == Phase::Work {

@@ -92,25 +92,30 @@ impl Controls {
 
     /// Takes the time that a disk takes; never returns where the node is to crash.
     pub async fn pace(&self, stage: CommitStage) {
-        let delay_ms = {
-            let mut inner = self.lock();
-            if let Some((at, left)) = &mut inner.freeze
-                && *at == stage
-            {
-                if *left == 0 {
-                    self.frozen.store(true, Ordering::Relaxed);
-                    drop(inner);
-                    return std::future::pending().await;
-                }
-                *left -= 1;
-            }
-            let disk_ms = self.disk_ms.load(Ordering::Relaxed);
-            inner.random.random_range(0..=disk_ms)
-        };
+        if self.freezes(stage) {
+            return std::future::pending().await;
+        }
+        let disk_ms = self.disk_ms.load(Ordering::Relaxed);
+        let delay_ms = self.lock().random.random_range(0..=disk_ms);
         // Before the write: a group in memory. After it: durable, and nobody knows.
         let delay_ms = if stage == CommitStage::Taken { delay_ms } else { delay_ms / 4 };
         if delay_ms > 0 {
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+        }
+    }
+
+    fn freezes(&self, stage: CommitStage) -> bool {
+        let mut inner = self.lock();
+        match &mut inner.freeze {
+            Some((at, 0)) if *at == stage => {
+                self.frozen.store(true, Ordering::Relaxed);
+                true
+            }
+            Some((at, left)) if *at == stage => {
+                *left -= 1;
+                false
+            }
+            _ => false,
         }
     }
 

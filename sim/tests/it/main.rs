@@ -1,0 +1,8 @@
+//! The simulator's own suite: determinism first, then failures with a name, then random ones.
+
+mod determinism;
+mod mutants;
+mod protocol_check;
+mod regressions;
+mod scenarios;
+mod sweep;
