@@ -91,7 +91,7 @@ const WANTED: &[(&str, &str)] = &[
     ("node", "hints_delivered"),
     ("node", "hints_stored"),
     ("node", "superseded"),
-    ("node", "clocks_refused"),
+    ("node", "clock_suspensions"),
     ("node", "groups_full"),
     ("node", "groups_failed"),
     ("call", "put single"),

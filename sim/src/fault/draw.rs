@@ -30,6 +30,10 @@ pub fn draw_faults(random: &mut StdRng, shape: &Shape) -> Vec<TimedFault> {
 fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
     let places: Vec<u8> = shape.nodes().collect();
     let node = random.random_range(0..places.len());
+    // Nothing heals rot yet: only where the others make a quorum, of every level.
+    if shape.datacenters == [3] && shape.replicas == 3 && random.random_ratio(1, 10) {
+        return Fault::Rot { node, rows: 3 };
+    }
     match random.random_range(0..20) {
         0..=3 => Fault::Cut(draw_cut(random, shape)),
         4 => draw_swizzle(random, places.len()),
@@ -64,10 +68,6 @@ fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
             node,
             ppm: *[-50_000, -500, 500, 50_000].choose(random).expect("some"),
         },
-        // Nothing heals yet: only where the others make a quorum, of every level.
-        18 if shape.datacenters == [3] && shape.replicas == 3 && random.random_ratio(1, 3) => {
-            Fault::Rot { node, rows: 3 }
-        }
         18 => Fault::Pause { node },
         _ => Fault::Overload,
     }
