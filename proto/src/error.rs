@@ -3,15 +3,15 @@
 //! A call's error always tells a stable reason, the numbers behind it, and whether a write happened.
 //! Conventions: google.rpc details as AIP-193 has them.
 
+mod details;
+
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use tonic::{Code, Status};
-use tonic_types::{BadRequest, ErrorDetail, ErrorInfo, RetryInfo, StatusExt};
+use tonic_types::StatusExt;
 
 use crate::v1;
-
-/// The domain of all reasons in `ErrorInfo`.
-const DOMAIN: &str = "quorate";
+use details::DOMAIN;
 
 /// Whether a write happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,21 +282,8 @@ impl std::error::Error for CallError {}
 
 impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
-        let mut details: Vec<ErrorDetail> = vec![
-            ErrorInfo {
-                reason: error.reason.as_str().to_owned(),
-                domain: DOMAIN.to_owned(),
-                metadata: error.wire_metadata().into_iter().collect(),
-            }
-            .into(),
-        ];
-        if let Some(field) = &error.field {
-            details.push(BadRequest::with_violation(field.as_str(), error.message.as_str()).into());
-        }
-        if let Some(delay) = error.retry_after {
-            details.push(RetryInfo::new(Some(delay)).into());
-        }
-        Self::with_error_details_vec(error.code, error.message, details)
+        let details = details::encode(&error);
+        Self::with_details(error.code, error.message, details)
     }
 }
 
@@ -339,6 +326,18 @@ mod tests {
             let mut in_batch = CallError::from_key_error(error.clone().into_key_error());
             (in_batch.field, in_batch.retry_after) = (error.field.clone(), error.retry_after);
             assert_eq!(in_batch, error);
+        }
+    }
+
+    #[test]
+    fn an_error_has_one_encoding() {
+        let error = (0..8)
+            .fold(CallError::new(Reason::Overloaded, "what happened"), |error, it| {
+                error.with(&format!("name-{it}"), it)
+            });
+        let first = Status::from(error.clone());
+        for _ in 0..8 {
+            assert_eq!(Status::from(error.clone()).details(), first.details());
         }
     }
 

@@ -276,7 +276,7 @@ impl World {
             node.ceiling_before = node.ceiling_before.max(shared.clock.ceiling().0);
             self.ends.push(NodeEnd { counters });
         }
-        self.sim.crash(node.name.as_str());
+        node.controls.connections.crash(|| self.sim.crash(node.name.as_str()));
         node.controls.set_node(None);
         match kind {
             EndKind::Crash => node.disk.process_crash(),

@@ -19,6 +19,8 @@ use node::{
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
+use super::network::Connections;
+
 /// The handles of one node. Outlives the node's lives.
 pub struct Controls {
     /// How far the wall clock is off.
@@ -33,6 +35,8 @@ pub struct Controls {
     pub frozen: AtomicBool,
     /// Tasks of the node's runtime.
     pub tasks: AtomicUsize,
+    /// Its open connections.
+    pub(super) connections: Connections,
     inner: Mutex<Inner>,
 }
 
@@ -54,6 +58,7 @@ impl Controls {
             resets_per_mille: AtomicU32::new(0),
             frozen: AtomicBool::new(false),
             tasks: AtomicUsize::new(0),
+            connections: Connections::default(),
             inner: Mutex::new(Inner { random, freeze: None, node: None, ended: None }),
         })
     }

@@ -64,6 +64,8 @@ pub(crate) async fn run_host(settings: HostSettings) {
     let controls = Arc::clone(&settings.controls);
     let Err(error) = live(settings).await else { return };
     controls.end(error.to_string());
+    // What has returned cannot be crashed, and its tasks would live on until the next start.
+    std::future::pending().await
 }
 
 async fn live(settings: HostSettings) -> Result<(), HostError> {
