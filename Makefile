@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build release lint deny bench sweep mutants guarantees porcupine sim ci env prepare prepare-test clean-cache
+.PHONY: help demo test build release lint deny bench sweep mutants guarantees porcupine mad sim ci env prepare prepare-test clean-cache
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/quorate
 CARGO_TARGET_DIR ?= $(CACHE)/target
@@ -74,6 +74,13 @@ porcupine: $(ROCKSDB) ## Judges histories again with Porcupine, the referee of o
 	cd sim/porcupine && go vet . && go build -o $(CACHE)/go/porcupine .
 	cargo run --quiet --locked --package sim --example porcupine-histories -- 2000 1 20 | \
 	  $(CACHE)/go/porcupine -least 2000
+
+# Outside the default build too: its own package, whose libc has no clock and no randomness.
+MAD_SEEDS ?= 1 2 3
+mad: $(ROCKSDB) ## Compares whole traces of a seed between processes, byte for byte.
+	cargo fmt --check --manifest-path sim/mad/Cargo.toml
+	CARGO_TARGET_DIR=$(CACHE)/target-mad cargo build --locked --manifest-path sim/mad/Cargo.toml
+	sim/mad/compare $(CACHE)/target-mad/debug/quorate-sim-mad $(MAD_SEEDS)
 
 ci: ## What continuous integration runs.
 	.ci/run
