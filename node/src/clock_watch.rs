@@ -18,7 +18,8 @@ pub enum ClockState {
     Unverified,
     /// It agrees with the others.
     Good,
-    /// Of two clocks that can be compared one is wrong, and nobody can tell which. Stamps go on.
+    /// Of two clocks that can be compared one is wrong, or of more no two agree, and nobody can tell
+    /// which is right. Stamps go on.
     Disputed,
     /// It has jumped against monotonic time, and the others have not confirmed it yet. Nothing is
     /// coordinated.
@@ -95,6 +96,8 @@ enum Comparison {
     Differs,
     /// It is far from the median, which lies so many milliseconds ahead.
     OffMedian(i64),
+    /// Fewer than half of the clocks are anywhere near their median, which so proves nothing.
+    Scattered,
 }
 
 /// Watches one node's wall clock.
@@ -176,7 +179,7 @@ impl ClockWatch {
             (self.state, self.jumped_us) = (Jumped, now.elapsed_us);
         }
         let since_us = if self.state == Jumped { self.jumped_us } else { 0 };
-        let (word, enough) = self.compare(now, others, since_us);
+        let (word, enough, proven) = self.compare(now, others, since_us);
         let few = others.len() < 2;
         self.state = match (self.state, &word) {
             _ if others.is_empty() => Alone,
@@ -187,9 +190,9 @@ impl ClockWatch {
             (Alone | Unverified, Comparison::OffMedian(_)) => Off,
             (Alone | Unverified, _) => Unverified,
             (Good | Disputed, Comparison::Agrees) => Good,
-            (Good | Disputed, Comparison::Differs) => Disputed,
+            (Good | Disputed, Comparison::Differs | Comparison::Scattered) => Disputed,
             (Good | Disputed, Comparison::OffMedian(_)) => Off,
-            (Jumped | Off, Comparison::Agrees) if enough => Good,
+            (Jumped | Off, Comparison::Agrees) if enough && proven => Good,
             (Jumped, Comparison::OffMedian(_)) => Off,
             (state, _) => state,
         };
@@ -205,8 +208,14 @@ impl ClockWatch {
     /// Compares with what was measured of late, by pings sent since a moment; and tells whether that
     /// is enough to rely on, if it is not nobody: a majority of all nodes agrees; or whoever can be
     /// reached has had its say, and was a majority of all, or of the own datacenter's. A datacenter
-    /// whose clocks are wrong alike answers itself first.
-    fn compare(&self, now: Reading, others: &[OtherNode], since_us: u64) -> (Comparison, bool) {
+    /// whose clocks are wrong alike answers itself first. At last whether more than half of those in
+    /// reach agree: what has been found wrong before is not lifted by a draw.
+    fn compare(
+        &self,
+        now: Reading,
+        others: &[OtherNode],
+        since_us: u64,
+    ) -> (Comparison, bool, bool) {
         let (mut offsets, mut local) = (Vec::new(), 1);
         for it in others {
             if let Some(sample) = self.best(it.node, now, since_us) {
@@ -221,16 +230,26 @@ impl ClockWatch {
         let agreeing = 1 + offsets.iter().filter(|it| near(**it)).count();
         let compared = majority(offsets.len() + 1, others.len() + 1) || majority(local, all_local);
         let enough = majority(agreeing, others.len() + 1) || heard_out && compared;
+        let proven = majority(agreeing, offsets.len() + 1);
         let word = match offsets[..] {
             [] => Comparison::Nobody,
             [other] if near(other) => Comparison::Agrees,
             [_] => Comparison::Differs,
             _ => match median(&offsets) {
+                ahead_ms if !self.supports(ahead_ms, &offsets) => Comparison::Scattered,
                 ahead_ms if near(ahead_ms) => Comparison::Agrees,
                 ahead_ms => Comparison::OffMedian(ahead_ms),
             },
         };
-        (word, enough)
+        (word, enough, proven)
+    }
+
+    /// True if half of the clocks, this node's among them, are near their median. Between clocks of
+    /// which no two agree the median is only the one in the middle, as wrong as any.
+    fn supports(&self, median_ms: i64, offsets: &[i64]) -> bool {
+        let all = offsets.iter().chain(&[0]);
+        let near = all.filter(|it| it.abs_diff(median_ms) <= self.offset_max_ms).count();
+        2 * near > offsets.len()
     }
 
     /// The most exact of a node's latest samples: the one with the shortest round trip.

@@ -65,6 +65,8 @@ pub struct WriteOperation {
     pub key: StorageKey,
     /// The clocks of the stamps sent, by sequence number.
     pub stamps: Vec<Hlc>,
+    /// By when its client must be told, in microseconds of elapsed time.
+    pub deadline_us: u64,
     /// Whom to tell.
     pub reply: Option<WriteReplyTo>,
     /// W3C trace context, if the client sent one.
@@ -83,6 +85,8 @@ pub struct ReadOperation {
     pub rounds: Vec<ReadRound>,
     /// When the read began, in microseconds of elapsed time.
     pub started_us: u64,
+    /// By when its client must be told.
+    pub deadline_us: u64,
     /// Whom to tell.
     pub reply: Option<ReadReplyTo>,
     /// W3C trace context, if the client sent one.
@@ -185,6 +189,16 @@ impl OperationTable {
     pub fn remove(&mut self, token: Token) -> Option<Operation> {
         self.get_mut(token)?;
         Some(self.operations.remove(token.index()).1)
+    }
+
+    /// How many clients should have been told by now, and were not.
+    pub fn overdue(&self, now_us: u64) -> usize {
+        let overdue = |operation: &Operation| match operation {
+            Operation::Write(it) => it.reply.is_some() && it.deadline_us < now_us,
+            Operation::Read(it) => it.reply.is_some() && it.deadline_us < now_us,
+            Operation::Probe { .. } | Operation::Range { .. } | Operation::Hint(_) => false,
+        };
+        self.operations.iter().filter(|(_, it)| overdue(&it.1)).count()
     }
 
     /// The tokens of all operations, in table order.

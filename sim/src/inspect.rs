@@ -3,14 +3,20 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use bytes::Bytes;
-use model::{MetadataHash, StorageKey, Version};
+use model::{MetadataHash, Record, StorageKey, Version};
 use node::{
     replica::decode_stored,
-    storage::{RangeRequest, Space},
+    storage::{Change, RangeRequest, Space},
 };
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{checker::Violation, shape::Shape, world::World};
+use crate::{
+    checker::Violation,
+    history::{Action, Operation, Outcome},
+    shape::Shape,
+    workload::decode,
+    world::{SimNode, World},
+};
 
 /// A hash of everything on all disks.
 pub fn state_hash(world: &World) -> u64 {
@@ -54,29 +60,51 @@ pub fn replicas_agree(world: &World) -> Vec<Violation> {
 #[derive(Default)]
 pub struct Watch {
     versions: BTreeMap<(usize, Bytes), Version>,
+    ends: usize,
     metadata: BTreeMap<u64, (MetadataHash, String)>,
 }
 
 impl Watch {
-    /// What was newest at a replica only rises, through every crash (P2, G4).
+    /// What was newest at a replica only rises: with every record that it writes, the records of one
+    /// batch among themselves too, and through every end of a life (P2, G4).
     pub fn versions_rise(&mut self, world: &World) -> Vec<Violation> {
         let mut violations = Vec::new();
         for (index, node) in world.nodes.iter().enumerate() {
-            let page = node.disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
-            for (bytes, value) in page.rows {
-                let Some(key) = StorageKey::parse(bytes.clone()) else { continue };
-                let Ok(stored) = decode_stored(&key, value) else { continue };
-                let version = stored.record.version();
-                let before = self.versions.entry((index, bytes)).or_insert(version);
-                if *before > version {
-                    let name = format!("{:?}", key.key());
-                    let what = format!("{} held {before}, and now {version}", node.name);
-                    violations.push(Violation::broken("versions-rise", Some(&name), what));
+            for batch in node.disk.take_batches() {
+                for (space, change) in batch.changes() {
+                    if let (Space::Data, Change::Put { key, value }) = (space, change) {
+                        let bytes = [key, value].map(Bytes::copy_from_slice);
+                        violations.extend(self.holds(index, node, bytes));
+                    }
                 }
-                *before = version;
+            }
+        }
+        if self.ends != world.ends.len() {
+            self.ends = world.ends.len();
+            for (index, node) in world.nodes.iter().enumerate() {
+                let page = node.disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
+                let rows = page.rows.into_iter();
+                violations
+                    .extend(rows.filter_map(|(key, value)| self.holds(index, node, [key, value])));
             }
         }
         violations
+    }
+
+    fn holds(
+        &mut self,
+        index: usize,
+        node: &SimNode,
+        [row, value]: [Bytes; 2],
+    ) -> Option<Violation> {
+        let key = StorageKey::parse(row.clone())?;
+        let version = decode_stored(&key, value).ok()?.record.version();
+        let before = self.versions.insert((index, row), version)?;
+        (before > version).then(|| {
+            let name = format!("{:?}", key.key());
+            let what = format!("{} held {before}, and now {version}", node.name);
+            Violation::broken("versions-rise", Some(&name), what)
+        })
     }
 
     /// All nodes agree on each step of the metadata.
@@ -112,7 +140,7 @@ pub fn nothing_is_unanswered(world: &World) -> Vec<Violation> {
     violations
 }
 
-/// With each step: queues keep their bounds, clocks their ceilings (C5).
+/// With each step: queues keep their bounds, deadlines ring, clocks keep their ceilings (C5).
 pub fn bounds(world: &World) -> Vec<Violation> {
     let mut violations = Vec::new();
     for it in &world.nodes {
@@ -127,6 +155,11 @@ pub fn bounds(world: &World) -> Vec<Violation> {
             let (unanswered, limit) = (state.unanswered, shared.config.operations_in_flight_max);
             if unanswered > limit {
                 violated("bounded", format!("{unanswered} operations in flight, {limit} allowed"));
+            }
+            let due_us = shared.elapsed_us().saturating_sub(LATE_US);
+            let overdue = state.operations.overdue(due_us);
+            if overdue > 0 {
+                violated("deadline", format!("{overdue} clients were not told at their deadline"));
             }
             for peer in state.peers.iter() {
                 let (bytes, limit) = (peer.outbox.bytes(), shared.config.peer_queue_bytes_max);
@@ -148,6 +181,54 @@ pub fn bounds(world: &World) -> Vec<Violation> {
         }
     }
     violations
+}
+
+/// Hints carry final stamps (H2): no node that has lived through everything, and whose disk works,
+/// keeps a value under another version than the one it was acknowledged with a while ago.
+pub fn hints_are_final(world: &World, history: &[Operation]) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let now_us = u64::try_from(world.now().as_micros()).unwrap_or(u64::MAX);
+    let mut acknowledged: Option<BTreeMap<u64, Version>> = None;
+    for it in &world.nodes {
+        let Some(node) = it.controls.node() else { continue };
+        let failed = &node.shared.commit_counters.load().groups_failed;
+        let slow = it.controls.disk_ms.load(Ordering::Relaxed) > world.shape.disk_ms;
+        if it.ceiling_before > 0 || failed.load(Ordering::Relaxed) > 0 || slow {
+            continue;
+        }
+        for (row, value) in it.disk.peek(&RangeRequest::prefix(Space::Hints, Vec::new())).rows {
+            let Some(key) = StorageKey::parse(row.slice(NODE_BYTES..)) else { continue };
+            let Ok(record) = Record::check(&key, value) else { continue };
+            let Some(written) = decode(&record.value()) else { continue };
+            let until_us = now_us.saturating_sub(HINT_REPLACED_US);
+            let acknowledged =
+                acknowledged.get_or_insert_with(|| acknowledged_before(history, until_us));
+            if let Some(version) = acknowledged.get(&written)
+                && *version != record.version()
+            {
+                let what = format!(
+                    "{} keeps a hint of value {written} at {}, which was acknowledged at {version} (H2)",
+                    it.name,
+                    record.version()
+                );
+                violations.push(Violation::broken(
+                    "hints",
+                    Some(&format!("{:?}", key.key())),
+                    what,
+                ));
+            }
+        }
+    }
+    violations
+}
+
+fn acknowledged_before(history: &[Operation], until_us: u64) -> BTreeMap<u64, Version> {
+    let puts = history.iter().filter(|it| it.returned_us.is_some_and(|it| it < until_us));
+    let written = puts.filter_map(|it| match (&it.action, &it.outcome) {
+        (Action::Put { value, .. }, Outcome::Written { version }) => Some((*value, *version)),
+        _ => None,
+    });
+    written.collect()
 }
 
 /// How the nodes are, for the log.
@@ -215,5 +296,11 @@ pub fn nothing_is_left(world: &World, shape: &Shape) -> Vec<Violation> {
     violations
 }
 
+/// What precedes the key in a hint's row: whom it is for.
+const NODE_BYTES: usize = 16;
+/// How long the disk may take to replace a hint after its write was acknowledged.
+const HINT_REPLACED_US: u64 = 2_000_000;
+/// How much later than a deadline its alarm may ring.
+const LATE_US: u64 = 50_000;
 const TASKS_OF_A_NODE: usize = 16;
 const TASKS_OF_A_LINK: usize = 9;

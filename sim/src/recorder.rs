@@ -185,6 +185,11 @@ impl Recorder {
         self.returned(id, outcome);
     }
 
+    /// Looks at the history so far.
+    pub fn look<T>(&self, look: impl FnOnce(&[Operation]) -> T) -> T {
+        look(&self.inner.borrow().operations)
+    }
+
     /// How many operations there were.
     pub fn len(&self) -> u64 {
         self.inner.borrow().operations.len() as u64

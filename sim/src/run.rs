@@ -277,6 +277,9 @@ impl Run {
             self.end_faults(false);
             self.step();
         }
+        let look = |it: &[Operation]| inspect::hints_are_final(&self.world, it);
+        let dead = self.load.recorder.look(look);
+        self.violations.extend(dead);
         self.end_faults(true);
         heal_all(&mut self.world);
     }
@@ -323,9 +326,7 @@ impl Run {
         if millis(&self.world).is_multiple_of(LOOK_MS) {
             let mut seen = inspect::bounds(&self.world);
             seen.extend(self.watch.metadata_agrees(&self.world));
-            if millis(&self.world).is_multiple_of(WATCH_MS) {
-                seen.extend(self.watch.versions_rise(&self.world));
-            }
+            seen.extend(self.watch.versions_rise(&self.world));
             if self.violations.len() < VIOLATIONS_MAX {
                 self.violations.extend(seen);
             }
@@ -369,8 +370,6 @@ const SET_UP_MS: u64 = 20_000;
 const END_MS: u64 = 60_000;
 /// In what time nodes notice connections that are dead.
 const DRAIN_MS: u64 = 45_000;
-/// How often the disks are looked at.
-const WATCH_MS: u64 = 500;
 /// How often the nodes are looked at.
 const LOOK_MS: u64 = 50;
 /// How often the log tells how the nodes are.

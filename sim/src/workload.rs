@@ -18,6 +18,7 @@ use crate::{
     shape::{Shape, datacenter_name},
     world::{CLIENT_PORT, SimNetwork},
 };
+pub(crate) use calls::decode;
 pub(crate) use operator::operate;
 pub(crate) use probe::{PROBED, Probe, probe};
 pub(crate) use read_back::read_back;

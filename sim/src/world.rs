@@ -105,6 +105,7 @@ impl World {
             controls.clock_offset_ms.store(offset_ms, Ordering::Relaxed);
             controls.disk_ms.store(shape.disk_ms, Ordering::Relaxed);
             let disk = MemoryStorage::new();
+            disk.keep_batches();
             let settings = HostSettings {
                 name: name.clone(),
                 datacenter: datacenter_name(datacenter),

@@ -198,6 +198,44 @@ fn half_of_the_clocks_prove_nothing() {
     it.run(1);
     it.offsets = vec![Some(FAR_MS), Some(FAR_MS), Some(0)];
     assert_eq!(it.run(20), ClockState::Good);
+
+    // Nor do they confirm one that has jumped to where the other half is.
+    let mut it = Cluster::new(1, 2);
+    it.run(1);
+    it.own_ms = FAR_MS;
+    it.offsets = vec![Some(FAR_MS), Some(0), Some(0)];
+    assert!(!it.run(20).coordinates());
+    it.offsets = vec![Some(FAR_MS), Some(FAR_MS), Some(0)];
+    assert_eq!(it.run(20), ClockState::Good);
+}
+
+#[test]
+fn the_one_in_the_middle_of_clocks_that_all_differ_proves_nothing() {
+    // The right one of three goes on, though another lies in the middle.
+    let mut it = Cluster::new(2, 0);
+    it.run(1);
+    it.offsets = vec![Some(FAR_MS), Some(2_000)];
+    assert_eq!(it.run(20), ClockState::Disputed);
+    assert!(it.watch.state().coordinates());
+    it.offsets = vec![Some(0), Some(2_000)];
+    assert_eq!(it.run(20), ClockState::Good);
+
+    // The one that has jumped into the middle waits for more than itself.
+    let mut it = Cluster::new(2, 0);
+    it.run(1);
+    it.offsets = vec![Some(FAR_MS), Some(0)];
+    it.run(8);
+    it.own_ms = 2_000;
+    assert_eq!(it.run(20), ClockState::Jumped);
+    it.offsets = vec![Some(0), Some(0)];
+    assert_eq!(it.run(20), ClockState::Off);
+    it.own_ms = 0;
+    assert_eq!(it.run(1), ClockState::Good);
+
+    // So does one that starts there.
+    let mut it = Cluster::new(2, 0);
+    it.offsets = vec![Some(FAR_MS), Some(-2_000)];
+    assert_eq!(it.run(20), ClockState::Unverified);
 }
 
 #[test]

@@ -78,11 +78,14 @@ impl AdminApi {
             counters.insert(name.to_owned(), value.load(Ordering::Relaxed));
         }
         counters.insert("connections".to_owned(), shared.connections.load(Ordering::Relaxed));
-        let in_flight = self.io.lock().operations.len();
-        counters.insert(
-            "operations_in_flight".to_owned(),
-            u64::try_from(in_flight).unwrap_or(u64::MAX),
-        );
+        let (in_flight, overdue) = {
+            let operations = &self.io.lock().operations;
+            (operations.len(), operations.overdue(shared.elapsed_us()))
+        };
+        for (name, value) in [("operations_in_flight", in_flight), ("operations_overdue", overdue)]
+        {
+            counters.insert(name.to_owned(), u64::try_from(value).unwrap_or(u64::MAX));
+        }
         counters.insert("storage_data_rows".to_owned(), storage.data_rows);
         counters.insert("storage_hint_rows".to_owned(), storage.hint_rows);
         counters.insert("storage_file_bytes".to_owned(), storage.file_bytes);

@@ -159,7 +159,7 @@ impl Shared {
                 self.clock_gate.ask.notify_waiters();
             }
             ClockState::Disputed => tracing::warn!(
-                "this node's wall clock and the only other one within reach differ: one is wrong"
+                "the wall clocks within reach differ, and no two agree: nobody can tell which is right"
             ),
             ClockState::Alone | ClockState::Unverified | ClockState::Good => {
                 tracing::info!(?before, state = ?after, "wall clock");

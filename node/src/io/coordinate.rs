@@ -118,8 +118,15 @@ impl IoLoop {
             Ok(machine) => {
                 let reply = Some(reply);
                 let stamps = vec![stamp];
-                let operation =
-                    WriteOperation { machine, replicas, key, stamps, reply, traceparent };
+                let operation = WriteOperation {
+                    machine,
+                    replicas,
+                    key,
+                    stamps,
+                    deadline_us,
+                    reply,
+                    traceparent,
+                };
                 let token = state.operations.insert(Operation::Write(Box::new(operation)));
                 state.unanswered += 1;
                 self.set_alarm(state, deadline_us, token, Alarm::Deadline);
@@ -170,6 +177,7 @@ impl IoLoop {
                     key,
                     rounds,
                     started_us,
+                    deadline_us,
                     reply,
                     traceparent,
                 };

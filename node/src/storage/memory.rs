@@ -62,6 +62,8 @@ struct Disk {
     bytes_max: Option<usize>,
     /// Set by a failed write; cleared by opening the disk again.
     failure: Option<StorageError>,
+    /// What was applied since it was last taken, if anybody takes it.
+    kept: Option<Vec<WriteBatch>>,
     faults: Option<FaultPlan>,
 }
 
@@ -118,6 +120,9 @@ impl MemoryStorage {
         let kept = keep(unsynced.len()).min(unsynced.len());
         for batch in &unsynced[..kept] {
             disk.apply(&batch.changes);
+            if batch.undo.is_none() {
+                disk.keep(&batch.changes);
+            }
         }
         disk.failure = None;
     }
@@ -130,6 +135,7 @@ impl MemoryStorage {
         if let Some(batch) = unapplied {
             let changes = std::mem::take(&mut batch.changes);
             let undo = disk.apply(&changes);
+            disk.keep(&changes);
             let last = disk.unsynced.last_mut().expect("it was found");
             *last = Batch { changes, undo: Some(undo) };
         }
@@ -163,6 +169,16 @@ impl MemoryStorage {
     /// Reads a page past all faults: for whoever looks at the disk from outside.
     pub fn peek(&self, request: &RangeRequest) -> RangePage {
         self.disk().range(request)
+    }
+
+    /// Keeps every batch from now on, when it is applied for the first time, until it is taken.
+    pub fn keep_batches(&self) {
+        self.disk().kept.get_or_insert_default();
+    }
+
+    /// The batches kept since this was last called, oldest first.
+    pub fn take_batches(&self) -> Vec<WriteBatch> {
+        self.disk().kept.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
@@ -278,6 +294,7 @@ impl Disk {
             return Err(self.fail("the log cannot be synced"));
         }
         let undo = self.apply(batch);
+        self.keep(batch);
         match durability {
             Durability::Synced => self.unsynced.clear(),
             Durability::Buffered => {
@@ -285,6 +302,12 @@ impl Disk {
             }
         }
         Ok(())
+    }
+
+    fn keep(&mut self, batch: &WriteBatch) {
+        if let Some(kept) = &mut self.kept {
+            kept.push(batch.clone());
+        }
     }
 
     fn apply(&mut self, batch: &WriteBatch) -> Undo {

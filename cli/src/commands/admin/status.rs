@@ -256,7 +256,9 @@ impl StatusDocument {
             "unverified" => {
                 "coordinates nothing before it has compared its clock with enough others"
             }
-            "disputed" => "and the only other node in reach have different clocks: set one right",
+            "disputed" => {
+                "and the other nodes in reach all have different clocks: set the wrong ones right"
+            }
             "jumped" => "coordinates nothing: its clock has jumped, and nobody has confirmed it",
             "off" => "coordinates nothing: set its clock right",
             _ => return None,
