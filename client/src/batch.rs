@@ -88,15 +88,25 @@ impl From<&WriteItem> for v1::BatchWriteItem {
     }
 }
 
-/// A value that a batch read.
+/// What a batch read of one key. An absent key is no error, and tells the version of its deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// The value.
-    pub value: Bytes,
-    /// Its version.
-    pub version: Version,
-    /// When it expires, in milliseconds since the Unix epoch; `None` for never.
+    /// The value; `None` if the key was never written, was deleted, or has expired.
+    pub value: Option<Bytes>,
+    /// The newest version, of a deletion too; `None` if the key was never written.
+    pub version: Option<Version>,
+    /// When the value expires, in milliseconds since the Unix epoch; `None` for never.
     pub expires_at_ms: Option<u64>,
+}
+
+impl From<v1::Found> for Found {
+    fn from(it: v1::Found) -> Self {
+        Self {
+            value: it.found.then_some(it.value),
+            version: it.version.map(Into::into),
+            expires_at_ms: (it.expires_at_ms != 0).then_some(it.expires_at_ms),
+        }
+    }
 }
 
 /// Writes of many keys, not yet sent: await it, or `send` it.
@@ -160,8 +170,7 @@ impl<'a> BatchWrite<'a> {
 /// # async fn example(users: client::Keyspace) {
 /// for result in users.batch_get(["user:1", "user:2"]).await {
 ///     match result {
-///         Ok(Some(found)) => println!("{:?}", found.value),
-///         Ok(None) => println!("absent"),
+///         Ok(found) => println!("{:?}, written as {:?}", found.value, found.version),
 ///         Err(error) => println!("{error}"),
 ///     }
 /// }
@@ -175,7 +184,7 @@ pub struct BatchGet<'a> {
 }
 
 call_options!(BatchGet<'_>);
-into_future!(BatchGet, Vec<Result<Option<Found>, Error>>);
+into_future!(BatchGet, Vec<Result<Found, Error>>);
 
 impl<'a> BatchGet<'a> {
     pub(crate) fn new(keyspace: &'a Keyspace, keys: Vec<Key>) -> Self {
@@ -183,8 +192,8 @@ impl<'a> BatchGet<'a> {
     }
 
     /// Sends it. The same as awaiting it, without a box around the future. A result per key, in
-    /// order, `None` for an absent one; if a call failed as a whole, its keys share its error.
-    pub async fn send(self) -> Vec<Result<Option<Found>, Error>> {
+    /// order; if a call failed as a whole, its keys share its error.
+    pub async fn send(self) -> Vec<Result<Found, Error>> {
         let Self { keyspace, keys, options } = &self;
         let run = |part: Range<usize>| {
             let keys = &keys[part];
@@ -292,7 +301,8 @@ async fn run_part<R: Round>(
             }
         };
         let fail = |cause| {
-            Error::new(R::NAME, R::WRITES, Some(node.node().address().clone()), attempt, cause)
+            let address = node.node().address().clone();
+            Error::new(R::NAME, R::WRITES, Some(address), attempt, cause).answered()
         };
         let answers = R::results(response);
         if answers.len() != pending.len() {
@@ -449,7 +459,7 @@ impl Call for GetRound<'_> {
 }
 
 impl Round for GetRound<'_> {
-    type Output = Option<Found>;
+    type Output = Found;
 
     fn route(&self) -> Route<'_> {
         self.keyspace.route(self.keys[self.pending[0]].token(), false, self.options)
@@ -459,13 +469,9 @@ impl Round for GetRound<'_> {
         &mut self.pending
     }
 
-    fn results(response: v1::BatchGetResponse) -> Vec<Result<Option<Found>, v1::KeyError>> {
+    fn results(response: v1::BatchGetResponse) -> Vec<Result<Found, v1::KeyError>> {
         let each = |it: v1::BatchGetResult| match it.result {
-            Some(batch_get_result::Result::Found(it)) => Ok(it.found.then(|| Found {
-                value: it.value,
-                version: it.version.map(Into::into).unwrap_or_default(),
-                expires_at_ms: (it.expires_at_ms != 0).then_some(it.expires_at_ms),
-            })),
+            Some(batch_get_result::Result::Found(it)) => Ok(it.into()),
             Some(batch_get_result::Result::Error(error)) => Err(error),
             None => Err(no_result()),
         };

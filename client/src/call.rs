@@ -147,7 +147,10 @@ impl Attempts {
     pub(crate) fn into_error(self, call: &'static str, writes: bool) -> Error {
         let count = self.count();
         match self.worst {
-            Some((node, failure)) => Error::new(call, writes, Some(node), count, failure.error),
+            Some((node, Failure { progress, error })) => {
+                let error = Error::new(call, writes, Some(node), count, error);
+                if progress == Progress::Answered { error.answered() } else { error }
+            }
             None => no_node(call, writes),
         }
     }

@@ -22,6 +22,7 @@ struct Details {
     writes: bool,
     node: Option<Arc<str>>,
     attempts: u32,
+    answered: bool,
     cause: CallError,
 }
 
@@ -33,7 +34,15 @@ impl Error {
         attempts: u32,
         cause: CallError,
     ) -> Self {
-        Self(Arc::new(Details { call, writes, node, attempts, cause }))
+        Self(Arc::new(Details { call, writes, node, attempts, answered: false, cause }))
+    }
+
+    /// Marks an error that came back from a node, when it is made.
+    pub(crate) fn answered(mut self) -> Self {
+        if let Some(details) = Arc::get_mut(&mut self.0) {
+            details.answered = true;
+        }
+        self
     }
 
     /// An error of the caller's input, found before anything was sent.
@@ -94,6 +103,12 @@ impl Error {
     /// The address of the node that answered, or did not; `None` if nothing was sent anywhere.
     pub fn node(&self) -> Option<&str> {
         self.0.node.as_deref()
+    }
+
+    /// True if a node, or something between, answered with this error. False if this client made it:
+    /// no connection could be made, it broke, or the time was up without an answer.
+    pub fn is_answer(&self) -> bool {
+        self.0.answered
     }
 
     /// How often the call was tried, on whatever nodes; 0 if nothing was sent anywhere.
@@ -162,7 +177,7 @@ fn advice(reason: Reason) -> &'static str {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Details { call, writes, node, attempts, cause } = &*self.0;
+        let Details { call, writes, node, attempts, answered: _, cause } = &*self.0;
         f.write_str(call)?;
         if let Some(node) = node {
             write!(f, " on {node}")?;

@@ -80,8 +80,8 @@ pub enum Outcome {
         /// The value; `None` for absent.
         value: Option<u64>,
         /// The newest version, of a deletion too; `None` if the answer does not tell, as of rows that
-        /// a scan or a batch did not find. A read of its own always tells, so that `None` then means
-        /// a key that was never written.
+        /// a scan did not find. Other reads always tell, so that `None` then means a key that was
+        /// never written.
         version: Option<Version>,
     },
     /// Refused: nothing was applied, and nothing will be.

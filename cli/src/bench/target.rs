@@ -105,7 +105,7 @@ impl Target {
         if let Some(level) = level {
             call = call.consistency(*level);
         }
-        many(call.await.into_iter().map(|it| it.map(|found| found.is_none())))
+        many(call.await.into_iter().map(|it| it.map(|found| found.value.is_none())))
     }
 }
 

@@ -21,8 +21,12 @@ async fn a_batch_is_one_call_with_results_in_order() {
     let clocks: Vec<_> = results.into_iter().map(|it| it.unwrap().hlc.0).collect();
     assert_eq!(clocks, [3, 1, 2]);
     let results = keyspace.batch_get(["x", "absent", "y"]).await;
-    let values: Vec<_> = results.into_iter().map(|it| it.unwrap().map(|it| it.value)).collect();
-    assert_eq!(values, [Some("x".into()), None, Some("y".into())]);
+    let values: Vec<_> = results.into_iter().map(|it| it.unwrap()).collect();
+    assert_eq!(
+        values.iter().map(|it| it.value.as_deref()).collect::<Vec<_>>(),
+        [Some(&b"x"[..]), None, Some(&b"y"[..])]
+    );
+    assert!(values.iter().all(|it| it.version.is_some()), "a deletion tells its version too");
     assert_eq!(calls(&fake), ["3 1 2", "x absent y"]);
     assert!(keyspace.batch_write(Vec::new()).await.is_empty());
     assert_eq!(fake.received().len(), 2, "an empty batch sends nothing");
@@ -66,7 +70,7 @@ async fn keys_that_could_not_be_read_are_read_again() {
     let keyspace = fake.keyspace().await;
     fake.script([Answer::Keys(vec![("b", CallError::new(Reason::ReadTimeout, "1 of 2"))])]);
     let results = keyspace.batch_get(["a", "b"]).await;
-    let values: Vec<_> = results.into_iter().map(|it| it.unwrap().unwrap().value).collect();
+    let values: Vec<_> = results.into_iter().map(|it| it.unwrap().value.unwrap()).collect();
     assert_eq!(values, ["a", "b"]);
     assert_eq!(calls(&fake), ["a b", "b"]);
 }

@@ -31,6 +31,7 @@ async fn a_write_of_unknown_outcome_is_sent_exactly_once() {
         let keyspace = fake.keyspace().await;
         fake.script([answer.clone(), answer.clone()]);
         let hangs = matches!(answer, Answer::Hang);
+        let is_answer = !matches!(reason, Reason::ConnectionLost) && !hangs;
         let timeout = Duration::from_millis(if hangs { 300 } else { 20_000 });
         let errors = [
             keyspace.put("key", "value").timeout(timeout).await.unwrap_err(),
@@ -40,6 +41,7 @@ async fn a_write_of_unknown_outcome_is_sent_exactly_once() {
             assert_eq!(error.reason(), reason, "{answer:?}: {error}");
             assert_eq!(error.outcome(), CallOutcome::Unknown, "{answer:?}");
             assert!(error.is_unknown_write());
+            assert_eq!(error.is_answer(), is_answer, "{answer:?}");
             assert_eq!(error.attempts(), 1);
         }
         let calls: Vec<_> = fake.received().iter().map(|it| it.call).collect();

@@ -112,11 +112,7 @@ impl Session {
         let results = batch.consistency(level).timeout(timeout).send().await;
         for ((key, id), result) in keys.iter().zip(ids).zip(results) {
             let outcome = match result {
-                // An absent key's answer does not tell the version of its deletion.
-                Ok(found) => {
-                    let (value, version) = found.map(|it| (it.value, it.version)).unzip();
-                    self.found(key, value.as_ref(), version)
-                }
+                Ok(found) => self.found(key, found.value.as_ref(), found.version),
                 Err(error) => failed(&error),
             };
             recorder.returned(id, outcome);

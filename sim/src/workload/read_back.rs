@@ -72,8 +72,8 @@ async fn read_until_answered(
         for ((key, id), result) in left.into_iter().zip(ids).zip(results) {
             let outcome = match result {
                 Ok(found) => Outcome::Found {
-                    value: found.as_ref().and_then(|it| decode(&it.value)),
-                    version: found.map(|it| it.version),
+                    value: found.value.as_ref().and_then(|it| decode(it)),
+                    version: found.version,
                 },
                 Err(error) => {
                     unanswered.push(key);
