@@ -88,16 +88,17 @@ impl HybridClock {
         Ok(())
     }
 
-    /// Checks what a client says it has seen: at most `offset_max` ahead of the wall clock, or behind
-    /// what was seen here. A peer's clock is bounded by its own wall clock; a client's by nothing, and
-    /// one that adds a little to every answer would drive this clock away from all others.
+    /// Checks what a client says it has seen: at most half of `offset_max` ahead of the wall clock, or
+    /// behind what was seen here. A peer's clock is bounded by its own wall clock; a client's by nothing,
+    /// and one that adds a little to every answer would drive this clock away from all others: half, so
+    /// that peers whose wall clocks are behind this one's still believe it.
     pub fn check_client(&self, wall: Timestamp, remote: Hlc) -> Result<(), ClockError> {
         if remote <= self.last {
             return Ok(());
         }
         let local = Hlc::from_ms(wall.0);
-        if remote.ms() > local.ms().saturating_add(self.offset_max_ms) {
-            let offset_max_ms = self.offset_max_ms;
+        let offset_max_ms = self.offset_max_ms / 2;
+        if remote.ms() > local.ms().saturating_add(offset_max_ms) {
             return Err(ClockError::Ahead { remote, local, offset_max_ms });
         }
         Ok(())
@@ -169,12 +170,12 @@ mod tests {
         let mut clock = clock();
         let wall = Timestamp(6_000);
         for _ in 0..10 {
-            let ahead = Hlc::from_ms(clock.read(wall).ms() + 500);
+            let ahead = Hlc::from_ms(clock.read(wall).ms() + 250);
             if clock.check_client(wall, ahead).is_ok() {
                 clock.observe(wall, ahead).unwrap();
             }
         }
-        assert_eq!(clock.highest(), Hlc::from_ms(6_500), "once, and no further");
+        assert_eq!(clock.highest(), Hlc::from_ms(6_250), "once, and no further");
         assert!(clock.check_client(Timestamp(1), clock.highest()).is_ok(), "seen here before");
         assert!(clock.check_client(Timestamp(1), clock.highest().next()).is_err());
     }

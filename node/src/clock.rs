@@ -75,6 +75,14 @@ impl NodeClock {
         Ok(())
     }
 
+    /// Goes on from a reading that most nodes have reached, however far ahead it lies. True if it was
+    /// ahead of this clock.
+    pub fn adopt(&self, reached: Hlc) -> bool {
+        !Mutant::PeerClockIgnored.is_on()
+            && reached > self.highest()
+            && self.last.fetch_max(reached.0, Ordering::AcqRel) < reached.0
+    }
+
     /// Notes that a ceiling is durable.
     pub fn raise_ceiling(&self, ceiling: Hlc) {
         self.ceiling.fetch_max(ceiling.0, Ordering::AcqRel);

@@ -5,9 +5,13 @@
 //! is an offset at once and spoils no measurement. Source: NTP's clock filter (RFC 5905, 10), and a
 //! median in place of its selection: a minority of wrong clocks cannot move it past the right ones.
 
+mod told;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use model::{NodeId, Timestamp};
+
+pub(crate) use told::ToldClocks;
 
 /// What a node makes of its own wall clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +30,9 @@ pub enum ClockState {
     Jumped,
     /// It is far from the median of the others. Nothing is coordinated.
     Off,
+    /// It may be right, but the stamps of the run before lie far ahead of it, and the other nodes
+    /// have not come that far: they would refuse the next ones. Nothing is coordinated.
+    Behind,
 }
 
 impl ClockState {
@@ -36,7 +43,7 @@ impl ClockState {
 
     /// True if the next answers of peers may change it.
     pub fn is_pending(self) -> bool {
-        matches!(self, Self::Unverified | Self::Jumped)
+        matches!(self, Self::Unverified | Self::Jumped | Self::Behind)
     }
 }
 
@@ -100,6 +107,18 @@ enum Comparison {
     Scattered,
 }
 
+/// Who agrees with this node's clock, itself counted.
+struct Agreement {
+    /// A majority of all nodes.
+    of_all: bool,
+    /// More than half of those that can be compared: what was found wrong is not lifted by a draw.
+    in_reach: bool,
+    /// Those that can be compared are a majority of all nodes, or of the own datacenter's.
+    compared: bool,
+    /// They are a majority of all nodes.
+    heard_most: bool,
+}
+
 /// Watches one node's wall clock.
 #[derive(Debug)]
 pub(crate) struct ClockWatch {
@@ -108,6 +127,10 @@ pub(crate) struct ClockWatch {
     believed_ms: i64,
     /// When a jump was seen: only pings sent since then can confirm it.
     jumped_us: u64,
+    /// When the first answer came since the start.
+    first_us: Option<u64>,
+    /// True while the stamps of the run before are out of the others' reach.
+    behind: bool,
     samples: BTreeMap<NodeId, VecDeque<Sample>>,
 }
 
@@ -119,13 +142,20 @@ impl ClockWatch {
             state: ClockState::Alone,
             believed_ms: now.origin_ms(),
             jumped_us: 0,
+            first_us: None,
+            behind: false,
             samples: BTreeMap::new(),
         }
     }
 
     /// The state at the last look.
     pub(crate) fn state(&self) -> ClockState {
-        self.state
+        if self.behind && self.state.coordinates() { ClockState::Behind } else { self.state }
+    }
+
+    /// Notes whether the stamps of the run before are out of the others' reach.
+    pub(crate) fn set_behind(&mut self, behind: bool) {
+        self.behind = behind;
     }
 
     /// What the node takes for the wall clock's origin: its own, or where that is not to be believed
@@ -152,6 +182,7 @@ impl ClockWatch {
             return;
         }
         let origin_ms = origin_ms(peer, sent_us + round_trip_us / 2);
+        self.first_us.get_or_insert(now.elapsed_us);
         let samples = self.samples.entry(node).or_default();
         samples.truncate(SAMPLES_KEPT - 1);
         samples.push_front(Sample { sent_us, received_us: now.elapsed_us, origin_ms });
@@ -179,11 +210,16 @@ impl ClockWatch {
             (self.state, self.jumped_us) = (Jumped, now.elapsed_us);
         }
         let since_us = if self.state == Jumped { self.jumped_us } else { 0 };
-        let (word, enough, proven) = self.compare(now, others, since_us);
-        let few = others.len() < 2;
+        let (word, agreement) = self.compare(now, others, since_us);
+        let enough = agreement.of_all || agreement.compared && self.heard_out(now);
+        let (few, before) = (others.len() < 2, self.state);
+        let silent = now.elapsed_us.saturating_sub(self.jumped_us) > FRESH_US;
+        // Its clock is again where it was to be.
+        let back = own_ms.abs_diff(self.believed_ms) <= self.limit_ms();
         self.state = match (self.state, &word) {
             _ if others.is_empty() => Alone,
             (Jumped, _) if !jumped => Good,
+            (Jumped, Comparison::Nobody) if few && silent => Alone,
             (Alone | Unverified, Comparison::Nobody) if few => Alone,
             (Alone | Unverified, Comparison::Differs) if few => Disputed,
             (Alone | Unverified, Comparison::Agrees) if few || enough => Good,
@@ -192,30 +228,45 @@ impl ClockWatch {
             (Good | Disputed, Comparison::Agrees) => Good,
             (Good | Disputed, Comparison::Differs | Comparison::Scattered) => Disputed,
             (Good | Disputed, Comparison::OffMedian(_)) => Off,
-            (Jumped | Off, Comparison::Agrees) if enough && proven => Good,
+            (Jumped, Comparison::Agrees) if enough && agreement.in_reach => Good,
             (Jumped, Comparison::OffMedian(_)) => Off,
+            // Those who proved it wrong may be out of reach now: their silence proves nothing.
+            (Off, Comparison::Agrees) if agreement.of_all => Good,
+            (Off, Comparison::OffMedian(_)) => Off,
+            (Off, _) if back => Good,
             (state, _) => state,
         };
+        // A few that are wrong alike do not unsay what most have said.
+        let newly = before != Off;
         self.believed_ms = match (self.state, word) {
             (Jumped, _) => self.believed_ms,
-            (Off, Comparison::OffMedian(ahead_ms)) => own_ms + ahead_ms,
+            (Off, Comparison::OffMedian(ahead_ms)) if newly || agreement.heard_most => {
+                own_ms + ahead_ms
+            }
             (Off, _) => self.believed_ms,
             _ => own_ms,
         };
         self.state
     }
 
-    /// Compares with what was measured of late, by pings sent since a moment; and tells whether that
-    /// is enough to rely on, if it is not nobody: a majority of all nodes agrees; or whoever can be
-    /// reached has had its say, and was a majority of all, or of the own datacenter's. A datacenter
-    /// whose clocks are wrong alike answers itself first. At last whether more than half of those in
-    /// reach agree: what has been found wrong before is not lifted by a draw.
+    /// True when whoever can be reached has had its say, since a jump or the start. At a start links
+    /// have to come up: an answer takes three round trips from there.
+    fn heard_out(&self, now: Reading) -> bool {
+        let offset_max_us = self.offset_max_ms * 1_000;
+        let by_us = match self.state {
+            ClockState::Jumped => self.jumped_us.saturating_add(offset_max_us),
+            _ => self.first_us.unwrap_or(u64::MAX).saturating_add(3 * offset_max_us),
+        };
+        now.elapsed_us >= by_us
+    }
+
+    /// Compares with what was measured of late, by pings sent since a moment.
     fn compare(
         &self,
         now: Reading,
         others: &[OtherNode],
         since_us: u64,
-    ) -> (Comparison, bool, bool) {
+    ) -> (Comparison, Agreement) {
         let (mut offsets, mut local) = (Vec::new(), 1);
         for it in others {
             if let Some(sample) = self.best(it.node, now, since_us) {
@@ -225,12 +276,15 @@ impl ClockWatch {
         }
         let all_local = 1 + others.iter().filter(|it| it.local).count();
         let majority = |compared: usize, of: usize| 2 * compared > of;
-        let heard_out = now.elapsed_us >= since_us.saturating_add(self.offset_max_ms * 1_000);
         let near = |offset_ms: i64| offset_ms.unsigned_abs() <= self.limit_ms();
         let agreeing = 1 + offsets.iter().filter(|it| near(**it)).count();
-        let compared = majority(offsets.len() + 1, others.len() + 1) || majority(local, all_local);
-        let enough = majority(agreeing, others.len() + 1) || heard_out && compared;
-        let proven = majority(agreeing, offsets.len() + 1);
+        let heard_most = majority(offsets.len() + 1, others.len() + 1);
+        let agreement = Agreement {
+            of_all: majority(agreeing, others.len() + 1),
+            in_reach: majority(agreeing, offsets.len() + 1),
+            compared: heard_most || majority(local, all_local),
+            heard_most,
+        };
         let word = match offsets[..] {
             [] => Comparison::Nobody,
             [other] if near(other) => Comparison::Agrees,
@@ -241,7 +295,7 @@ impl ClockWatch {
                 ahead_ms => Comparison::OffMedian(ahead_ms),
             },
         };
-        (word, enough, proven)
+        (word, agreement)
     }
 
     /// True if half of the clocks, this node's among them, are near their median. Between clocks of

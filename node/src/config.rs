@@ -120,6 +120,11 @@ impl NodeConfig {
             let problem = format!("{actual} is not within 1 to {REQUEST_TIMEOUT_MS_MAX}");
             return error("request_timeout_ms", problem);
         }
+        let (actual, (least, most)) = (self.clock_offset_max_ms, CLOCK_OFFSET_MS);
+        if actual < least || actual > most {
+            let problem = format!("{actual} is not within {least} to {most}");
+            return error("clock_offset_max_ms", problem);
+        }
         let (limit, actual) = (self.limits.batch_bytes_max, self.limits.value_bytes_max);
         if actual == 0 || actual > limit {
             let problem = format!("{actual} is not within 1 to {limit}, the bytes of a batch");
@@ -141,6 +146,9 @@ pub const IO_THREADS_MAX: usize = 16;
 
 /// More than a process has file descriptors for.
 const CONNECTIONS_MAX: usize = 1 << 20;
+
+/// Less, and a usual round trip would say nothing; more, and one wrong clock could carry the others far.
+const CLOCK_OFFSET_MS: (u64, u64) = (50, 60_000);
 
 /// Requests must be over long before a fence can reach them (rule F1).
 const REQUEST_TIMEOUT_MS_MAX: u64 = 60_000;

@@ -291,10 +291,13 @@ impl Shared {
         let shared = Arc::downgrade(self);
         let done = move |result: Result<(), StorageError>| {
             let Some(shared) = shared.upgrade() else { return };
-            shared.raising_ceiling.store(false, Ordering::Release);
             // A failure stops the node by itself; whoever waits for a stamp meets its deadline.
-            if result.is_ok() {
+            if let Ok(()) = result {
                 shared.clock.raise_ceiling(ceiling);
+            }
+            // Only now: another loop would still see the old one and write one below this.
+            shared.raising_ceiling.store(false, Ordering::Release);
+            if result.is_ok() {
                 shared.wake_stampers();
             }
         };

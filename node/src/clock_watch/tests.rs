@@ -116,6 +116,7 @@ fn the_own_datacenter_alone_is_believed_when_the_others_have_had_their_say() {
     let mut it = Cluster::new(2, 6);
     (0..8).for_each(|at| it.offsets[at] = (at < 2).then_some(0));
     assert_eq!(it.ping(), ClockState::Unverified);
+    assert_eq!(it.run(1), ClockState::Unverified);
     assert_eq!(it.run(1), ClockState::Good, "nobody else can be reached");
     // The whole datacenter jumps by an hour, with the others in reach.
     let mut it = Cluster::new(2, 6);
@@ -190,6 +191,59 @@ fn a_clock_far_off_is_told_by_the_median() {
     assert_eq!(it.run(20), ClockState::Good);
     it.offsets = vec![Some(FAR_MS), Some(FAR_MS), Some(FAR_MS), Some(0)];
     assert_eq!(it.run(20), ClockState::Off);
+}
+
+#[test]
+fn silence_acquits_nobody() {
+    // A datacenter whose clocks are wrong alike, and known to be, is cut off.
+    let mut it = Cluster::new(2, 6);
+    it.run(1);
+    it.own_ms = FAR_MS;
+    for at in 0..2 {
+        it.offsets[at] = Some(FAR_MS);
+    }
+    assert_eq!(it.run(10), ClockState::Off);
+    for at in 2..8 {
+        it.offsets[at] = None;
+    }
+    assert_eq!(it.run(30), ClockState::Off);
+    // Set right before its neighbours it does not believe them either, and then needs no other.
+    it.own_ms = 0;
+    assert_eq!(it.run(10), ClockState::Off);
+    it.offsets[0] = Some(0);
+    assert!(it.run(1).coordinates());
+}
+
+#[test]
+fn a_start_hears_all_out() {
+    // Another datacenter's first answer comes later than one's own, when links have come up.
+    let mut it = Cluster::new(2, 6);
+    it.own_ms = FAR_MS;
+    it.offsets = vec![None; 8];
+    it.true_us += 3_000_000;
+    assert_eq!(it.look(), ClockState::Unverified);
+    for at in 0..2 {
+        it.offsets[at] = Some(FAR_MS);
+    }
+    assert_eq!(it.ping(), ClockState::Unverified, "its neighbours are not all");
+    it.true_us += 900_000;
+    assert_eq!(it.ping(), ClockState::Unverified);
+    for at in 2..8 {
+        it.offsets[at] = Some(0);
+    }
+    assert_eq!(it.ping(), ClockState::Off);
+}
+
+#[test]
+fn a_survivor_of_two_follows_its_clock() {
+    let mut it = Cluster::new(1, 0);
+    it.run(1);
+    it.offsets = vec![None];
+    it.run(8);
+    it.own_ms = 1_000;
+    assert_eq!(it.look(), ClockState::Jumped);
+    assert_eq!(it.run(4), ClockState::Jumped, "it may come back");
+    assert_eq!(it.run(4), ClockState::Alone);
 }
 
 #[test]

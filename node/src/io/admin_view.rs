@@ -103,6 +103,7 @@ pub(super) fn clock_state(state: ClockState) -> v1::ClockState {
         ClockState::Disputed => v1::ClockState::Disputed,
         ClockState::Jumped => v1::ClockState::Jumped,
         ClockState::Off => v1::ClockState::Off,
+        ClockState::Behind => v1::ClockState::Behind,
     }
 }
 

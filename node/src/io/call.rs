@@ -86,6 +86,9 @@ impl<'a> Call<'a> {
                 "has not been compared with enough other nodes since this one started"
             }
             ClockState::Jumped => "has jumped, and the other nodes have not confirmed it",
+            ClockState::Behind => {
+                "is far behind the stamps of its last run, and the other nodes have not come so far"
+            }
             _ => "is too far from those of the other nodes",
         };
         let message = format!("this node's wall clock {why}; nothing was sent");

@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use model::{Mutant, NodeDescription, NodeId, Timestamp};
+use model::{Hlc, Mutant, NodeDescription, NodeId, Timestamp};
 use proto::internal::Ping;
 use tokio::{sync::Notify, time::timeout};
 
 use crate::{
-    clock_watch::{ClockState, ClockWatch, OtherNode, Reading},
+    clock_watch::{ClockState, ClockWatch, OtherNode, Reading, ToldClocks},
     counters::Counters,
     shared::Shared,
     view::View,
@@ -28,6 +28,7 @@ pub struct ClockGate {
     believed_ms: AtomicI64,
     jump_ms: u64,
     watch: Mutex<ClockWatch>,
+    told: Mutex<ToldClocks>,
     /// Wakes who waits for another state.
     changed: Notify,
     /// Wakes who pings: the others are to be asked at once.
@@ -46,6 +47,7 @@ impl ClockGate {
             believed_ms: AtomicI64::new(now.origin_ms()),
             jump_ms: watch.jump_ms(),
             watch: Mutex::new(watch),
+            told: Mutex::default(),
             changed: Notify::new(),
             ask: Notify::new(),
         }
@@ -129,13 +131,52 @@ impl Shared {
         self.look_at_clock();
     }
 
+    /// Takes what another node says its hybrid clock has reached. What most nodes have reached is
+    /// adopted, however far ahead it lies (C3): their writes carry it already.
+    pub(super) fn clock_told(&self, from: NodeId, clock: Hlc) {
+        let others = self.other_nodes(&self.view.load());
+        let reached = {
+            let mut told = self.clock_gate.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.note(from, clock, &others);
+            told.reached_by_most(self.clock.highest(), &others)
+        };
+        let ahead_ms = reached.ms().saturating_sub(self.believed_wall().0);
+        if self.clock.adopt(reached) && ahead_ms > self.config.clock_offset_max_ms {
+            tracing::warn!(%reached, ahead_ms, "most nodes have stamps so far ahead: they are adopted");
+        }
+    }
+
+    /// True if this node's stamps, which go on from those of the run before, are further ahead than
+    /// the others would believe (C5).
+    fn is_behind(&self, now: Reading, others: &[OtherNode]) -> bool {
+        let highest_ms = self.clock.highest().ms();
+        let offset_max_ms = self.config.clock_offset_max_ms;
+        if others.is_empty() || highest_ms <= now.wall.0.saturating_add(offset_max_ms) {
+            return false;
+        }
+        let told = self.clock_gate.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let reached_ms = told.reached_by_most(self.clock.highest(), others).ms();
+        highest_ms > reached_ms.saturating_add(offset_max_ms)
+    }
+
+    /// To be called at a start whose durable ceiling lies further ahead of the wall clock than is worth
+    /// waiting for: nothing is coordinated until the others have come so far, or the wall clock has.
+    pub(crate) fn resume_behind(&self) {
+        self.clock_gate.lock().set_behind(true);
+    }
+
     /// Judges the clock anew, and acts on it.
     pub fn look_at_clock(&self) -> ClockState {
         let gate = &self.clock_gate;
-        let others = self.other_nodes(&self.view.load());
         let mut watch = gate.lock();
+        let others = self.other_nodes(&self.view.load());
         let now = self.reading();
-        let (before, after) = (watch.state(), watch.look(now, &others));
+        let before = watch.state();
+        if before == ClockState::Behind && !self.is_behind(now, &others) {
+            watch.set_behind(false);
+        }
+        watch.look(now, &others);
+        let after = watch.state();
         gate.believed_ms.store(watch.believed_ms(), Ordering::Release);
         let open_ms = if after.coordinates() { watch.believed_ms() } else { SHUT };
         gate.open_ms.store(open_ms, Ordering::Release);
@@ -158,6 +199,10 @@ impl Shared {
                 );
                 self.clock_gate.ask.notify_waiters();
             }
+            ClockState::Behind => tracing::warn!(
+                clock = %self.clock.highest(),
+                "this node's last stamps lie far ahead of its wall clock and of the other nodes'"
+            ),
             ClockState::Disputed => tracing::warn!(
                 "the wall clocks within reach differ, and no two agree: nobody can tell which is right"
             ),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use model::{Metadata, NodeId};
+use model::{Hlc, Metadata, NodeId};
 use proto::internal::{Control, Ping, control::Control as Kind};
 
 use super::io_loop::IoLoop;
@@ -47,8 +47,12 @@ impl IoLoop {
                 });
             }
             Some(Kind::AgreementReply(bytes)) => shared.changes.replied(from, bytes),
-            Some(Kind::Ping(ping)) => send(outbox, Kind::Pong(shared.ping(ping.sent_us))),
+            Some(Kind::Ping(ping)) => {
+                shared.clock_told(from, Hlc(ping.clock));
+                send(outbox, Kind::Pong(shared.ping(ping.sent_us)));
+            }
             Some(Kind::Pong(pong)) => {
+                shared.clock_told(from, Hlc(pong.clock));
                 let round_trip_us = shared.elapsed_us().saturating_sub(pong.sent_us);
                 shared.status(from).measured(round_trip_us);
                 shared.clock_measured(from, &pong);
@@ -131,6 +135,7 @@ impl Shared {
             sent_us,
             wall_ms: self.wall().0,
             clock_ceiling: self.clock.ceiling().0,
+            clock: self.clock.highest().0,
             storage_id: Bytes::copy_from_slice(&self.identity.storage.to_bytes()),
         }
     }

@@ -75,15 +75,6 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
-    /// The wall clock lies far behind the clock that this node has promised never to fall behind.
-    #[error(
-        "the wall clock is {behind_ms} ms behind the clock of this node's last run: set it right, or \
-         wait for so long"
-    )]
-    ClockBehind {
-        /// By so many milliseconds.
-        behind_ms: u64,
-    },
     /// The system gives no thread, no randomness or no directory.
     #[error("the system refuses: {0}")]
     System(#[from] io::Error),
@@ -136,7 +127,7 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
         listeners.push(both);
     }
     let (node, events) = Node::open(bound, world)?;
-    await_clock(&node.shared)?;
+    await_clock(&node.shared);
     let commits = node.run_commits_on_thread()?;
     let stop = CancellationToken::new();
     let mut events = Some(events);
@@ -156,23 +147,27 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
 /// Waits until the others would believe this node's clock (C5): it resumes at its durable ceiling,
 /// which a step back of the wall clock leaves far ahead.
 #[expect(clippy::disallowed_methods, reason = "before anything runs that could be kept waiting")]
-fn await_clock(shared: &Shared) -> Result<(), StartError> {
-    while let Some(wait) = clock_wait(shared)? {
+fn await_clock(shared: &Shared) {
+    while let Some(wait) = clock_wait(shared) {
         std::thread::sleep(wait);
     }
-    Ok(())
 }
 
-fn clock_wait(shared: &Shared) -> Result<Option<Duration>, StartError> {
-    let believed_ms = shared.wall().0 + shared.config.clock_offset_max_ms;
+fn clock_wait(shared: &Shared) -> Option<Duration> {
+    let believed_ms = shared.wall().0.saturating_add(shared.config.clock_offset_max_ms);
     let behind_ms = shared.clock.highest().ms().saturating_sub(believed_ms);
     if behind_ms > CLOCK_WAIT_MS_MAX {
-        return Err(StartError::ClockBehind { behind_ms });
+        tracing::warn!(
+            behind_ms,
+            "the wall clock is far behind the stamps of this node's last run"
+        );
+        shared.resume_behind();
+        return None;
     }
     if behind_ms > 0 {
         tracing::warn!(behind_ms, "waiting for the wall clock");
     }
-    Ok((behind_ms > 0).then(|| Duration::from_millis(behind_ms)))
+    (behind_ms > 0).then(|| Duration::from_millis(behind_ms))
 }
 
 /// A wait that is not worth a person's attention.
@@ -335,8 +330,8 @@ impl Node {
     }
 
     /// For how long the others would not believe this node's clock: a start waits for that (C5), if
-    /// it is worth waiting for.
-    pub fn clock_wait(&self) -> Result<Option<Duration>, StartError> {
+    /// it is worth waiting for; else the node begins suspended.
+    pub fn clock_wait(&self) -> Option<Duration> {
         clock_wait(&self.shared)
     }
 

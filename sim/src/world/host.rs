@@ -90,7 +90,7 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
     let peers = world.network.listen(config.peer_listen).await?;
     let (node, events) = Node::open(config, world)?;
     controls.set_node(Some(node.clone()));
-    while let Some(wait) = node.clock_wait()? {
+    while let Some(wait) = node.clock_wait() {
         tokio::time::sleep(wait).await;
     }
     let pacing = Arc::clone(&controls);

@@ -261,6 +261,9 @@ impl StatusDocument {
             }
             "jumped" => "coordinates nothing: its clock has jumped, and nobody has confirmed it",
             "off" => "coordinates nothing: set its clock right",
+            "behind" => {
+                "coordinates nothing: the stamps of its last run lie far ahead of its clock and of the others"
+            }
             _ => return None,
         };
         Some(format!("{node} {what}"))
