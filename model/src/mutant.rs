@@ -98,6 +98,8 @@ mutants! {
     ClockForgetsCeiling = "clock-forgets-ceiling",
     /// C3 off: readings far ahead are merged.
     AheadClockMerged = "ahead-clock-merged",
+    /// C3 off: what most hybrid clocks have reached is not adopted.
+    MajorityClockIgnored = "majority-clock-ignored",
     /// C1 and C2 off: a node whose clock has jumped goes on stamping (CE30).
     OwnClockTrusted = "own-clock-trusted",
     /// G3 off: expiry is judged by the clock of whoever answers (CE9).
