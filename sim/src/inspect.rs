@@ -1,12 +1,15 @@
 //! Looks into a world from outside, where no client could: disks, clocks, queues, tasks, members.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::Ordering,
+};
 
 use bytes::Bytes;
 use model::{MetadataHash, Record, StorageKey, Version};
 use node::{
     replica::decode_stored,
-    storage::{Change, RangeRequest, Space},
+    storage::{Change, RangePage, RangeRequest, Space},
 };
 use xxhash_rust::xxh3::Xxh3;
 
@@ -33,24 +36,33 @@ pub fn state_hash(world: &World) -> u64 {
     hash.digest()
 }
 
-/// After everything was read at ALL: the replicas of each key hold the same version.
+/// After everything was read at ALL: the replicas of each key hold the same record, to the byte.
 pub fn replicas_agree(world: &World) -> Vec<Violation> {
-    let mut held: BTreeMap<StorageKey, Vec<(String, Option<Version>)>> = BTreeMap::new();
+    let mut held: BTreeMap<StorageKey, Vec<(String, Option<Record>)>> = BTreeMap::new();
     for node in &world.nodes {
         let page = node.disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
         for (key, value) in page.rows {
             let Some(key) = StorageKey::parse(key) else { continue };
-            let version = decode_stored(&key, value).ok().map(|it| it.record.version());
-            held.entry(key).or_default().push((node.name.clone(), version));
+            let record = decode_stored(&key, value).ok().map(|it| it.record);
+            held.entry(key).or_default().push((node.name.clone(), record));
         }
     }
     let replicas = usize::from(world.shape.replicas_in_all());
+    let bytes = |it: &Option<Record>| it.as_ref().map(|it| it.as_bytes().clone());
     let differ = held.into_iter().filter(|(_, holders)| {
-        holders.len() != replicas || holders.iter().any(|it| it.1.is_none() || it.1 != holders[0].1)
+        let first = bytes(&holders[0].1);
+        holders.len() != replicas
+            || first.is_none()
+            || holders.iter().any(|it| bytes(&it.1) != first)
     });
-    let violation = |(key, holders): (StorageKey, Vec<_>)| {
+    let violation = |(key, holders): (StorageKey, Vec<(String, Option<Record>)>)| {
         let name = format!("{:?}", key.key());
-        let what = format!("of {replicas} replicas these hold it: {holders:?}");
+        let told = |(node, record): (String, Option<Record>)| match record {
+            Some(it) => format!("{node}: {} (checksum {:08x})", it.version(), it.crc()),
+            None => format!("{node}: damaged"),
+        };
+        let holders: Vec<_> = holders.into_iter().map(told).collect();
+        let what = format!("of {replicas} replicas these hold it: {}", holders.join(", "));
         Violation::broken("replicas-agree", Some(&name), what)
     };
     differ.map(violation).collect()
@@ -66,7 +78,8 @@ pub struct Watch {
 
 impl Watch {
     /// What was newest at a replica only rises: with every record that it writes, the records of one
-    /// batch among themselves too, and through every end of a life (P2, G4).
+    /// batch among themselves too, and through every end of a life, which takes no row with it
+    /// (P2, G4).
     pub fn versions_rise(&mut self, world: &World) -> Vec<Violation> {
         let mut violations = Vec::new();
         for (index, node) in world.nodes.iter().enumerate() {
@@ -83,12 +96,25 @@ impl Watch {
             self.ends = world.ends.len();
             for (index, node) in world.nodes.iter().enumerate() {
                 let page = node.disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
+                violations.extend(self.vanished(index, node, &page));
                 let rows = page.rows.into_iter();
                 violations
                     .extend(rows.filter_map(|(key, value)| self.holds(index, node, [key, value])));
             }
         }
         violations
+    }
+
+    /// Nothing purges rows yet: what a replica once held is there, be it damaged.
+    fn vanished(&self, index: usize, node: &SimNode, page: &RangePage) -> Option<Violation> {
+        let rows: BTreeSet<&Bytes> = page.rows.iter().map(|it| &it.0).collect();
+        let mine = self.versions.range((index, Bytes::new())..(index + 1, Bytes::new()));
+        let mut gone = mine.filter(|((_, row), _)| !rows.contains(row));
+        let ((_, row), version) = gone.next()?;
+        let name = StorageKey::parse(row.clone()).map(|it| format!("{:?}", it.key()));
+        let more = gone.count();
+        let what = format!("{} held {version}, and the row is gone; so are {more} more", node.name);
+        Some(Violation::broken("versions-rise", name.as_deref(), what))
     }
 
     fn holds(

@@ -3,6 +3,7 @@
 //! The shape of each: the cluster is set up, clients warm up, faults come and go while they work,
 //! everything is healed, the cluster is left alone, everything is read back, and the checkers judge.
 
+mod liveness;
 pub(crate) mod set_up;
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
     rc::Rc,
 };
 
+use liveness::Serving;
 use model::Mutant;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -121,6 +123,7 @@ pub fn run(settings: &RunSettings) -> Report {
 struct Run {
     world: World,
     load: Rc<Load>,
+    serving: Rc<Serving>,
     active: Vec<ActiveFault>,
     /// When each node was found down that nothing wants down.
     down_since: BTreeMap<usize, u64>,
@@ -132,17 +135,21 @@ struct Run {
 impl Run {
     fn new(mut random: StdRng, shape: Shape, log: Log, probes: bool) -> Self {
         let load = Load::new(shape.clone(), Recorder::new(log.clone()));
-        let mut world = World::new(random.random(), shape.clone(), log);
+        let serving = Rc::new(Serving::default());
+        let mut world = World::new(random.random(), shape.clone(), log.clone());
         let mut session = 0;
         for datacenter in 0..shape.datacenter_count() {
             let seeds: Vec<u64> = (0..=shape.sessions).map(|_| random.random()).collect();
             let (load, first) = (Rc::clone(&load), session);
+            let asking = Rc::clone(&serving).ask(shape.nodes().count(), log.clone());
             load.working.set(load.working.get() + u32::from(shape.sessions));
+            // One more reads everything back.
             session += u32::from(shape.sessions) + 1;
             let (set_up, operates) = (random.random(), random.random_ratio(1, 3));
             world.add_clients(async move {
                 if datacenter == 0 {
                     set_up::set_up(&load, set_up).await;
+                    tokio::task::spawn_local(asking);
                 }
                 let probed = if probes { workload::PROBED.len() } else { 0 };
                 for place in 0..u32::try_from(probed).expect("few levels") {
@@ -161,8 +168,7 @@ impl Run {
                     let who = Who { session, datacenter };
                     tokio::task::spawn_local(workload::work(Rc::clone(&load), who, *seed));
                 }
-                let who =
-                    Who { session: first + u32::try_from(seeds.len()).unwrap_or(0), datacenter };
+                let who = Who { session: first + u32::from(load.shape.sessions), datacenter };
                 workload::read_back(Rc::clone(&load), who, seeds[0]).await;
                 // Its connections are closed by their nodes and its own runtime, which has to run.
                 std::future::pending().await
@@ -171,6 +177,7 @@ impl Run {
         Self {
             world,
             load,
+            serving,
             active: Vec::new(),
             down_since: BTreeMap::new(),
             violations: Vec::new(),
@@ -191,6 +198,7 @@ impl Run {
                 self.steps(shape.quiet_ms);
                 self.violations.extend(inspect::members_agree(&self.world));
                 self.violations.extend(inspect::nothing_is_unanswered(&self.world));
+                self.every_node_serves();
                 self.load.recorder.len()
             } else {
                 self.violate("liveness", "clients still wait for answers".to_owned());
@@ -212,6 +220,16 @@ impl Run {
             self.violate("liveness", "the cluster was not set up".to_owned());
         }
         self.end(report);
+    }
+
+    fn every_node_serves(&mut self) {
+        self.serving.begin(self.world.nodes.len());
+        if !self.until(END_MS, |it| it.serving.is_over()) {
+            self.violate("liveness", "calls through single nodes did not end".to_owned());
+        }
+        for what in self.serving.complaints() {
+            self.violate("liveness", what);
+        }
     }
 
     fn judge(&mut self, read_back_from: u64, report: &mut Report) {

@@ -3,6 +3,7 @@
 
 mod datacenters;
 mod executions;
+mod hybrid_clocks;
 mod script;
 mod story;
 
@@ -60,6 +61,7 @@ pub struct Failure {
 pub fn all() -> Vec<Scenario> {
     let mut all = datacenters::all();
     all.extend(executions::all());
+    all.extend(hybrid_clocks::all());
     all
 }
 

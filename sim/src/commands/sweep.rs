@@ -3,7 +3,7 @@
 use std::{ops::Range, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
-use sim::sweep::{Progress, SweepSettings, sweep};
+use sim::sweep::{Failure, Progress, SweepSettings, sweep};
 
 /// Which seeds, and how long.
 #[derive(Args)]
@@ -12,8 +12,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_parser = seeds, default_value = "0..100")]
     seeds: Range<u64>,
     /// Ends after so many minutes, whatever seeds are left.
-    #[arg(long)]
-    minutes: Option<f64>,
+    #[arg(long, value_parser = minutes)]
+    minutes: Option<Duration>,
     /// Runs at a time; as many as there are cores unless given.
     #[arg(long)]
     threads: Option<usize>,
@@ -32,18 +32,24 @@ fn seeds(text: &str) -> Result<Range<u64>, String> {
     if range.is_empty() { Err("there is no seed in that range".to_owned()) } else { Ok(range) }
 }
 
+fn minutes(text: &str) -> Result<Duration, String> {
+    let minutes: f64 = text.parse().map_err(|_| "give a number of minutes".to_owned())?;
+    Duration::try_from_secs_f64(minutes * 60.0).map_err(|error| error.to_string())
+}
+
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     let cores = std::thread::available_parallelism().map_or(1, Into::into);
     let settings = SweepSettings {
         seeds: arguments.seeds.clone(),
-        time: arguments.minutes.map(|it| Duration::from_secs_f64(it * 60.0)),
+        time: arguments.minutes,
         threads: arguments.threads.unwrap_or(cores),
         mutant: None,
         failures_max: 10,
+        logs: Some(arguments.logs.clone()),
     };
-    let outcome = sweep(&settings, |progress: &Progress| {
-        if let Some(seed) = progress.just_failed {
-            eprintln!("FAILED: quorate-sim run --seed {seed}");
+    let outcome = sweep(&settings, |progress: &Progress<'_>| {
+        if let Some(failure) = progress.just_failed {
+            eprintln!("FAILED: quorate-sim run --seed {}", failure.report.seed);
         }
         eprintln!(
             "{} of {} seeds, {:.1} a second, {} failed",
@@ -62,21 +68,10 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         outcome.simulated_ms as f64 / 1_000.0,
     );
     let mut failed = !outcome.failures.is_empty();
-    for report in &outcome.failures {
-        println!(
-            "seed {} failed; replay it with: quorate-sim run --seed {}",
-            report.seed, report.seed
-        );
-        for violation in report.violations.iter().take(5) {
-            println!("  {violation}");
-        }
-        let path = arguments.logs.join(format!("seed-{}.log", report.seed));
-        let written = std::fs::create_dir_all(&arguments.logs)
-            .and_then(|()| std::fs::write(&path, report.lines.join("\n")));
-        match written {
-            Ok(()) => println!("  its log: {}", path.display()),
-            Err(error) => println!("  its log cannot be written to {}: {error}", path.display()),
-        }
+    outcome.failures.iter().for_each(print_failure);
+    if outcome.done == 0 {
+        println!("no seed was run");
+        failed = true;
     }
     let missing = outcome.coverage.missing();
     if !missing.is_empty() && !arguments.any_coverage {
@@ -84,4 +79,17 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         failed = true;
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn print_failure(failure: &Failure) {
+    let seed = failure.report.seed;
+    println!("seed {seed} failed; replay it with: quorate-sim run --seed {seed}");
+    for violation in failure.report.violations.iter().take(5) {
+        println!("  {violation}");
+    }
+    match &failure.log {
+        Some(Ok(path)) => println!("  its log: {}", path.display()),
+        Some(Err(error)) => println!("  its log cannot be written: {error}"),
+        None => {}
+    }
 }

@@ -22,7 +22,7 @@ pub(super) fn all() -> Vec<Scenario> {
     all
 }
 
-fn steps(
+pub(super) fn steps(
     name: &'static str,
     story: &'static str,
     shape: &Shape,
@@ -245,7 +245,7 @@ async fn ce33(it: Script) -> Result<(), String> {
     it.cut(2, stop(&["n2"], &["n1", "n3"])).await;
     it.heal(1).await;
     for _ in 0..60 {
-        let scanned = it.scan(2, "rows", 3, L::Quorum).await;
+        let scanned = it.scan(2, "rows", 3, 3, L::Quorum).await;
         if let Ok(rows) = scanned {
             let first = rows.first().cloned().unwrap_or_default();
             return ensure(first == "10", format!("deleted rows came back: {rows:?}"));

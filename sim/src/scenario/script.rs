@@ -12,27 +12,24 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper_util::rt::TokioIo;
 use model::{ConsistencyLevel, Mutant};
 use node::{
     commit::CommitStage,
     storage::{RangeRequest, Space},
 };
-use proto::{
-    CallError, Reason,
-    v1::{self, admin_service_client::AdminServiceClient, kv_service_client::KvServiceClient},
-};
-use tonic::transport::{Channel, Endpoint, Uri};
+use proto::{CallError, Reason, v1::admin_service_client::AdminServiceClient};
+use tonic::transport::Channel;
 
 use super::story::Told;
 use crate::{
     checker::Violation,
     log::Log,
+    raw::{Found, RawNode},
     recorder::{Recorder, now},
     run::set_up,
     shape::Shape,
-    workload::{KEYSPACE, Load},
-    world::{CLIENT_PORT, Cut, EndKind, World},
+    workload::Load,
+    world::{Cut, EndKind, World},
 };
 
 /// A script while it plays: what it found wrong, if anything.
@@ -55,9 +52,6 @@ enum Order {
     Freeze(usize, CommitStage),
     Rot(usize),
 }
-
-/// What a read found: the value, unless absent.
-pub(super) type Found = Result<Option<Bytes>, CallError>;
 
 impl Script {
     /// Tells a step to whoever reads the log.
@@ -118,21 +112,12 @@ impl Script {
         value: &str,
         level: ConsistencyLevel,
     ) -> Result<(), CallError> {
-        let request = v1::PutRequest {
-            keyspace: KEYSPACE.to_owned(),
-            key: Some(wire_key(key)),
-            value: Bytes::copy_from_slice(value.as_bytes()),
-            consistency: Some(level.into()),
-            clock: self.clock.get(),
-            ..v1::PutRequest::default()
-        };
-        let answer = self.kv(node).put(self.timed(request)).await;
-        let told = answer.map(|it| it.into_inner().clock).map_err(|it| CallError::from(&it));
+        let told = RawNode(node).put(key, value, level, self.clock.get(), None).await;
         self.log(&format!("put {key}={value} at {level} through n{}", node + 1), &told);
         told.map(|clock| self.clock.set(self.clock.get().max(clock)))
     }
 
-    /// As `put`, with a time to live.
+    /// Puts with a time to live.
     pub(super) async fn put_for(
         &self,
         node: usize,
@@ -140,16 +125,8 @@ impl Script {
         value: &str,
         seconds: u64,
     ) -> Result<(), CallError> {
-        let request = v1::PutRequest {
-            keyspace: KEYSPACE.to_owned(),
-            key: Some(wire_key(key)),
-            value: Bytes::copy_from_slice(value.as_bytes()),
-            consistency: Some(ConsistencyLevel::Quorum.into()),
-            ttl_seconds: Some(seconds),
-            ..v1::PutRequest::default()
-        };
-        let answer = self.kv(node).put(self.timed(request)).await;
-        answer.map(|_| ()).map_err(|it| CallError::from(&it))
+        let level = ConsistencyLevel::Quorum;
+        RawNode(node).put(key, value, level, 0, Some(seconds)).await.map(|_| ())
     }
 
     /// Deletes through a node.
@@ -159,74 +136,34 @@ impl Script {
         key: &str,
         level: ConsistencyLevel,
     ) -> Result<(), CallError> {
-        let request = v1::DeleteRequest {
-            keyspace: KEYSPACE.to_owned(),
-            key: Some(wire_key(key)),
-            consistency: Some(level.into()),
-            ..v1::DeleteRequest::default()
-        };
-        let answer = self.kv(node).delete(self.timed(request)).await;
-        answer.map(|_| ()).map_err(|it| CallError::from(&it))
+        RawNode(node).delete(key, level).await
     }
 
     /// Gets through a node.
     pub(super) async fn get(&self, node: usize, key: &str, level: ConsistencyLevel) -> Found {
-        let request = v1::GetRequest {
-            keyspace: KEYSPACE.to_owned(),
-            key: Some(wire_key(key)),
-            consistency: Some(level.into()),
-            ..v1::GetRequest::default()
-        };
-        let answer = self.kv(node).get(self.timed(request)).await;
-        let told = answer.map_err(|it| CallError::from(&it));
-        let found = told.map(|it| it.into_inner()).map(|it| it.found.then_some(it.value));
+        let found = RawNode(node).get(key, level).await;
         self.log(&format!("get {key} at {level} through n{}", node + 1), &found);
         found
     }
 
-    /// The sort keys of the first rows of a partition key, read through a node.
+    /// The sort keys of rows of a partition key, read through a node in pages: the first `limit` of
+    /// them, or all for 0.
     pub(super) async fn scan(
         &self,
         node: usize,
         partition: &str,
-        rows: u32,
+        page_rows: u32,
+        limit: u64,
         level: ConsistencyLevel,
     ) -> Result<Vec<Bytes>, CallError> {
-        let range = v1::scan_request::Range::Partition(v1::PartitionScan {
-            partition_key: Bytes::copy_from_slice(partition.as_bytes()),
-            ..v1::PartitionScan::default()
-        });
-        let request = v1::ScanRequest {
-            keyspace: KEYSPACE.to_owned(),
-            range: Some(range),
-            consistency: Some(level.into()),
-            limit: u64::from(rows),
-            page_rows: rows,
-            ..v1::ScanRequest::default()
-        };
-        let wrong = |it: tonic::Status| CallError::from(&it);
-        let mut pages = self.kv(node).scan(self.timed(request)).await.map_err(wrong)?.into_inner();
-        let mut found = Vec::new();
-        while let Some(page) = pages.message().await.map_err(wrong)? {
-            let keys = page.rows.into_iter().filter_map(|it| it.key);
-            found.extend(keys.map(|it| it.sort_key));
-        }
-        Ok(found)
+        let found = RawNode(node).scan(partition, page_rows, limit, level).await;
+        self.log(&format!("scan {partition} at {level} through n{}", node + 1), &found);
+        found
     }
 
     /// The administration of a node.
     pub(super) fn admin(&self, node: usize) -> AdminServiceClient<Channel> {
-        AdminServiceClient::new(channel(node))
-    }
-
-    fn kv(&self, node: usize) -> KvServiceClient<Channel> {
-        KvServiceClient::new(channel(node))
-    }
-
-    fn timed<T>(&self, message: T) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
-        request.set_timeout(Duration::from_millis(1_500));
-        request
+        RawNode(node).admin()
     }
 
     fn log<T: std::fmt::Debug>(&self, what: &str, result: &Result<T, CallError>) {
@@ -237,24 +174,6 @@ impl Script {
             }
         }
     }
-}
-
-fn wire_key(key: &str) -> v1::Key {
-    let (partition, sort) = key.split_once('/').unwrap_or((key, ""));
-    v1::Key {
-        partition_key: Bytes::copy_from_slice(partition.as_bytes()),
-        sort_key: Bytes::copy_from_slice(sort.as_bytes()),
-    }
-}
-
-fn channel(node: usize) -> Channel {
-    Endpoint::from_shared(format!("http://n{}:{CLIENT_PORT}", node + 1))
-        .expect("a simulated host's name makes a URI")
-        .connect_timeout(Duration::from_millis(300))
-        .connect_with_connector_lazy(tower::service_fn(|uri: Uri| async move {
-            let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-            turmoil::net::TcpStream::connect(authority).await.map(TokioIo::new)
-        }))
 }
 
 /// Fails the script unless something is as it should be.
