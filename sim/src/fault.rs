@@ -8,7 +8,7 @@ use std::fmt;
 
 use node::commit::CommitStage;
 
-pub use apply::{ActiveFault, heal_all, is_wanted_down};
+pub use apply::{ActiveFaults, heal_all};
 pub use draw::draw_faults;
 
 use crate::world::{Cut, CutKind, EndKind};
@@ -105,14 +105,15 @@ pub enum Fault {
         /// So far; negative for back.
         jump_ms: i64,
     },
-    /// A clock drifts away.
+    /// A clock drifts away from where it is, and is slewed back when the fault ends.
     ClockDrift {
         /// The node.
         node: usize,
         /// Millionths.
         ppm: i64,
     },
-    /// A process is not scheduled: nothing leaves or reaches it, its disk stands still.
+    /// A process hangs: nothing leaves or reaches it, and no commit goes on until the fault ends. Its
+    /// timers ring, so that it looks at its clock and calls its peers down meanwhile.
     Pause {
         /// The node.
         node: usize,

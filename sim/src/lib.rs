@@ -4,15 +4,11 @@
 //! A run ([`run`]) is a world with clients and faults, and ends with the verdicts of the checkers.
 //! Nothing here knows how the database works inside, but for [`inspect`], which looks into its disks.
 
-#[expect(unexpected_cfgs, reason = "the name is tokio's")]
-mod required {
-    #[cfg(not(tokio_unstable))]
-    compile_error!(
-        "the simulator needs RUSTFLAGS=\"--cfg tokio_unstable\", as .cargo/config.toml sets it: \
-         without it turmoil can neither seed tokio, so that two runs of a seed differ, nor see that a \
-         task has panicked"
-    );
-}
+#[cfg(not(tokio_unstable))]
+compile_error!(
+    "the simulator needs RUSTFLAGS=\"--cfg tokio_unstable\", as .cargo/config.toml sets it: without it \
+     turmoil can neither seed tokio, so that two runs of a seed differ, nor see that a task has panicked"
+);
 
 pub mod checker;
 pub mod coverage;

@@ -32,24 +32,63 @@ pub struct HuntSettings {
 /// What became of one mutant.
 #[derive(Clone, Debug, Default)]
 pub struct Hunted {
-    /// The seeds that each hunt needed; `None` for one that was given up.
-    pub seeds: Vec<Option<u64>>,
-    /// Who caught it, and how often.
-    pub by: BTreeMap<&'static str, u64>,
-    /// A seed that shows it, if it was a seed, and what it shows.
-    pub example: Option<(Option<u64>, String)>,
+    /// What came of each hunt; `None` for one that was given up.
+    pub hunts: Vec<Option<Catch>>,
+}
+
+/// A mutant that was caught.
+#[derive(Clone, Debug)]
+pub struct Catch {
+    /// Who showed it.
+    pub by: CatchBy,
+    /// The judge, and what it said.
+    pub what: String,
+    /// The judge.
+    pub judge: &'static str,
+}
+
+/// What has shown a mutant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CatchBy {
+    /// A random run.
+    Seed {
+        /// Its seed.
+        seed: u64,
+        /// How many runs it took, this one among them.
+        runs: u64,
+    },
+    /// A failure that has a name.
+    Scenario(&'static str),
+    /// The exhaustive search.
+    Search,
 }
 
 impl Hunted {
-    /// The seeds that a hunt needs on average; one that was given up counts as all its seeds.
-    pub fn mean(&self, seeds_max: u64) -> f64 {
-        let sum: u64 = self.seeds.iter().map(|it| it.unwrap_or(seeds_max)).sum();
-        sum as f64 / self.seeds.len().max(1) as f64
+    /// The runs that a hunt needed on average, of those that a random run ended.
+    pub fn mean_runs(&self) -> Option<f64> {
+        let runs = |it: &Catch| match it.by {
+            CatchBy::Seed { runs, .. } => Some(runs as f64),
+            CatchBy::Scenario(_) | CatchBy::Search => None,
+        };
+        let runs: Vec<f64> = self.hunts.iter().flatten().filter_map(runs).collect();
+        (!runs.is_empty()).then(|| runs.iter().sum::<f64>() / runs.len() as f64)
     }
 
     /// True if every hunt ended with a catch.
     pub fn is_caught(&self) -> bool {
-        !self.seeds.is_empty() && self.seeds.iter().all(Option::is_some)
+        !self.hunts.is_empty() && self.hunts.iter().all(Option::is_some)
+    }
+}
+
+impl Catch {
+    /// The command that shows it again.
+    pub fn replay(&self, mutant: Mutant) -> String {
+        let name = mutant.as_str();
+        match self.by {
+            CatchBy::Seed { seed, .. } => format!("quorate-sim run --seed {seed} --mutant {name}"),
+            CatchBy::Scenario(it) => format!("quorate-sim scenario {it} --mutant {name}"),
+            CatchBy::Search => "quorate-sim check --departures".to_owned(),
+        }
     }
 }
 
@@ -71,12 +110,8 @@ pub fn hunt(
                     let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
                     let (all, tell) = &mut *all;
                     let hunted = all.entry(*mutant).or_default();
-                    hunted.seeds.push(caught.as_ref().map(|it| it.seeds));
-                    if let Some(caught) = caught {
-                        *hunted.by.entry(caught.by).or_default() += 1;
-                        hunted.example.get_or_insert((caught.seed, caught.what));
-                    }
-                    if hunted.seeds.len() as u64 == settings.hunts {
+                    hunted.hunts.push(caught);
+                    if hunted.hunts.len() as u64 == settings.hunts {
                         tell(*mutant, hunted);
                     }
                 }
@@ -86,16 +121,9 @@ pub fn hunt(
     all.into_inner().unwrap_or_else(PoisonError::into_inner).0
 }
 
-struct Caught {
-    seeds: u64,
-    seed: Option<u64>,
-    by: &'static str,
-    what: String,
-}
-
 /// Hunts with random seeds; what none of them shows, with the failures that were written to show it,
 /// and with the exhaustive search. What only the search can find is left to it.
-fn hunt_once(mutant: Mutant, number: u64, seeds_max: u64) -> Option<Caught> {
+fn hunt_once(mutant: Mutant, number: u64, seeds_max: u64) -> Option<Catch> {
     if Mutant::EXHAUSTIVE.contains(&mutant) {
         return hunt_by_search(mutant);
     }
@@ -103,21 +131,22 @@ fn hunt_once(mutant: Mutant, number: u64, seeds_max: u64) -> Option<Caught> {
     by_seed.or_else(|| hunt_by_scenario(mutant)).or_else(|| hunt_by_search(mutant))
 }
 
-fn hunt_by_search(mutant: Mutant) -> Option<Caught> {
+fn hunt_by_search(mutant: Mutant) -> Option<Catch> {
     let mut cases = DEPARTURES.iter().filter(|it| it.mutant == Some(mutant));
     let what = cases.find_map(|it| it.check(1).ok())?;
-    Some(Caught { seeds: 1, seed: None, by: "protocol-check", what })
+    Some(Catch { by: CatchBy::Search, judge: "search", what })
 }
 
-fn hunt_by_scenario(mutant: Mutant) -> Option<Caught> {
+fn hunt_by_scenario(mutant: Mutant) -> Option<Catch> {
     let shown = scenario::all().into_iter().filter(|it| it.shows.contains(&mutant));
     let mut told = shown.map(|it| (it.name, tell(&it, Some(mutant))));
-    let (by, told) = told.find(|it| !it.1.violations.is_empty())?;
-    let what = told.violations.first().map(ToString::to_string).unwrap_or_default();
-    Some(Caught { seeds: 1, seed: None, by, what })
+    let found = told.find_map(|(name, told)| Some((name, told.violations.into_iter().next()?)));
+    let (name, violation) = found?;
+    let (by, what) = (CatchBy::Scenario(name), violation.to_string());
+    Some(Catch { by, judge: violation.checker, what })
 }
 
-fn hunt_by_seed(mutant: Mutant, number: u64, seeds_max: u64) -> Option<Caught> {
+fn hunt_by_seed(mutant: Mutant, number: u64, seeds_max: u64) -> Option<Catch> {
     let first = FIRST_SEED + number * SEEDS_APART;
     for seed in first..first + seeds_max {
         let settings = RunSettings { mutant: Some(mutant), ..RunSettings::of_seed(seed) };
@@ -127,8 +156,8 @@ fn hunt_by_seed(mutant: Mutant, number: u64, seeds_max: u64) -> Option<Caught> {
         if !run(&RunSettings::of_seed(seed)).violations.is_empty() {
             continue;
         }
-        let (seeds, what) = (seed - first + 1, violation.to_string());
-        return Some(Caught { seeds, seed: Some(seed), by: violation.checker, what });
+        let by = CatchBy::Seed { seed, runs: seed - first + 1 };
+        return Some(Catch { by, judge: violation.checker, what: violation.to_string() });
     }
     None
 }

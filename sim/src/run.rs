@@ -19,7 +19,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use crate::{
     checker::{self, Context, Violation},
     coverage::Coverage,
-    fault::{ActiveFault, Fault, TimedFault, draw_faults, heal_all, is_wanted_down},
+    fault::{ActiveFaults, TimedFault, draw_faults, heal_all},
     history::Operation,
     inspect::{self, Watch},
     log::Log,
@@ -124,7 +124,7 @@ struct Run {
     world: World,
     load: Rc<Load>,
     serving: Rc<Serving>,
-    active: Vec<ActiveFault>,
+    active: ActiveFaults,
     /// When each node was found down that nothing wants down.
     down_since: BTreeMap<usize, u64>,
     violations: Vec<Violation>,
@@ -178,7 +178,7 @@ impl Run {
             world,
             load,
             serving,
-            active: Vec::new(),
+            active: ActiveFaults::default(),
             down_since: BTreeMap::new(),
             violations: Vec::new(),
             watch: Watch::default(),
@@ -281,41 +281,25 @@ impl Run {
         while millis(&self.world) < began_ms + for_ms {
             let now_ms = millis(&self.world) - began_ms;
             while let Some((timed, id)) = waiting.next_if(|it| it.0.at_ms <= now_ms) {
-                coverage.add("fault", timed.fault.name(), 1);
-                if timed.fault == Fault::Overload {
-                    self.load.overload.set(true);
-                }
-                self.active.push(ActiveFault::begin(
-                    &mut self.world,
-                    id,
-                    timed.fault,
-                    timed.for_ms,
-                ));
+                let TimedFault { fault, for_ms, .. } = timed;
+                let struck = self.active.begin(&mut self.world, id, fault, for_ms);
+                struck.into_iter().for_each(|it| coverage.add("fault", it, 1));
             }
-            self.end_faults(false);
+            self.advance_faults(false, coverage);
             self.step();
         }
         let look = |it: &[Operation]| inspect::hints_are_final(&self.world, it);
         let dead = self.load.recorder.look(look);
         self.violations.extend(dead);
-        self.end_faults(true);
+        self.advance_faults(true, coverage);
         heal_all(&mut self.world);
     }
 
-    fn end_faults(&mut self, all: bool) {
-        let (over, active): (Vec<_>, Vec<_>) = std::mem::take(&mut self.active)
-            .into_iter()
-            .partition(|it| all || it.is_over(&self.world));
-        for fault in over {
-            if *fault.fault() == Fault::Overload {
-                self.load.overload.set(false);
-            }
-            fault.end(&mut self.world);
+    fn advance_faults(&mut self, ends_all: bool, coverage: &mut Coverage) {
+        for name in self.active.advance(&mut self.world, ends_all) {
+            coverage.add("fault", name, 1);
         }
-        for fault in &active {
-            fault.advance(&mut self.world);
-        }
-        self.active = active;
+        self.load.overload.set(self.active.overload());
     }
 
     fn steps(&mut self, for_ms: u64) {
@@ -360,7 +344,7 @@ impl Run {
         let now_ms = millis(&self.world);
         for node in 0..self.world.nodes.len() {
             let down = !self.world.nodes[node].running;
-            if !down || is_wanted_down(&self.active, &self.world, node) {
+            if !down || self.active.is_wanted_down(&self.world, node) {
                 self.down_since.remove(&node);
             } else if now_ms >= *self.down_since.entry(node).or_insert(now_ms) + RESTART_MS {
                 self.down_since.remove(&node);

@@ -175,14 +175,20 @@ impl World {
     /// Time is that of the links from now on.
     pub fn lay_distances(&self) {
         let count = self.shape.datacenter_count();
+        let wan_ms = self.shape.wan_ms.max(1);
         for one in 0..count {
             for other in one + 1..count {
-                let wan = Duration::from_millis(self.shape.wan_ms.max(1));
                 for (a, b) in self.pairs(one, other) {
-                    self.sim.set_link_latency(a.as_str(), b.as_str(), wan);
+                    self.set_link(&a, &b, wan_ms, wan_ms + wan_ms / 4);
                 }
             }
         }
+    }
+
+    /// Messages take between so long and so long. Turmoil sets both ends, and then the longer one.
+    fn set_link(&self, a: &str, b: &str, min_ms: u64, max_ms: u64) {
+        self.sim.set_link_latency(a, b, Duration::from_millis(min_ms));
+        self.sim.set_link_max_message_latency(a, b, Duration::from_millis(max_ms));
     }
 
     fn pairs(&self, one: u8, other: u8) -> Vec<(String, String)> {
@@ -213,13 +219,12 @@ impl World {
         }
     }
 
-    /// Sets all links within datacenters back to what they were.
+    /// Sets all links back to what they were.
     pub fn reset_latencies(&self) {
         for datacenter in 0..self.shape.datacenter_count() {
             for (a, b) in self.pairs(datacenter, datacenter) {
                 if a < b {
-                    let lan = Duration::from_millis(self.shape.lan_ms.max(1));
-                    self.sim.set_link_latency(a.as_str(), b.as_str(), lan);
+                    self.set_link(&a, &b, 1, self.shape.lan_ms.max(1));
                 }
             }
         }
@@ -280,7 +285,7 @@ impl World {
         node.controls.connections.crash(|| self.sim.crash(node.name.as_str()));
         node.controls.set_node(None);
         match kind {
-            EndKind::Crash => node.disk.process_crash(),
+            EndKind::Crash => node.disk.process_crash(self.random.random()),
             EndKind::PowerLoss => {
                 let random = &mut self.random;
                 node.disk.power_loss(|unsynced| random.random_range(0..=unsynced));
@@ -303,19 +308,23 @@ impl World {
         self.say(format_args!("{name} starts"));
     }
 
-    /// Flips a bit in some of a node's rows, for good. Only one node of a world rots.
-    pub fn rot(&mut self, index: usize, rows: u32) {
+    /// Flips a bit in some of a node's rows, for good, and returns in how many. Only one node of a
+    /// world rots.
+    pub fn rot(&mut self, index: usize, rows: u32) -> u32 {
         if self.rotten.is_some_and(|it| it != index) {
-            return;
+            return 0;
         }
-        self.rotten = Some(index);
         let disk = &self.nodes[index].disk;
         let page = disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
-        for _ in 0..rows {
-            let Some((key, value)) = page.rows.choose(&mut self.random) else { return };
+        let mut flipped = 0;
+        for (key, value) in page.rows.sample(&mut self.random, rows as usize) {
             let bit = self.random.random_range(0..value.len() * 8);
-            disk.flip_bit(Space::Data, key, bit);
+            flipped += u32::from(disk.flip_bit(Space::Data, key, bit));
         }
+        if flipped > 0 {
+            self.rotten = Some(index);
+        }
+        flipped
     }
 
     /// Changes the faults of a node's disk.

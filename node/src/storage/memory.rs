@@ -56,7 +56,8 @@ pub struct MemoryStorage {
 struct Disk {
     /// What readers see.
     rows: BTreeMap<(Space, Bytes), Bytes>,
-    /// Batches in the log behind its synced part, oldest first.
+    /// Batches in the log behind its synced part, oldest first; the last may be one whose write or sync
+    /// failed.
     unsynced: Vec<Batch>,
     bytes: usize,
     bytes_max: Option<usize>,
@@ -67,7 +68,7 @@ struct Disk {
     faults: Option<FaultPlan>,
 }
 
-/// A batch in the log. It has been applied, but for one whose sync failed.
+/// A batch in the log. It has been applied, but for one whose write or sync failed.
 struct Batch {
     changes: WriteBatch,
     undo: Option<Undo>,
@@ -127,17 +128,16 @@ impl MemoryStorage {
         disk.failure = None;
     }
 
-    /// The process ends and what it wrote stays, synced or not. Then the disk can be opened again.
-    pub fn process_crash(&self) {
+    /// The process ends and what it wrote stays, synced or not. A batch whose write or sync failed is
+    /// found in the log, or is not, as the caller says. Then the disk can be opened again.
+    pub fn process_crash(&self, failed_survives: bool) {
         let mut disk = self.disk();
-        // What a failed sync left in the log is found there.
-        let unapplied = disk.unsynced.iter_mut().find(|it| it.undo.is_none());
-        if let Some(batch) = unapplied {
-            let changes = std::mem::take(&mut batch.changes);
-            let undo = disk.apply(&changes);
-            disk.keep(&changes);
-            let last = disk.unsynced.last_mut().expect("it was found");
-            *last = Batch { changes, undo: Some(undo) };
+        if let Some(failed) = disk.unsynced.pop_if(|it| it.undo.is_none())
+            && failed_survives
+        {
+            let undo = disk.apply(&failed.changes);
+            disk.keep(&failed.changes);
+            disk.unsynced.push(Batch { undo: Some(undo), ..failed });
         }
         disk.failure = None;
     }
@@ -285,13 +285,11 @@ impl Disk {
             None if no_room => return Err(full(grown)),
             None => {}
             Some(Fault::Error | Fault::WouldBlock) => {
-                return Err(self.fail("the log cannot be written"));
+                return Err(self.fail(batch, "the log cannot be written"));
             }
         }
         if durability == Durability::Synced && self.fault(Access::Sync).is_some() {
-            // Readers do not see the batch; the log may hold it.
-            self.unsynced.push(Batch { changes: batch.clone(), undo: None });
-            return Err(self.fail("the log cannot be synced"));
+            return Err(self.fail(batch, "the log cannot be synced"));
         }
         let undo = self.apply(batch);
         self.keep(batch);
@@ -351,7 +349,9 @@ impl Disk {
         old
     }
 
-    fn fail(&mut self, message: &str) -> StorageError {
+    /// Readers do not see the batch; the log may hold it.
+    fn fail(&mut self, batch: &WriteBatch, message: &str) -> StorageError {
+        self.unsynced.push(Batch { changes: batch.clone(), undo: None });
         let failure = StorageError::Failed { message: message.to_owned() };
         self.failure = Some(failure.clone());
         failure

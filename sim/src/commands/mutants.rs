@@ -1,10 +1,10 @@
 //! `quorate-sim mutants`: are deliberate bugs caught?
 
-use std::process::ExitCode;
+use std::{collections::BTreeMap, process::ExitCode};
 
 use clap::Args;
 use model::Mutant;
-use sim::mutants::{HuntSettings, Hunted, hunt};
+use sim::mutants::{CatchBy, HuntSettings, Hunted, hunt};
 
 /// How long to look.
 #[derive(Args)]
@@ -13,7 +13,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_parser = super::run::mutant, value_name = "NAME")]
     only: Vec<Mutant>,
     /// How often each is hunted, with other seeds each time.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     hunts: u64,
     /// A hunt is given up after so many seeds.
     #[arg(long, default_value_t = 150)]
@@ -32,8 +32,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         seeds_max: arguments.seeds_max,
         threads: arguments.threads.unwrap_or(cores),
     };
-    println!("{:<28} {:>6} {:>7}  caught by", "mutant", "caught", "seeds");
-    let hunted = hunt(&settings, |mutant, hunted| print(mutant, hunted, settings.seeds_max));
+    println!("{:<28} {:>6} {:>7}  caught by", "mutant", "caught", "runs");
+    let hunted = hunt(&settings, print);
     let survivors: Vec<_> =
         hunted.iter().filter(|it| !it.1.is_caught()).map(|it| it.0.as_str()).collect();
     println!("{} of {} mutants caught in every hunt", hunted.len() - survivors.len(), hunted.len());
@@ -44,19 +44,22 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn print(mutant: Mutant, hunted: &Hunted, seeds_max: u64) {
-    let caught = hunted.seeds.iter().flatten().count();
-    let by: Vec<_> = hunted.by.iter().map(|(name, count)| format!("{name} x{count}")).collect();
-    let hunts = hunted.seeds.len();
-    let mean = hunted.mean(seeds_max);
-    println!("{:<28} {caught:>3}/{hunts:<2} {mean:>7.1}  {}", mutant.as_str(), by.join(", "));
-    if let Some((seed, what)) = &hunted.example {
-        let what: String = what.chars().take(200).collect();
-        match seed {
-            Some(seed) => {
-                println!("  quorate-sim run --seed {seed} --mutant {}: {what}", mutant.as_str());
-            }
-            None => println!("  quorate-sim scenario --mutant {}: {what}", mutant.as_str()),
-        }
+fn print(mutant: Mutant, hunted: &Hunted) {
+    let (hunts, caught) = (hunted.hunts.len(), hunted.hunts.iter().flatten().count());
+    let runs = hunted.mean_runs().map_or("-".to_owned(), |it| format!("{it:.1}"));
+    let mut by = BTreeMap::<String, u64>::new();
+    for it in hunted.hunts.iter().flatten() {
+        let name = match it.by {
+            CatchBy::Seed { .. } => it.judge.to_owned(),
+            CatchBy::Scenario(name) => format!("scenario {name}"),
+            CatchBy::Search => "search".to_owned(),
+        };
+        *by.entry(name).or_default() += 1;
+    }
+    let by: Vec<_> = by.iter().map(|(name, count)| format!("{name} x{count}")).collect();
+    println!("{:<28} {caught:>3}/{hunts:<2} {runs:>7}  {}", mutant.as_str(), by.join(", "));
+    if let Some(it) = hunted.hunts.iter().flatten().next() {
+        let what: String = it.what.chars().take(200).collect();
+        println!("  {}: {what}", it.replay(mutant));
     }
 }

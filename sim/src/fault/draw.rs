@@ -24,15 +24,39 @@ pub fn draw_faults(random: &mut StdRng, shape: &Shape) -> Vec<TimedFault> {
         })
         .collect();
     faults.sort_by_key(|it| it.at_ms);
-    faults
+    let nodes = shape.nodes().count();
+    let mut kept: Vec<TimedFault> = Vec::new();
+    for fault in faults {
+        kept.push(fault);
+        // Most clocks wrong alike, but not all: no node could tell, and nothing is promised.
+        if most_jump_alike(&kept, nodes) {
+            kept.pop();
+        }
+    }
+    kept
+}
+
+/// True if more than half of all clocks are off by the same time at any moment.
+fn most_jump_alike(faults: &[TimedFault], nodes: usize) -> bool {
+    let ends = |it: &TimedFault| it.at_ms + it.for_ms;
+    faults.iter().flat_map(|it| [it.at_ms, ends(it)]).any(|at_ms| {
+        let mut errors_ms = vec![0; nodes];
+        for it in faults.iter().filter(|it| (it.at_ms..ends(it)).contains(&at_ms)) {
+            if let Fault::ClockJump { node, jump_ms } = it.fault {
+                errors_ms[node] += jump_ms;
+            }
+        }
+        let alike = |error_ms: &i64| errors_ms.iter().filter(|it| *it == error_ms).count();
+        errors_ms.iter().any(|it| *it != 0 && alike(it) * 2 > nodes)
+    })
 }
 
 fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
     let places: Vec<u8> = shape.nodes().collect();
     let node = random.random_range(0..places.len());
     // Nothing heals rot yet: only where the others make a quorum, of every level.
-    if shape.datacenters == [3] && shape.replicas == 3 && random.random_ratio(1, 10) {
-        return Fault::Rot { node, rows: 3 };
+    if shape.datacenters.len() == 1 && shape.replicas == 3 && random.random_ratio(1, 8) {
+        return Fault::Rot { node, rows: 10 };
     }
     match random.random_range(0..20) {
         0..=3 => Fault::Cut(draw_cut(random, shape)),
@@ -127,4 +151,22 @@ fn hosts_of(shape: &Shape, datacenter: u8) -> Vec<String> {
     let nodes = (1..).zip(shape.nodes()).filter(|it| it.1 == datacenter);
     let nodes = nodes.map(|(number, _): (usize, u8)| format!("n{number}"));
     nodes.chain([format!("clients-{}", datacenter_name(datacenter))]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn most_clocks_are_never_wrong_alike() {
+        let jump = |node, at_ms, jump_ms| {
+            let fault = Fault::ClockJump { node, jump_ms };
+            TimedFault { at_ms, for_ms: 100, fault }
+        };
+        assert!(most_jump_alike(&[jump(0, 0, 600), jump(1, 50, 600)], 3));
+        assert!(most_jump_alike(&[jump(0, 0, 600), jump(1, 0, 300), jump(1, 99, 300)], 3));
+        assert!(!most_jump_alike(&[jump(0, 0, 600), jump(1, 100, 600)], 3));
+        assert!(!most_jump_alike(&[jump(0, 0, 600), jump(1, 50, 300)], 3));
+        assert!(!most_jump_alike(&[jump(0, 0, 600), jump(1, 50, 600)], 4));
+    }
 }

@@ -95,6 +95,14 @@ fn data(three: &Shape) -> Vec<Scenario> {
             &[Mutant::ScanLiveRowsOnly],
         ),
         steps(
+            "s2-pages-end-at-different-rows",
+            "A replica that missed the first rows answers a page with the ones behind them. A scan \
+             through it shows every row all the same.",
+            three,
+            |it| Box::pin(s2(it)),
+            &[Mutant::ScanBeyondCovered],
+        ),
+        steps(
             "any-survives-power-loss",
             "A write at ANY is acknowledged by a hint alone, its only replica being away. Then the \
              coordinator loses its power. The hint is delivered all the same.",
@@ -125,7 +133,7 @@ fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(ToString::to_string).collect()
 }
 
-fn stop(from: &[&str], to: &[&str]) -> Cut {
+pub(super) fn stop(from: &[&str], to: &[&str]) -> Cut {
     Cut { kind: CutKind::Stop, from: names(from), to: names(to) }
 }
 
@@ -249,6 +257,27 @@ async fn ce33(it: Script) -> Result<(), String> {
         if let Ok(rows) = scanned {
             let first = rows.first().cloned().unwrap_or_default();
             return ensure(first == "10", format!("deleted rows came back: {rows:?}"));
+        }
+        it.wait(100).await;
+    }
+    Err("the scan was never answered".to_owned())
+}
+
+async fn s2(it: Script) -> Result<(), String> {
+    for row in 7..=12 {
+        works("put", it.put(0, &format!("rows/{row:02}"), "old", L::All).await)?;
+    }
+    it.cut(1, stop(&["n3"], &["n1", "n2"])).await;
+    // The hints for n3 lie at n2, which is away afterwards: only n1 can tell it.
+    for row in 1..=6 {
+        works("put", it.put(1, &format!("rows/{row:02}"), "new", L::Quorum).await)?;
+    }
+    it.cut(2, stop(&["n2"], &["n1", "n3"])).await;
+    it.heal(1).await;
+    let expected: Vec<_> = (1..=12).map(|row| format!("{row:02}")).collect();
+    for _ in 0..60 {
+        if let Ok(rows) = it.scan(2, "rows", 2, 0, L::Quorum).await {
+            return ensure(rows == expected, format!("these rows came: {rows:?}"));
         }
         it.wait(100).await;
     }

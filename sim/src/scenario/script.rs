@@ -15,7 +15,7 @@ use bytes::Bytes;
 use model::{ConsistencyLevel, Mutant};
 use node::{
     commit::CommitStage,
-    storage::{RangeRequest, Space},
+    storage::{RangeRequest, Space, memory::MemoryStorage},
 };
 use proto::{CallError, Reason, v1::admin_service_client::AdminServiceClient};
 use tonic::transport::Channel;
@@ -40,6 +40,7 @@ pub(super) type Playing = Pin<Box<dyn Future<Output = Result<(), String>>>>;
 pub struct Script {
     load: Rc<Load>,
     orders: Rc<RefCell<VecDeque<Order>>>,
+    disks: Rc<Vec<MemoryStorage>>,
     clock: Rc<Cell<u64>>,
 }
 
@@ -97,6 +98,23 @@ impl Script {
     /// A bit flips in every row of a node's data.
     pub(super) async fn rot(&self, node: usize) {
         self.order(Order::Rot(node)).await;
+    }
+
+    /// Waits until a row of a node's disk holds these bytes, for ten seconds.
+    pub(super) async fn until_stored(
+        &self,
+        node: usize,
+        space: Space,
+        bytes: &[u8],
+    ) -> Result<(), String> {
+        for _ in 0..10_000 {
+            let rows = self.disks[node].peek(&RangeRequest::prefix(space, Vec::new())).rows;
+            if rows.iter().any(|it| it.1.windows(bytes.len()).any(|it| it == bytes)) {
+                return Ok(());
+            }
+            self.wait(1).await;
+        }
+        Err(format!("n{} never stored {bytes:?}", node + 1))
     }
 
     async fn order(&self, order: Order) {
@@ -202,14 +220,16 @@ pub(super) fn play(shape: &Shape, script: fn(Script) -> Playing, mutant: Option<
     let orders = Rc::new(RefCell::new(VecDeque::new()));
     let ended = Rc::new(RefCell::new(None));
     let mut world = World::new(1, shape.clone(), log.clone());
+    let disks: Rc<Vec<_>> = Rc::new(world.nodes.iter().map(|it| it.disk.clone()).collect());
     for datacenter in 0..shape.datacenter_count() {
+        let disks = Rc::clone(&disks);
         let (load, orders, ended) = (Rc::clone(&load), Rc::clone(&orders), Rc::clone(&ended));
         world.add_clients(async move {
             if datacenter == 0 {
                 set_up::set_up(&load, 1).await;
                 // Every node has heard every other's clock.
                 tokio::time::sleep(Duration::from_secs(2)).await;
-                let result = script(Script { load, orders, clock: Rc::default() }).await;
+                let result = script(Script { load, orders, disks, clock: Rc::default() }).await;
                 *ended.borrow_mut() = Some(result);
             }
             std::future::pending().await

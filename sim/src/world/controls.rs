@@ -25,12 +25,12 @@ use super::network::Connections;
 pub struct Controls {
     /// How far the wall clock is off.
     pub clock_offset_ms: AtomicI64,
-    /// How fast it drifts away, in millionths.
-    pub clock_drift_ppm: AtomicI64,
     /// The longest that the disk takes for a group of commits.
     pub disk_ms: AtomicU64,
     /// Reads of connections in a thousand that find them broken.
     pub resets_per_mille: AtomicU32,
+    /// True while no commit goes on.
+    pub paused: AtomicBool,
     /// Set when the node has frozen at the point where it is to crash.
     pub frozen: AtomicBool,
     /// Tasks of the node's runtime.
@@ -42,6 +42,7 @@ pub struct Controls {
 
 struct Inner {
     random: StdRng,
+    drift: Drift,
     freeze: Option<(CommitStage, u32)>,
     node: Option<Node>,
     ended: Option<String>,
@@ -53,14 +54,32 @@ impl Controls {
         let random = StdRng::seed_from_u64(seed);
         Arc::new(Self {
             clock_offset_ms: AtomicI64::new(0),
-            clock_drift_ppm: AtomicI64::new(0),
             disk_ms: AtomicU64::new(0),
             resets_per_mille: AtomicU32::new(0),
+            paused: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
             tasks: AtomicUsize::new(0),
             connections: Connections::default(),
-            inner: Mutex::new(Inner { random, freeze: None, node: None, ended: None }),
+            inner: Mutex::new(Inner {
+                random,
+                drift: Drift::default(),
+                freeze: None,
+                node: None,
+                ended: None,
+            }),
         })
+    }
+
+    /// The clock drifts from now on, by so many millionths; `None` slews back what has come together.
+    pub fn drift(&self, now: Duration, ppm: Option<i64>) {
+        let drift = &mut self.lock().drift;
+        *drift = Drift { since: now, offset_us: drift.offset_us(now), ppm };
+    }
+
+    /// How far the wall clock is from true time, in milliseconds.
+    pub fn clock_error_ms(&self, now: Duration) -> i64 {
+        let drifted_us = self.lock().drift.offset_us(now);
+        self.clock_offset_ms.load(Ordering::Relaxed) + drifted_us / 1_000
     }
 
     /// The node's present life, if it has one.
@@ -100,12 +119,20 @@ impl Controls {
         if self.freezes(stage) {
             return std::future::pending().await;
         }
+        self.resumed().await;
         let disk_ms = self.disk_ms.load(Ordering::Relaxed);
         let delay_ms = self.lock().random.random_range(0..=disk_ms);
         // Before the write: a group in memory. After it: durable, and nobody knows.
         let delay_ms = if stage == CommitStage::Taken { delay_ms } else { delay_ms / 4 };
         if delay_ms > 0 {
             tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+            self.resumed().await;
+        }
+    }
+
+    async fn resumed(&self) {
+        while self.paused.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
@@ -129,6 +156,31 @@ impl Controls {
     }
 }
 
+/// How a clock has drifted away from true time.
+#[derive(Clone, Copy, Default)]
+struct Drift {
+    since: Duration,
+    /// By then.
+    offset_us: i64,
+    /// By so many millionths since; `None` while it is slewed back.
+    ppm: Option<i64>,
+}
+
+impl Drift {
+    fn offset_us(self, now: Duration) -> i64 {
+        let elapsed = now.saturating_sub(self.since).as_micros();
+        let elapsed_us = i64::try_from(elapsed).unwrap_or(i64::MAX / SLEW_PPM);
+        let slewed_us = elapsed_us * SLEW_PPM / 1_000_000;
+        match self.ppm {
+            Some(ppm) => self.offset_us + elapsed_us * ppm / 1_000_000,
+            None => self.offset_us.signum() * (self.offset_us.abs() - slewed_us).max(0),
+        }
+    }
+}
+
+/// How fast a clock is brought back. No step: nodes would take one for a jump.
+const SLEW_PPM: i64 = 100_000;
+
 /// The simulated wall clock of one node.
 pub struct SimClock(pub Arc<Controls>);
 
@@ -136,11 +188,9 @@ impl WallClock for SimClock {
     /// Panics outside a simulated host.
     fn now(&self) -> Timestamp {
         let since = turmoil::since_epoch().expect("runs in a simulated host");
-        let elapsed_ms = turmoil::sim_elapsed().expect("runs in a simulated host").as_millis();
+        let elapsed = turmoil::sim_elapsed().expect("runs in a simulated host");
         let true_ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
-        let elapsed_ms = i64::try_from(elapsed_ms).unwrap_or(i64::MAX);
-        let drift_ms = elapsed_ms * self.0.clock_drift_ppm.load(Ordering::Relaxed) / 1_000_000;
-        let ms = true_ms + drift_ms + self.0.clock_offset_ms.load(Ordering::Relaxed);
+        let ms = true_ms + self.0.clock_error_ms(elapsed);
         Timestamp(u64::try_from(ms).unwrap_or(0))
     }
 }
@@ -177,5 +227,25 @@ impl DiskFaults {
                 _ => None,
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_drifts_from_where_it_is_and_is_slewed_back() {
+        let controls = Controls::new(1);
+        let at = |ms| Duration::from_millis(ms);
+        controls.drift(at(100_000), Some(50_000));
+        assert_eq!(controls.clock_error_ms(at(100_000)), 0);
+        assert_eq!(controls.clock_error_ms(at(102_000)), 100);
+        controls.drift(at(102_000), Some(-50_000));
+        assert_eq!(controls.clock_error_ms(at(103_000)), 50);
+        controls.drift(at(103_000), None);
+        assert_eq!(controls.clock_error_ms(at(103_000)), 50);
+        assert_eq!(controls.clock_error_ms(at(103_200)), 30);
+        assert_eq!(controls.clock_error_ms(at(110_000)), 0);
     }
 }

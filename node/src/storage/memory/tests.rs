@@ -8,7 +8,7 @@ fn conforms() {
         storage.clone()
     });
     conformance::run(MemoryStorage::new(), |storage| {
-        storage.process_crash();
+        storage.process_crash(true);
         storage.clone()
     });
 }
@@ -72,16 +72,23 @@ fn a_failed_sync_ends_all_writes() {
 }
 
 #[test]
-fn a_process_that_restarts_finds_what_its_failed_sync_wrote() {
-    let storage = MemoryStorage::new();
-    write(&storage, "a", Durability::Buffered).unwrap();
-    fail_at(&storage, |it| (it == Access::Sync).then_some(Fault::Error));
-    write(&storage, "b", Durability::Synced).unwrap_err();
-    storage.set_faults(None);
-    storage.process_crash();
-    assert_eq!((keys(&storage).as_str(), storage.unsynced()), ("ab", 2));
-    storage.power_loss(|_| 0);
-    assert_eq!(keys(&storage), "");
+fn a_process_that_restarts_finds_what_failed_or_not() {
+    let append: fn(Access<'_>) -> bool = |it| matches!(it, Access::Append(_));
+    let sync: fn(Access<'_>) -> bool = |it| it == Access::Sync;
+    for (fails, survives, found) in
+        [(append, false, "a"), (append, true, "ab"), (sync, false, "a"), (sync, true, "ab")]
+    {
+        let storage = MemoryStorage::new();
+        write(&storage, "a", Durability::Buffered).unwrap();
+        fail_at(&storage, move |it| fails(it).then_some(Fault::Error));
+        write(&storage, "b", Durability::Synced).unwrap_err();
+        storage.set_faults(None);
+        assert_eq!(keys(&storage), "a", "what failed is not visible");
+        storage.process_crash(survives);
+        assert_eq!((keys(&storage).as_str(), storage.unsynced()), (found, found.len()));
+        storage.power_loss(|_| 0);
+        assert_eq!(keys(&storage), "");
+    }
 }
 
 #[test]
