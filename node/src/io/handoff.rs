@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use model::{Mutant, NodeIndex, Refusal, StorageKey, Version};
+use model::{Mutant, NodeId, NodeIndex, Refusal, StorageKey, Version};
 use proto::internal::{Mutation, MutationKind};
 use tokio::sync::oneshot;
 
@@ -13,24 +13,27 @@ use super::io_loop::{Alarm, IoLoop};
 use crate::{
     commit::{CommitItem, Hint, HintPage, hints_for},
     counters::Counters,
-    liveness::Peer,
     operation::{HintReplay, Operation},
+    shared::Destination,
 };
 
 impl IoLoop {
     /// Delivers hints for as long as the node lives: one page at a time to each node that is up, so
-    /// that a target sets the pace by its answers.
+    /// that a target sets the pace by its answers. This node is one of them: its own replica may have
+    /// refused what the next group then kept as a hint, and ANY may rest on that hint alone.
     pub(super) async fn run_handoff(self: Arc<Self>) {
         loop {
             tokio::time::sleep(HANDOFF_INTERVAL).await;
             let now_us = self.shared.elapsed_us();
-            let peers: Vec<_> = {
+            let mut targets = vec![self.shared.identity.node];
+            {
                 let state = self.lock();
-                state.peers.iter().filter(|it| it.status.is_up(now_us)).cloned().collect()
-            };
-            for peer in peers {
+                let up = state.peers.iter().filter(|it| it.status.is_up(now_us));
+                targets.extend(up.map(|it| it.node));
+            }
+            for target in targets {
                 let mut after = None;
-                while let Some(next) = self.deliver_page(&peer, after).await {
+                while let Some(next) = self.deliver_page(target, after).await {
                     after = Some(next);
                 }
             }
@@ -40,8 +43,7 @@ impl IoLoop {
     /// Delivers the page of hints behind a key, and returns the key to go on behind. A hint that the
     /// target refuses for its own sake stays for the next pass and holds up nothing; a target that is
     /// silent, or takes no hints just now, ends this one.
-    async fn deliver_page(&self, peer: &Peer, after: Option<StorageKey>) -> Option<StorageKey> {
-        let node = peer.node;
+    async fn deliver_page(&self, node: NodeId, after: Option<StorageKey>) -> Option<StorageKey> {
         let shared = Arc::clone(&self.shared);
         let page = shared.blocking(move |shared| {
             hints_for(&shared.world.storage, node, after.as_ref(), PAGE_HINTS).map_err(|error| {
@@ -56,32 +58,34 @@ impl IoLoop {
         for hint in hints {
             let dropped = |it: &&model::Metadata| it.was_dropped(hint.key.keyspace());
             if view.metadata().map(|it| &**it).filter(dropped).is_some() {
-                self.drop_hint(peer, hint.key, hint.record.version());
+                self.drop_hint(node, hint.key, hint.record.version());
                 continue;
             }
             let (key, version) = (hint.key.clone(), hint.record.version());
             if Mutant::HintForgottenWhenSent.is_on() {
-                self.drop_hint(peer, key.clone(), version);
+                self.drop_hint(node, key.clone(), version);
             }
             waiting.push((key, version, self.send_hint(target, hint)));
         }
+        self.push_local(&mut self.lock());
         let mut takes_more = true;
         for (key, version, answer) in waiting {
             match answer.await {
                 Ok(Ok(())) => {
                     Counters::count(&self.shared.counters.hints_delivered);
-                    self.drop_hint(peer, key, version);
+                    self.drop_hint(node, key, version);
                 }
                 Ok(Err(refusal)) => takes_more &= concerns_one_hint(refusal),
                 Err(_) => takes_more = false,
             }
         }
         for key in damaged {
-            self.drop_hint(peer, key, Version::ABSENT);
+            self.drop_hint(node, key, Version::ABSENT);
         }
         next.filter(|_| takes_more)
     }
 
+    /// Sends a hint to its target; those for this node wait to be pushed together.
     fn send_hint(&self, target: NodeIndex, hint: Hint) -> oneshot::Receiver<Result<(), Refusal>> {
         let (done, answer) = oneshot::channel();
         let (key, version) = (hint.key.clone(), hint.record.version());
@@ -90,9 +94,21 @@ impl IoLoop {
         let token = state.operations.insert(Operation::Hint(replay));
         let deadline_us = self.now_us() + HINT_TIMEOUT_US;
         self.set_alarm(&mut state, deadline_us, token, Alarm::Deadline);
+        let operation = token.with_sequence(0);
+        if state.peers.own() == Some(target) {
+            state.local.push(CommitItem::Mutation {
+                destination: Destination::Loop(self.index),
+                operation,
+                slot: 0,
+                key: hint.key,
+                record: hint.record,
+                want_newest: false,
+            });
+            return answer;
+        }
         let bytes = hint.key.as_bytes().len() + hint.record.as_bytes().len() + 64;
         let mutation = Mutation {
-            operation: token.with_sequence(0).0,
+            operation: operation.0,
             key: hint.key.as_bytes().clone(),
             record: hint.record.into_bytes(),
             kind: MutationKind::Hint.into(),
@@ -107,8 +123,8 @@ impl IoLoop {
         answer
     }
 
-    fn drop_hint(&self, peer: &Peer, key: StorageKey, version: Version) {
-        let item = CommitItem::DropHint { target: peer.node, key, version };
+    fn drop_hint(&self, target: NodeId, key: StorageKey, version: Version) {
+        let item = CommitItem::DropHint { target, key, version };
         // Not taken: the hint is delivered once more, which changes nothing.
         let _ = self.shared.commits.push(|items| items.push(item));
     }
