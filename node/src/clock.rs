@@ -54,11 +54,7 @@ impl NodeClock {
 
     /// Merges a remote reading, or refuses it as too far ahead. See [`HybridClock::observe`]. Asks for
     /// the time only if the reading is news, which few are.
-    pub fn observe(
-        &self,
-        wall: impl FnOnce() -> Timestamp,
-        remote: Hlc,
-    ) -> Result<(), ClockError> {
+    pub fn observe(&self, wall: impl FnOnce() -> Timestamp, remote: Hlc) -> Result<(), ClockError> {
         let before = self.highest();
         if remote > before && !Mutant::PeerClockIgnored.is_on() {
             if !Mutant::AheadClockMerged.is_on() {

@@ -55,6 +55,49 @@ impl Token {
     }
 }
 
+/// A list that allocates nothing for its first entry: most have no second.
+#[derive(Debug)]
+pub struct ShortList<T> {
+    first: Option<T>,
+    rest: Vec<T>,
+}
+
+impl<T> Default for ShortList<T> {
+    fn default() -> Self {
+        Self { first: None, rest: Vec::new() }
+    }
+}
+
+impl<T: Copy + PartialEq> ShortList<T> {
+    /// A list of one.
+    pub fn of(first: T) -> Self {
+        Self { first: Some(first), rest: Vec::new() }
+    }
+
+    /// The entry at an index.
+    pub fn get(&self, index: usize) -> Option<T> {
+        match index.checked_sub(1) {
+            None => self.first,
+            Some(index) => self.rest.get(index).copied(),
+        }
+    }
+
+    /// The index of an entry.
+    pub fn position(&self, entry: &T) -> Option<usize> {
+        self.first.iter().chain(&self.rest).position(|it| it == entry)
+    }
+
+    /// Adds an entry; its index.
+    pub fn push(&mut self, entry: T) -> usize {
+        if self.first.is_none() {
+            self.first = Some(entry);
+            return 0;
+        }
+        self.rest.push(entry);
+        self.rest.len()
+    }
+}
+
 /// A put or delete in flight.
 pub struct WriteOperation {
     /// Its machine.
@@ -64,8 +107,8 @@ pub struct WriteOperation {
     /// The key.
     pub key: StorageKey,
     /// The clocks of the stamps sent, by sequence number.
-    pub stamps: Vec<Hlc>,
-    /// By when its client must be told, in microseconds of elapsed time.
+    pub stamps: ShortList<Hlc>,
+    /// By when its client must be told, in microseconds since the node started.
     pub deadline_us: u64,
     /// Whom to tell.
     pub reply: Option<WriteReplyTo>,
@@ -82,10 +125,10 @@ pub struct ReadOperation {
     /// The key.
     pub key: StorageKey,
     /// What each sequence number stands for.
-    pub rounds: Vec<ReadRound>,
-    /// When the read began, in microseconds of elapsed time.
+    pub rounds: ShortList<ReadRound>,
+    /// When the read began, in microseconds since the node started.
     pub started_us: u64,
-    /// By when its client must be told.
+    /// By when its client must be told, in microseconds since the node started.
     pub deadline_us: u64,
     /// Whom to tell.
     pub reply: Option<ReadReplyTo>,
@@ -214,6 +257,18 @@ mod tests {
 
     fn probe() -> Operation {
         Operation::Probe { node: NodeIndex(0), answer: oneshot::channel().0 }
+    }
+
+    #[test]
+    fn a_short_list_grows() {
+        let mut list = ShortList::default();
+        assert_eq!((list.get(0), list.position(&7)), (None, None));
+        for (index, entry) in [7, 8, 9].into_iter().enumerate() {
+            assert_eq!(list.push(entry), index);
+            assert_eq!((list.get(index), list.get(index + 1)), (Some(entry), None));
+            assert_eq!(list.position(&entry), Some(index));
+        }
+        assert_eq!(ShortList::of(7).get(0), Some(7));
     }
 
     #[test]

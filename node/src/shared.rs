@@ -232,6 +232,11 @@ impl Shared {
         self.world.clock.now()
     }
 
+    /// When the node started: the origin of all its elapsed time.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Microseconds since the node started.
     pub fn elapsed_us(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
@@ -264,11 +269,16 @@ impl Shared {
     /// A stamp, if clock and durable ceiling allow one now.
     pub fn try_stamp(self: &Arc<Self>) -> Result<Hlc, NoStamp> {
         let wall = self.trusted_wall().map_err(NoStamp::Clock)?;
+        self.stamp_at(wall).ok_or(NoStamp::Ceiling)
+    }
+
+    /// A stamp at a trusted reading of the wall clock, if the durable ceiling allows one now.
+    pub(crate) fn stamp_at(self: &Arc<Self>, wall: Timestamp) -> Option<Hlc> {
         let stamp = self.clock.stamp(wall);
         if self.clock.wanted_ceiling(wall).is_some() {
             self.raise_ceiling(wall);
         }
-        stamp.ok().ok_or(NoStamp::Ceiling)
+        stamp.ok()
     }
 
     /// Wakes whoever waits for a stamp.

@@ -7,7 +7,7 @@ use model::{Keyspace, Metadata, NodeDescription, NodeIndex, Record, StorageKey};
 use proto::{CallError, Reason, internal::QueryAnswer, v1};
 
 use super::admin::AdminApi;
-use crate::{clock_watch::ClockState, shared::Shared, view::View};
+use crate::{clock_watch::ClockState, shared::Shared, view::View, wheel::TICK_US};
 
 impl AdminApi {
     /// The layout's nodes in its order, then the others known.
@@ -78,10 +78,9 @@ impl AdminApi {
             counters.insert(name.to_owned(), value.load(Ordering::Relaxed));
         }
         counters.insert("connections".to_owned(), shared.connections.load(Ordering::Relaxed));
-        let (in_flight, overdue) = {
-            let operations = &self.io.lock().operations;
-            (operations.len(), operations.overdue(shared.elapsed_us()))
-        };
+        // An alarm rings up to a tick late.
+        let overdue = self.io.overdue(TICK_US);
+        let in_flight = self.io.lock().operations.len();
         for (name, value) in [("operations_in_flight", in_flight), ("operations_overdue", overdue)]
         {
             counters.insert(name.to_owned(), u64::try_from(value).unwrap_or(u64::MAX));

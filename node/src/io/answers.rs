@@ -19,7 +19,7 @@ use crate::{
     counters::Counters,
     local_read::LocalRead,
     operation::{Operation, ReadRound, Token},
-    shared::Destination,
+    shared::{Destination, Shared},
 };
 
 impl IoLoop {
@@ -73,7 +73,7 @@ impl IoLoop {
     /// Takes the answers in a peer's frame.
     pub fn peer_answers(&self, from: NodeIndex, frame: &mut Frame) {
         let clock = Hlc(frame.clock);
-        let trusted = self.shared.clock.observe(self.shared.believed_wall(), clock).is_ok();
+        let trusted = self.shared.clock.observe(|| self.shared.believed_wall(), clock).is_ok();
         if !trusted {
             Counters::count(&self.shared.counters.clocks_refused);
         }
@@ -127,7 +127,7 @@ impl IoLoop {
     }
 
     pub(super) fn is_future(&self, hlc: Hlc) -> bool {
-        let refused = self.shared.clock.observe(self.shared.believed_wall(), hlc).is_err();
+        let refused = self.shared.clock.observe(|| self.shared.believed_wall(), hlc).is_err();
         if refused {
             Counters::count(&self.shared.counters.clocks_refused);
         }
@@ -167,7 +167,7 @@ impl IoLoop {
         match state.operations.get_mut(token) {
             Some(Operation::Write(write)) => {
                 let (Some(from), Some(hlc)) =
-                    (write.replicas.replica(node), write.stamps.get(sequence).copied())
+                    (write.replicas.replica(node), write.stamps.get(sequence))
                 else {
                     return;
                 };
@@ -179,7 +179,7 @@ impl IoLoop {
             }
             Some(Operation::Read(read)) => {
                 let (Some(from), Some(ReadRound::WriteBack(version))) =
-                    (read.replicas.replica(node), read.rounds.get(sequence).copied())
+                    (read.replicas.replica(node), read.rounds.get(sequence))
                 else {
                     return;
                 };
@@ -225,7 +225,7 @@ impl IoLoop {
         match state.operations.get_mut(token) {
             Some(Operation::Read(read)) => {
                 let (Some(from), Some(ReadRound::Query(read_at))) =
-                    (read.replicas.replica(node), read.rounds.get(sequence).copied())
+                    (read.replicas.replica(node), read.rounds.get(sequence))
                 else {
                     return;
                 };
@@ -297,32 +297,41 @@ impl IoLoop {
         read_at: Hlc,
         key: &StorageKey,
     ) -> Option<ReadEvent> {
-        let event = |read: Result<Option<Record>, Refusal>, clock| match read {
+        let event = move |shared: &Shared, read| match read {
             Ok(record) => {
-                ReadEvent::Answer { from, read_at, record, clock: expiry_clock(read_at, clock) }
+                let clock = expiry_clock(read_at, shared.clock.highest());
+                ReadEvent::Answer { from, read_at, record, clock }
             }
             Err(refusal) => ReadEvent::Refused { from, refusal },
         };
+        let (token, _) = Token::of(operation);
+        let read = self.read_here(key, move |this, state, read| {
+            this.read_event(state, token, event(&this.shared, read));
+        })?;
+        Some(event(&self.shared, read))
+    }
+
+    /// What this node holds of a key, if memory knows; else `later` is told once the disk has been
+    /// asked, on a thread that may wait for it.
+    pub(super) fn read_here(
+        &self,
+        key: &StorageKey,
+        later: impl FnOnce(&Self, &mut LoopState, Result<Option<Record>, Refusal>) + Send + 'static,
+    ) -> Option<Result<Option<Record>, Refusal>> {
         match self.shared.read_inline(key) {
-            LocalRead::Here(read) => return Some(event(read, self.shared.clock.highest())),
+            LocalRead::Here(read) => return Some(read),
             LocalRead::WouldBlock => Counters::count(&self.shared.counters.reads_from_disk),
         }
         let shared = Arc::clone(&self.shared);
         if shared.world.blocking == Blocking::Inline {
-            return Some(event(shared.read_blocking(key), shared.clock.highest()));
+            return Some(shared.read_blocking(key));
         }
         let this = self.this.upgrade()?;
         let key = key.clone();
-        let (token, _) = Token::of(operation);
         tokio::spawn(async move {
             let read = shared.blocking(move |shared| shared.read_blocking(&key)).await;
-            let clock = expiry_clock(read_at, this.shared.clock.highest());
             let mut state = this.lock();
-            let event = match read {
-                Ok(record) => ReadEvent::Answer { from, read_at, record, clock },
-                Err(refusal) => ReadEvent::Refused { from, refusal },
-            };
-            this.read_event(&mut state, token, event);
+            later(&this, &mut state, read);
             this.push_local(&mut state);
         });
         None

@@ -10,7 +10,7 @@ use tonic::metadata::MetadataMap;
 use super::{
     call::Call,
     coordinate::PlannedWrite,
-    kv::{KvApi, WriteItem, WriteLevel, found, stopped},
+    kv::{KvApi, WriteItem, WriteLevel, found, stopped_read, stopped_write},
 };
 use crate::reply::{Batch, ReplyTo};
 
@@ -26,7 +26,7 @@ impl KvApi {
         let WriteLevel { level, overlap } =
             self.write_level(keyspace, request.consistency.as_ref())?;
         check_batch(&call, request.items.iter().map(|it| (it.key.as_ref(), put_bytes(it))))?;
-        let stamp = self.stamp(&call).await?;
+        let stamp = self.stamp(&call, request.items.len()).await?;
         let mut results: Vec<Option<v1::BatchWriteResult>> = vec![None; request.items.len()];
         let (mut planned, mut positions, mut required) = (Vec::new(), Vec::new(), 0);
         for (position, item) in request.items.into_iter().enumerate() {
@@ -49,7 +49,9 @@ impl KvApi {
                 .enumerate()
                 .map(|(position, it)| (it, ReplyTo::Batch { batch: Arc::clone(&batch), position }));
             self.io.start_writes(writes, call.deadline_us)?;
-            for (position, done) in positions.into_iter().zip(results_of.await.map_err(stopped)?) {
+            for (position, done) in
+                positions.into_iter().zip(results_of.await.map_err(stopped_write)?)
+            {
                 results[position] = Some(match done {
                     Ok(reply) => {
                         let version = v1::batch_write_result::Result::Version(reply.version.into());
@@ -100,7 +102,7 @@ impl KvApi {
                 .map(|(position, it)| (it, ReplyTo::Batch { batch: Arc::clone(&batch), position }))
                 .collect();
             self.io.start_reads(reads.into_iter(), call.deadline_us)?;
-            for done in results_of.await.map_err(stopped)? {
+            for done in results_of.await.map_err(stopped_read)? {
                 let position = positions.next().expect("one for each that was planned");
                 results[position] = Some(match done {
                     Ok(_) if bytes >= limit => answer_full(limit, bytes),

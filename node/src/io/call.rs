@@ -7,6 +7,7 @@ use coordinator::{ReadError, WriteError};
 use http::{HeaderMap, HeaderName};
 use model::{
     ConsistencyLevel, DcIndex, Hlc, Key, KeyError, LevelError, Refusal, ReplicaMask, ReplicaSet,
+    Timestamp,
 };
 use proto::{CallError, CallOutcome, Reason, v1};
 use tonic::metadata::MetadataMap;
@@ -25,7 +26,10 @@ pub(super) struct Call<'a> {
     pub shared: &'a Arc<Shared>,
     /// The metadata that the call is planned by.
     pub view: Guard<Arc<View>>,
-    /// When the client has to have its answer, on the loop's clock.
+    /// What the wall clock showed when the call came, or what it should have. A call that this node
+    /// coordinates may be stamped by it.
+    pub wall: Timestamp,
+    /// When the client has to have its answer, in microseconds since the node started.
     pub deadline_us: u64,
     /// W3C trace context, if the client sent one.
     pub traceparent: Option<Arc<str>>,
@@ -37,6 +41,15 @@ impl<'a> Call<'a> {
         io: &'a IoLoop,
         metadata: &MetadataMap,
         clock: u64,
+    ) -> Result<Self, CallError> {
+        Self::admit_at(io, metadata, clock, io.shared.believed_wall())
+    }
+
+    fn admit_at(
+        io: &'a IoLoop,
+        metadata: &MetadataMap,
+        clock: u64,
+        wall: Timestamp,
     ) -> Result<Self, CallError> {
         let shared = &io.shared;
         if shared.draining.load(Ordering::Relaxed) {
@@ -51,7 +64,7 @@ impl<'a> Call<'a> {
         }
         let timeout = effective_timeout(shared, metadata)?;
         let timeout_us = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
-        shared.clock.observe_client(shared.believed_wall(), Hlc(clock)).map_err(|error| {
+        shared.clock.observe_client(wall, Hlc(clock)).map_err(|error| {
             CallError::new(Reason::ClockAhead, format!("the clock given is refused: {error}"))
                 .at_field("clock")
                 .with("limit_ms", shared.config.clock_offset_max_ms)
@@ -60,7 +73,7 @@ impl<'a> Call<'a> {
         let traceparent = headers.get(TRACEPARENT).and_then(|it| it.to_str().ok());
         let traceparent = traceparent.filter(|it| it.len() <= TRACEPARENT_BYTES_MAX).map(Arc::from);
         let deadline_us = io.now_us() + timeout_us;
-        Ok(Self { shared, view, deadline_us, traceparent })
+        Ok(Self { shared, view, wall, deadline_us, traceparent })
     }
 
     /// Admits a call that this node coordinates, which takes a clock that can be believed. Where the
@@ -70,11 +83,23 @@ impl<'a> Call<'a> {
         metadata: &MetadataMap,
         clock: u64,
     ) -> Result<Self, CallError> {
-        let call = Self::admit(io, metadata, clock)?;
-        let left = Duration::from_micros(call.deadline_us.saturating_sub(io.now_us()));
-        let settled = call.shared.await_clock(left.min(CLOCK_WAIT)).await;
-        settled.map_err(|state| call.clock_error(state))?;
+        let trusted = io.shared.trusted_wall();
+        let wall = trusted.unwrap_or_else(|_| io.shared.believed_wall());
+        let mut call = Self::admit_at(io, metadata, clock, wall)?;
+        if let Err(state) = trusted {
+            call.wall = call.settled_wall(io, state).await?;
+        }
         Ok(call)
+    }
+
+    /// The wall clock once it can be believed. Whoever waits for that holds a place among the
+    /// operations in flight.
+    async fn settled_wall(&self, io: &IoLoop, state: ClockState) -> Result<Timestamp, CallError> {
+        let _place = if state.is_pending() { Some(io.reserve(1)?) } else { None };
+        let left = Duration::from_micros(self.deadline_us.saturating_sub(io.now_us()));
+        let settled = self.shared.await_clock(left.min(CLOCK_WAIT)).await;
+        let wall = settled.and_then(|()| self.shared.trusted_wall());
+        wall.map_err(|state| self.clock_error(state))
     }
 
     /// Why nothing is coordinated by this node's clock.

@@ -1,6 +1,6 @@
 //! Starts the coordinator's machines and hands them what happens. Decides nothing about quorums.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use coordinator::{Read, ReadEvent, ReadRequest, Write, WriteError, WriteEvent, WriteRequest};
 use model::{Hlc, Mutant, NodeIndex, PartitionIndex, ReplicaMask, ReplicaSet, StorageKey};
@@ -8,7 +8,7 @@ use model::{Hlc, Mutant, NodeIndex, PartitionIndex, ReplicaMask, ReplicaSet, Sto
 use super::io_loop::{Alarm, IoLoop, LoopState};
 use crate::{
     counters::Counters,
-    operation::{Operation, ReadOperation, Token, WriteOperation},
+    operation::{Operation, ReadOperation, ShortList, Token, WriteOperation},
     reply::{ReadReplyTo, WriteReplyTo},
     view::View,
 };
@@ -53,12 +53,12 @@ impl IoLoop {
         writes: impl ExactSizeIterator<Item = (PlannedWrite, WriteReplyTo)>,
         deadline_us: u64,
     ) -> Result<(), Full> {
-        let view = self.shared.view.load();
+        let (view, now_us) = (self.shared.view.load(), self.now_us());
         let mut state = self.lock();
         self.admit(&state, writes.len())?;
         state.peers.follow(&view);
         for (planned, reply) in writes {
-            self.start_write(&mut state, &view, planned, reply, deadline_us);
+            self.start_write(&mut state, &view, now_us, planned, reply, deadline_us);
         }
         self.push_local(&mut state);
         Ok(())
@@ -70,15 +70,24 @@ impl IoLoop {
         reads: impl ExactSizeIterator<Item = (PlannedRead, ReadReplyTo)>,
         deadline_us: u64,
     ) -> Result<(), Full> {
-        let view = self.shared.view.load();
+        let (view, now_us) = (self.shared.view.load(), self.now_us());
         let mut state = self.lock();
         self.admit(&state, reads.len())?;
         state.peers.follow(&view);
         for (planned, reply) in reads {
-            self.start_read(&mut state, &view, planned, reply, deadline_us);
+            self.start_read(&mut state, &view, now_us, planned, reply, deadline_us);
         }
         self.push_local(&mut state);
         Ok(())
+    }
+
+    /// Takes places for operations that cannot start yet, or says that there are none. Dropped right
+    /// before they start.
+    pub(super) fn reserve(&self, operations: usize) -> Result<Places<'_>, Full> {
+        let mut state = self.lock();
+        self.admit(&state, operations)?;
+        state.unanswered += operations;
+        Ok(Places { io: self, operations })
     }
 
     fn admit(&self, state: &LoopState, operations: usize) -> Result<(), Full> {
@@ -98,15 +107,17 @@ impl IoLoop {
         &self,
         state: &mut LoopState,
         view: &View,
+        now_us: u64,
         planned: PlannedWrite,
         reply: WriteReplyTo,
         deadline_us: u64,
     ) {
         let PlannedWrite { mut request, replicas, stamp, traceparent } = planned;
-        let alive = state.peers.alive(&replicas, self.shared.elapsed_us());
+        let alive = state.peers.alive(&replicas, now_us);
         let key = request.key.clone();
         if alive != replicas.all() && !state.contended.is_empty() {
-            request.query_first = self.is_contended(state, view.partition(key.token()));
+            let partition = view.partition(key.token());
+            request.query_first = is_contended(&state.contended, partition, now_us);
         }
         let mut effects = std::mem::take(&mut state.write_effects);
         let set = Arc::clone(&replicas);
@@ -117,7 +128,7 @@ impl IoLoop {
             }
             Ok(machine) => {
                 let reply = Some(reply);
-                let stamps = vec![stamp];
+                let stamps = ShortList::of(stamp);
                 let operation = WriteOperation {
                     machine,
                     replicas,
@@ -136,30 +147,26 @@ impl IoLoop {
         state.write_effects = effects;
     }
 
-    /// True if a write to the partition has lost a race lately. With a replica away, the next race
-    /// could end undecided; asking for versions first costs a round trip and cannot (P5).
-    fn is_contended(&self, state: &mut LoopState, partition: PartitionIndex) -> bool {
-        let now_us = self.now_us();
-        state.contended.retain(|_, until_us| *until_us > now_us);
-        state.contended.contains_key(&partition)
-    }
-
     /// Notes that a write of a key has met a newer version.
     pub(super) fn note_contention(&self, state: &mut LoopState, key: &StorageKey) {
         let partition = self.shared.view.load().partition(key.token());
-        state.contended.insert(partition, self.now_us() + CONTENDED_US);
+        let now_us = self.now_us();
+        if state.contended.insert(partition, now_us + CONTENDED_US).is_none() {
+            state.contended.retain(|_, until_us| *until_us > now_us);
+        }
     }
 
     fn start_read(
         &self,
         state: &mut LoopState,
         view: &View,
+        now_us: u64,
         planned: PlannedRead,
         reply: ReadReplyTo,
         deadline_us: u64,
     ) {
         let PlannedRead { request, replicas, key, traceparent } = planned;
-        let alive = state.peers.alive(&replicas, self.shared.elapsed_us());
+        let alive = state.peers.alive(&replicas, now_us);
         let mut order = std::mem::take(&mut state.order);
         state.peers.preferred(&replicas, view, &mut order);
         let mut effects = std::mem::take(&mut state.read_effects);
@@ -169,8 +176,8 @@ impl IoLoop {
                 reply.send(Err(error));
             }
             Ok(machine) => {
-                let (started_us, reply) = (self.now_us(), Some(reply));
-                let rounds = Vec::with_capacity(1);
+                let (started_us, reply) = (now_us, Some(reply));
+                let rounds = ShortList::default();
                 let operation = ReadOperation {
                     machine,
                     replicas,
@@ -293,6 +300,28 @@ impl IoLoop {
             Err(WriteError::Unavailable { .. }) => Counters::count(&counters.writes_unavailable),
             Err(_) => Counters::count(&counters.writes_unknown),
         }
+    }
+}
+
+/// True if a write to the partition has lost a race lately. With a replica away, the next race could
+/// end undecided; asking for versions first costs a round trip and cannot (P5).
+fn is_contended(
+    contended: &BTreeMap<PartitionIndex, u64>,
+    partition: PartitionIndex,
+    now_us: u64,
+) -> bool {
+    contended.get(&partition).is_some_and(|until_us| *until_us > now_us)
+}
+
+/// Places among the operations in flight, kept for those that wait to start.
+pub(super) struct Places<'a> {
+    io: &'a IoLoop,
+    operations: usize,
+}
+
+impl Drop for Places<'_> {
+    fn drop(&mut self) {
+        self.io.lock().unanswered -= self.operations;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use coordinator::{ReadEffect, ReadError, ReadEvent, ReadReply, WriteEffect, WriteEvent};
 use model::{
-    Hlc, OperationId, Refusal, ReplicaIndex, ReplicaMask, StorageKey, Version, WriteAnswer,
+    Hlc, OperationId, Record, Refusal, ReplicaIndex, ReplicaMask, StorageKey, Version, WriteAnswer,
 };
 
 use super::{
@@ -64,8 +64,9 @@ impl IoLoop {
             if !unreachable.is_empty() {
                 write.machine.handle(WriteEvent::Unreachable { replicas: unreachable }, effects);
             }
-            if let Some(from) = own {
-                let event = self.version_here(from, &write.key);
+            if let Some(from) = own
+                && let Some(event) = self.version_here(from, token, &write.key)
+            {
                 write.machine.handle(event, effects);
             }
             if let Some(above) = stamp {
@@ -82,13 +83,31 @@ impl IoLoop {
         self.forget_if_finished(state, token);
     }
 
-    /// This node's own answer to a version query.
-    fn version_here(&self, from: ReplicaIndex, key: &StorageKey) -> WriteEvent {
+    /// This node's own answer to a version query: at once if memory knows, else behind the caller's
+    /// back.
+    fn version_here(
+        &self,
+        from: ReplicaIndex,
+        token: Token,
+        key: &StorageKey,
+    ) -> Option<WriteEvent> {
+        let read = self.read_here(key, move |this, state, read| {
+            let event = this.version_event(from, read);
+            this.write_event(state, token, event);
+        })?;
+        Some(self.version_event(from, read))
+    }
+
+    fn version_event(
+        &self,
+        from: ReplicaIndex,
+        read: Result<Option<Record>, Refusal>,
+    ) -> WriteEvent {
         let refused = |refusal| {
             let answer = WriteAnswer::Refused(refusal);
             WriteEvent::Answer { from, hlc: Hlc::ZERO, answer }
         };
-        match self.shared.read_blocking(key) {
+        match read {
             Ok(Some(record)) if self.is_future(record.version().hlc) => {
                 refused(Refusal::ClockAhead)
             }
@@ -107,7 +126,7 @@ impl IoLoop {
         if stamp > above {
             return Some(stamp);
         }
-        self.shared.clock.observe(self.shared.believed_wall(), above).ok()?;
+        self.shared.clock.observe(|| self.shared.believed_wall(), above).ok()?;
         self.shared.try_stamp().ok().filter(|it| *it > above)
     }
 
@@ -243,10 +262,7 @@ pub(super) const VERSION_QUERY: u8 = 15;
 /// Notes a round of requests and names it. `None`: the key has changed under so many rounds that no
 /// sequence number is left to tell the next one's answers; the read ends as if its time were over.
 fn round(read: &mut ReadOperation, token: Token, round: ReadRound) -> Option<OperationId> {
-    let at = read.rounds.iter().position(|it| *it == round).unwrap_or_else(|| {
-        read.rounds.push(round);
-        read.rounds.len() - 1
-    });
+    let at = read.rounds.position(&round).unwrap_or_else(|| read.rounds.push(round));
     let sequence = u8::try_from(at).ok().filter(|it| *it <= ROUND_MAX)?;
     Some(token.with_sequence(sequence))
 }

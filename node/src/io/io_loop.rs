@@ -97,7 +97,7 @@ impl IoLoop {
             order: Vec::new(),
         };
         let timer = Notify::new();
-        let started = Instant::now();
+        let started = shared.started();
         Arc::new_cyclic(|this| {
             let this = Weak::clone(this);
             Self { shared, index, state: Mutex::new(state), timer, started, this }
@@ -109,7 +109,13 @@ impl IoLoop {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Microseconds since the loop started.
+    /// How many clients should have been told so long ago, and were not.
+    pub fn overdue(&self, grace_us: u64) -> usize {
+        let due_us = self.now_us().saturating_sub(grace_us);
+        self.lock().operations.overdue(due_us)
+    }
+
+    /// Microseconds since the node started.
     pub fn now_us(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }

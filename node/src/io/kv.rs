@@ -18,7 +18,7 @@ use tonic::{
 };
 
 use super::{
-    call::{Call, TRACEPARENT, level_error, level_of, overlap_error},
+    call::{Call, RETRY, TRACEPARENT, level_error, level_of, overlap_error},
     coordinate::{PlannedRead, PlannedWrite},
     io_loop::IoLoop,
     scan::ScanStream,
@@ -26,7 +26,6 @@ use super::{
 use crate::{
     counters::Counters,
     reply::{ReadDone, ReplyTo, WriteDone},
-    shared::NoStamp,
     view::KeyspaceView,
 };
 
@@ -144,7 +143,7 @@ impl KvApi {
             .map_err(|error| level_error(&error))?;
         let read_at = match Mutant::ExpiryByOwnClock.is_on() {
             true => Hlc::from_ms(call.shared.wall().0),
-            false => call.shared.clock.read(call.shared.believed_wall()),
+            false => call.shared.clock.read(call.wall),
         };
         Ok(PlannedRead {
             request: ReadRequest { requirement, read_at },
@@ -162,21 +161,22 @@ impl KvApi {
         request: WriteRequest,
         replicas: Arc<ReplicaSet>,
     ) -> Result<WriteDone, CallError> {
-        let stamp = self.stamp(call).await?;
+        let stamp = self.stamp(call, 1).await?;
         let traceparent = call.traceparent.clone();
         let planned = PlannedWrite { request, replicas, stamp, traceparent };
         let (reply, result) = oneshot::channel();
         let writes = std::iter::once((planned, ReplyTo::Call(reply)));
         self.io.start_writes(writes, call.deadline_us)?;
-        result.await.map_err(stopped)
+        result.await.map_err(stopped_write)
     }
 
-    pub(super) async fn stamp(&self, call: &Call<'_>) -> Result<Hlc, CallError> {
-        match call.shared.try_stamp() {
-            Ok(stamp) => return Ok(stamp),
-            Err(NoStamp::Clock(state)) => return Err(call.clock_error(state)),
-            Err(NoStamp::Ceiling) => {}
+    /// A stamp for so many writes. Whoever has to wait for it holds their places among the operations
+    /// in flight: a disk that stalls must not collect bodies without end.
+    pub(super) async fn stamp(&self, call: &Call<'_>, writes: usize) -> Result<Hlc, CallError> {
+        if let Some(stamp) = call.shared.stamp_at(call.wall) {
+            return Ok(stamp);
         }
+        let _places = self.io.reserve(writes)?;
         let left = Duration::from_micros(call.deadline_us.saturating_sub(self.io.now_us()));
         let late = |_| {
             let message = "this node's disk did not make its clock durable in time";
@@ -225,7 +225,7 @@ impl KvApi {
         let (reply, result) = oneshot::channel();
         let reads = std::iter::once((planned, ReplyTo::Call(reply)));
         self.io.start_reads(reads, call.deadline_us)?;
-        let done: ReadDone = result.await.map_err(stopped)?;
+        let done: ReadDone = result.await.map_err(stopped_read)?;
         let reply = done.map_err(|error| call.read_error(level, &error))?;
         let participation = call.participation(reply.required, reply.answered, &replicas, overlap);
         let found = found(reply);
@@ -374,9 +374,30 @@ pub(super) fn found(reply: ReadReply) -> v1::Found {
     v1::Found { found, value: reply.value.unwrap_or_default(), version, expires_at_ms }
 }
 
-/// The node has stopped under the call.
-pub(super) fn stopped(_: oneshot::error::RecvError) -> CallError {
-    let mut error = CallError::new(Reason::WriteFailed, "the node stopped during the call");
+/// The node has stopped under a write.
+pub(super) fn stopped_write(_: oneshot::error::RecvError) -> CallError {
+    let mut error = CallError::new(Reason::WriteFailed, STOPPED);
     error.outcome = CallOutcome::Unknown;
     error
+}
+
+/// The node has stopped under a read.
+pub(super) fn stopped_read(_: oneshot::error::RecvError) -> CallError {
+    CallError::new(Reason::ReadFailed, STOPPED).retry_after(RETRY)
+}
+
+const STOPPED: &str = "the node stopped during the call";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_read_cut_off_is_no_write_of_unknown_outcome() {
+        let cut = || oneshot::channel::<()>().1;
+        let read = cut().await.map_err(stopped_read).unwrap_err();
+        assert_eq!((read.reason, read.outcome), (Reason::ReadFailed, CallOutcome::NotApplied));
+        let write = cut().await.map_err(stopped_write).unwrap_err();
+        assert_eq!((write.reason, write.outcome), (Reason::WriteFailed, CallOutcome::Unknown));
+    }
 }

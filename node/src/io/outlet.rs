@@ -29,7 +29,7 @@ impl Outlet<'_> {
         pass_on: ReplicaMask,
         record: Record,
     ) -> ReplicaMask {
-        let round = write.stamps.iter().position(|it| *it == record.version().hlc);
+        let round = write.stamps.position(&record.version().hlc);
         let round = u8::try_from(round.unwrap_or_default()).expect("two stamps at most");
         let operation = token.with_sequence(round);
         let node = write.replicas.node(to);

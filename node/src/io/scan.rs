@@ -26,7 +26,7 @@ use super::{
     coordinate::Full,
     coordinate::PlannedRead,
     io_loop::{Alarm, IoLoop},
-    kv::stopped,
+    kv::stopped_read,
     scan_range::{
         bounds, fingerprint, last_token_before, malformed, read_token, token_at, write_token,
     },
@@ -165,7 +165,7 @@ impl Scan {
         let set = Arc::clone(self.keyspace.replica_set(partition));
         let requirement = Requirement::for_read(self.level, &set, call.view.local_dc())
             .map_err(|it| level_error(&it))?;
-        let read_at = call.shared.clock.read(call.shared.believed_wall());
+        let read_at = call.shared.clock.read(call.wall);
         let rows_wanted = usize::try_from(self.rows_left).unwrap_or(usize::MAX).min(self.page_rows);
         let query = RangeQuery {
             operation: 0,
@@ -435,7 +435,7 @@ impl Scan {
             (planned, ReplyTo::Batch { batch: Arc::clone(&batch), position })
         });
         self.io.start_reads(reads, call.deadline_us)?;
-        let results = results.await.map_err(stopped)?;
+        let results = results.await.map_err(stopped_read)?;
         let failed = |error| call.read_error(self.level, &error);
         results.into_iter().map(|it| it.map_err(failed)).collect()
     }

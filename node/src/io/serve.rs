@@ -20,6 +20,7 @@ use crate::{
     outbox::{NotQueued, Outbox, OutboxBatch},
     shared::{Destination, Shared},
     storage::{RangeRequest, Space},
+    view::View,
 };
 
 /// A peer whose requests are served.
@@ -34,11 +35,13 @@ impl IoLoop {
     /// Serves the requests of one frame.
     pub fn serve(&self, caller: &Caller, origins: &Origins, frame: &mut Frame) {
         let shared = &self.shared;
-        let refusal = self.refuse_frame(frame);
+        let view = shared.view.load();
+        let refusal = self.refuse_frame(&view, frame);
         let mut items = Vec::with_capacity(frame.mutations.len());
         let mut answers = Answers::default();
         for mutation in frame.mutations.drain(..) {
-            self.serve_mutation(caller, origins, mutation, refusal, &mut items, &mut answers);
+            let judged = refusal.map_or_else(|| self.judge_mutation(&view, &mutation), Err);
+            self.serve_mutation(caller, origins, mutation, judged, &mut items, &mut answers);
         }
         if !items.is_empty() {
             add(&shared.counters.mutations_served, items.len());
@@ -57,16 +60,15 @@ impl IoLoop {
     }
 
     /// Why none of a frame's requests is judged, if so.
-    fn refuse_frame(&self, frame: &Frame) -> Option<Refusal> {
+    fn refuse_frame(&self, view: &View, frame: &Frame) -> Option<Refusal> {
         let shared = &self.shared;
         if frame.clock != 0
-            && let Err(error) = shared.clock.observe(shared.believed_wall(), Hlc(frame.clock))
+            && let Err(error) = shared.clock.observe(|| shared.believed_wall(), Hlc(frame.clock))
         {
             Counters::count(&shared.counters.clocks_refused);
             tracing::warn!(%error, "a peer's frame is refused");
             return Some(Refusal::ClockAhead);
         }
-        let view = shared.view.load();
         let requests = !frame.mutations.is_empty()
             || !frame.queries.is_empty()
             || !frame.range_queries.is_empty();
@@ -82,7 +84,7 @@ impl IoLoop {
         caller: &Caller,
         origins: &Origins,
         mut mutation: Mutation,
-        refusal: Option<Refusal>,
+        judged: Result<(StorageKey, Record), Refusal>,
         items: &mut Vec<CommitItem<Destination>>,
         answers: &mut Answers,
     ) {
@@ -94,7 +96,6 @@ impl IoLoop {
             None => Some(Arc::clone(&caller.outbox)),
             Some(origin) => origins.get(shared, origin, mutation.origin_io_loop),
         };
-        let judged = refusal.map_or_else(|| self.judge_mutation(&mutation), Err);
         let (key, record) = match judged {
             Ok(judged) => judged,
             Err(refusal) => {
@@ -125,13 +126,16 @@ impl IoLoop {
     }
 
     /// Checks key, checksum and clock of a mutation on its way in.
-    fn judge_mutation(&self, mutation: &Mutation) -> Result<(StorageKey, Record), Refusal> {
+    fn judge_mutation(
+        &self,
+        view: &View,
+        mutation: &Mutation,
+    ) -> Result<(StorageKey, Record), Refusal> {
         let shared = &self.shared;
         let Some(key) = StorageKey::parse(mutation.key.clone()) else {
             Counters::count(&shared.counters.peer_messages_malformed);
             return Err(Refusal::Failed);
         };
-        let view = shared.view.load();
         if view.metadata().is_some_and(|it| it.was_dropped(key.keyspace())) {
             // The sender has not heard of it yet. A keyspace unknown here may be newer than this view.
             Counters::count(&shared.counters.peer_requests_refused);
@@ -142,8 +146,7 @@ impl IoLoop {
             tracing::warn!(token = %key.token(), %error, "a peer's mutation is damaged");
             Refusal::Corrupt
         })?;
-        let wall = shared.believed_wall();
-        shared.clock.observe(wall, record.version().hlc).map_err(|error| {
+        shared.clock.observe(|| shared.believed_wall(), record.version().hlc).map_err(|error| {
             Counters::count(&shared.counters.clocks_refused);
             tracing::warn!(token = %key.token(), %error, "a peer's mutation is refused");
             Refusal::ClockAhead
