@@ -1,6 +1,10 @@
 //! Who may depend on whom, and on what from outside.
 
-use crate::{assert_none, documents, manifest, manifest::Manifest, tree::Tree};
+use crate::{
+    assert_none, documents, manifest,
+    manifest::{Manifest, list},
+    tree::Tree,
+};
 
 /// The drawing of ARCHITECTURE.md: each crate, and those of ours that it may import.
 pub(crate) const MAY_IMPORT: &[(&str, &[&str])] = &[
@@ -86,6 +90,29 @@ fn the_drawing_has_no_cycle() {
         let before = |other: &&str| MAY_IMPORT[..at].iter().any(|(it, _)| it == other);
         assert!(allowed.iter().all(before), "{name} imports something below it");
     }
+}
+
+/// Cargo gives all crates that it builds together the features that any of them asks for: a build
+/// that names no package must not take the simulator's deliberate bugs along.
+fn built_with_mutants(root: &str) -> Vec<String> {
+    let (members, default) = (list(root, "members"), list(root, "default-members"));
+    let served = members.into_iter().filter(|it| !["sim", "tests"].contains(it));
+    if served.eq(default) {
+        return Vec::new();
+    }
+    vec!["Cargo.toml: default-members are to be all members but sim and tests".to_owned()]
+}
+
+#[test]
+fn what_serves_is_built_without_deliberate_bugs() {
+    let bad = "\nmembers = [\"model\", \"sim\"]\ndefault-members = [\"model\", \"sim\"]\n";
+    assert_eq!(built_with_mutants(bad).len(), 1);
+
+    let tree = Tree::read();
+    assert_none(&built_with_mutants(tree.text("Cargo.toml")));
+    let manifests = tree.files.iter().filter(|it| it.path.ends_with("Cargo.toml"));
+    let asking = manifests.filter(|it| it.text.contains("\"mutants\""));
+    assert_eq!(asking.map(|it| &it.path).collect::<Vec<_>>(), ["sim/Cargo.toml"]);
 }
 
 #[test]

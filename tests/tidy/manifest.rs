@@ -61,6 +61,14 @@ pub(crate) fn workspace_dependencies(root: &str) -> Vec<&str> {
     table.lines().filter_map(key).collect()
 }
 
+/// The names in a list of the root manifest, such as `members`.
+pub(crate) fn list<'a>(root: &'a str, name: &str) -> Vec<&'a str> {
+    let start = format!("\n{name} = [");
+    let list = root.split_once(&start).and_then(|(_, it)| it.split_once(']'));
+    let (list, _) = list.unwrap_or_else(|| panic!("the root manifest has no {name}"));
+    list.split(',').map(|it| it.trim().trim_matches('"')).filter(|it| !it.is_empty()).collect()
+}
+
 /// The first word of `tokio.workspace = true` or `tokio = "1"`.
 fn key(line: &str) -> Option<&str> {
     let is_name = |it: char| it.is_ascii_alphanumeric() || it == '_' || it == '-';

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, list};
 
 /// Folders that hold no text of ours.
 const SKIPPED: &[&str] = &[".git", "target", "__pycache__"];
@@ -82,11 +82,7 @@ impl Tree {
 
     /// The manifests of all members of the workspace, in the root manifest's order.
     pub(crate) fn members(&self) -> Vec<Manifest> {
-        let root = self.text("Cargo.toml");
-        let list = root.split_once("members = [").and_then(|(_, it)| it.split_once(']'));
-        let (list, _) = list.expect("the root manifest lists its members");
-        let names = list.split(',').map(|it| it.trim().trim_matches('"'));
-        let names = names.filter(|it| !it.is_empty());
+        let names = list(self.text("Cargo.toml"), "members").into_iter();
         names.map(|it| Manifest::parse(it, self.text(&format!("{it}/Cargo.toml")))).collect()
     }
 }
