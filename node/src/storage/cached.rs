@@ -5,9 +5,11 @@
 //! times a hash lookup; a hit here copies nothing and verifies as any other read does.
 //!
 //! Invariant: a row is answered from here only while the engine would answer the same. A write shuts
-//! the doors of its keys before the engine sees it, and opens them once the new rows are in. Behind
-//! a shut door no row is found and none is kept: else a reader could be answered the old row after
-//! another was answered the new one.
+//! the doors of its keys before the engine sees it, and opens each once the new rows behind it are
+//! in. Behind a shut door no row is found and none is kept: else a reader could be answered the old
+//! row after another was answered the new one. A door is shut as often as changes are pending behind
+//! it, for several keys may share it, and a key may stand in a batch twice: each change puts its row
+//! in and takes one of them back under one lock, and only the last one opens.
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::path::Path;
@@ -36,10 +38,36 @@ const SHARDS: usize = 64;
 /// Doors of one shard. A key shares its door with every 4,096th other.
 const DOORS: usize = 64;
 
+type Rows = Cache<u64, Row, RowBytes, BuildHasherDefault<Prehashed>>;
+
 struct Shard {
-    rows: Cache<u64, Row, RowBytes, BuildHasherDefault<Prehashed>>,
-    /// Odd while shut; another number after each write.
-    doors: [u32; DOORS],
+    rows: Rows,
+    doors: [Door; DOORS],
+}
+
+/// Says whether the rows of some keys are those of the engine.
+#[derive(Clone, Copy, Default)]
+struct Door {
+    /// Changes that the engine may have seen, and the rows behind the door have not. Open at none.
+    pending: u32,
+    /// Rises with each that has ended: a reader who finds it as it was has missed no write.
+    ended: u32,
+}
+
+impl Door {
+    fn shut(&mut self) {
+        self.pending += 1;
+    }
+
+    fn end(&mut self) {
+        self.pending -= 1;
+        self.ended = self.ended.wrapping_add(1);
+    }
+
+    /// What a reader has to see again before it keeps what it has read; `None` while shut.
+    fn seen(self) -> Option<u32> {
+        (self.pending == 0).then_some(self.ended)
+    }
 }
 
 /// Key and value behind each other in one allocation.
@@ -60,7 +88,7 @@ impl<S: Storage> CachedStorage<S> {
             let hasher = BuildHasherDefault::default();
             let lifecycle = DefaultLifecycle::default();
             let rows = Cache::with(rows, shard_bytes, RowBytes, hasher, lifecycle);
-            Mutex::new(Shard { rows, doors: [0; DOORS] })
+            Mutex::new(Shard { rows, doors: [Door::default(); DOORS] })
         };
         Self { inner, shards: std::iter::repeat_with(shard).take(shards).collect() }
     }
@@ -70,76 +98,94 @@ impl<S: Storage> CachedStorage<S> {
         self.shards.get(index).map(lock)
     }
 
-    /// Looks a row up; `Err` with the number of its door if it is not here.
-    fn find(&self, hash: u64, key: &[u8]) -> Result<Bytes, u32> {
-        let Some(shard) = self.shard(hash) else { return Err(SHUT) };
-        let seen = shard.doors[door(hash)];
-        let row = if is_shut(seen) { None } else { shard.rows.get(&hash) };
+    /// Looks a row up; `Err` with what its door shows if it is not here.
+    fn find(&self, hash: u64, key: &[u8]) -> Result<Bytes, Option<u32>> {
+        let shard = self.shard(hash).ok_or(None)?;
+        let seen = shard.doors[door(hash)].seen();
+        let row = seen.and_then(|_| shard.rows.get(&hash));
         row.and_then(|it| it.value_of(key)).ok_or(seen)
     }
 
     /// Keeps a row that was read, unless it may have been written since its door was looked at.
-    fn keep(&self, hash: u64, key: &[u8], value: &Bytes, seen: u32) {
-        if is_shut(seen) {
+    fn keep(&self, hash: u64, key: &[u8], value: &Bytes, seen: Option<u32>) {
+        if seen.is_none() {
             return;
         }
         let row = Row::new(key, value);
         if let Some(mut shard) = self.shard(hash)
-            && shard.doors[door(hash)] == seen
+            && shard.doors[door(hash)].seen() == seen
         {
             shard.rows.insert(hash, row);
         }
     }
 
-    fn before_write(&self, batch: &WriteBatch) {
-        self.turn_doors(batch, |door| door | 1);
-    }
-
-    /// Keeps what was written, if it was accepted, and then opens the doors: two keys of a batch may
-    /// share one, and a key may stand in it twice.
-    fn after_write(&self, batch: &WriteBatch, accepted: bool) {
-        if accepted && !Mutant::RowCacheStale.is_on() {
-            self.take_over(batch);
-        }
-        self.turn_doors(batch, |door| (door | 1).wrapping_add(1));
-    }
-
-    fn take_over(&self, batch: &WriteBatch) {
-        for (_, change) in batch.changes().filter(|it| it.0 == Space::Data) {
-            match change {
-                Change::Put { key, value } => {
-                    let (hash, row) = (xxh3_64(key), Row::new(key, value));
-                    let Some(mut shard) = self.shard(hash) else { return };
-                    shard.rows.insert(hash, row);
-                }
-                Change::Delete { key } => {
-                    let hash = xxh3_64(key);
-                    let Some(mut shard) = self.shard(hash) else { return };
-                    shard.rows.remove(&hash);
-                }
-                Change::DeleteRange { .. } => {
-                    self.shards.iter().for_each(|it| lock(it).rows.clear());
-                }
-            }
-        }
-    }
-
-    /// Turns the doors of the keys of a batch.
-    fn turn_doors(&self, batch: &WriteBatch, turn: impl Fn(u32) -> u32) {
-        for (_, change) in batch.changes().filter(|it| it.0 == Space::Data) {
+    /// Shuts the doors of a batch, once for each change. The hashes of its keys come back, in order.
+    fn before_write(&self, batch: &WriteBatch) -> Vec<u64> {
+        let mut hashes = Vec::with_capacity(batch.len());
+        for change in self.changes(batch) {
             match change {
                 Change::Put { key, .. } | Change::Delete { key } => {
                     let hash = xxh3_64(key);
-                    let Some(mut shard) = self.shard(hash) else { return };
-                    let door = &mut shard.doors[door(hash)];
-                    *door = turn(*door);
+                    self.change(hash, |_, door| door.shut());
+                    hashes.push(hash);
+                }
+                Change::DeleteRange { .. } => self.change_doors(Door::shut),
+            }
+        }
+        hashes
+    }
+
+    /// Takes over what was written, if it was accepted, and opens the doors.
+    fn after_write(&self, batch: &WriteBatch, hashes: Vec<u64>, accepted: bool) {
+        let accepted = accepted && !Mutant::RowCacheStale.is_on();
+        let mut hashes = hashes.into_iter();
+        let mut hash = || hashes.next().expect("one for each key");
+        for change in self.changes(batch) {
+            match change {
+                Change::Put { key, value } if accepted => {
+                    let (hash, row) = (hash(), Row::new(key, value));
+                    self.change(hash, |rows, door| {
+                        rows.insert(hash, row);
+                        door.end();
+                    });
+                }
+                Change::Delete { .. } if accepted => {
+                    let hash = hash();
+                    self.change(hash, |rows, door| {
+                        rows.remove(&hash);
+                        door.end();
+                    });
+                }
+                Change::Put { .. } | Change::Delete { .. } => {
+                    self.change(hash(), |_, door| door.end());
                 }
                 Change::DeleteRange { .. } => {
-                    for mut shard in self.shards.iter().map(lock) {
-                        shard.doors.iter_mut().for_each(|it| *it = turn(*it));
+                    if accepted {
+                        self.shards.iter().for_each(|it| lock(it).rows.clear());
                     }
+                    self.change_doors(Door::end);
                 }
             }
+        }
+    }
+
+    /// The changes of a batch that concern the rows kept here.
+    fn changes<'a>(&self, batch: &'a WriteBatch) -> impl Iterator<Item = Change<'a>> {
+        let cached = !self.shards.is_empty();
+        batch.changes().filter(move |it| cached && it.0 == Space::Data).map(|it| it.1)
+    }
+
+    /// Changes a key's door and the rows behind it, under one lock.
+    fn change(&self, hash: u64, change: impl FnOnce(&mut Rows, &mut Door)) {
+        if let Some(mut shard) = self.shard(hash) {
+            let Shard { rows, doors } = &mut *shard;
+            change(rows, &mut doors[door(hash)]);
+        }
+    }
+
+    fn change_doors(&self, mut change: impl FnMut(&mut Door)) {
+        for mut shard in self.shards.iter().map(lock) {
+            shard.doors.iter_mut().for_each(&mut change);
         }
     }
 }
@@ -185,9 +231,9 @@ impl<S: Storage> Storage for CachedStorage<S> {
     }
 
     fn write(&self, batch: &WriteBatch, durability: Durability) -> Result<(), StorageError> {
-        self.before_write(batch);
+        let hashes = self.before_write(batch);
         let written = self.inner.write(batch, durability);
-        self.after_write(batch, written.is_ok());
+        self.after_write(batch, hashes, written.is_ok());
         written
     }
 
@@ -250,13 +296,6 @@ fn door(hash: u64) -> usize {
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-fn is_shut(door: u32) -> bool {
-    door % 2 == 1
-}
-
-/// The number of a door that never opens.
-const SHUT: u32 = 1;
 
 /// What a row takes besides its bytes: its place in the table, and the allocations' own.
 const ROW_BYTES_BESIDES: u64 = 112;

@@ -55,14 +55,14 @@ fn a_row_read_before_a_write_is_not_kept_after_it() {
     let seen = storage.find(hash, KEY).unwrap_err();
     let mut batch = WriteBatch::new();
     batch.put(Space::Data, KEY, [&b"new"[..]]);
-    storage.before_write(&batch);
+    let hashes = storage.before_write(&batch);
     storage.keep(hash, KEY, &old, seen);
     let during = storage.find(hash, KEY).unwrap_err();
     storage.inner.write(&batch, Durability::Synced).unwrap();
     assert_eq!(get(&storage).unwrap(), "new", "what the engine shows is answered");
     storage.keep(hash, KEY, &old, during);
     assert_eq!(get(&storage).unwrap(), "new", "nothing is kept during a write");
-    storage.after_write(&batch, true);
+    storage.after_write(&batch, hashes, true);
     assert!(storage.find(hash, KEY).is_ok());
     storage.keep(hash, KEY, &old, seen);
     storage.keep(hash, KEY, &old, during);
@@ -77,13 +77,17 @@ fn an_old_row_is_not_answered_once_the_engine_shows_the_new_one() {
     for value in [&b"first"[..], b"second"] {
         batch.put(Space::Data, KEY, [value]);
     }
-    storage.before_write(&batch);
+    let hashes = storage.before_write(&batch);
     assert_eq!(get(&storage).unwrap(), "old");
     storage.inner.write(&batch, Durability::Synced).unwrap();
     assert_eq!(get(&storage).unwrap(), "second");
-    storage.take_over(&batch);
-    assert_eq!(get(&storage).unwrap(), "second");
-    storage.after_write(&batch, true);
+    let mut first = WriteBatch::new();
+    first.put(Space::Data, KEY, [&b"first"[..]]);
+    storage.after_write(&first, hashes[..1].to_vec(), true);
+    assert_eq!(get(&storage).unwrap(), "second", "its door is shut until the last row is in");
+    let mut second = WriteBatch::new();
+    second.put(Space::Data, KEY, [&b"second"[..]]);
+    storage.after_write(&second, hashes[1..].to_vec(), true);
     assert_eq!(get(&storage).unwrap(), "second");
     assert_eq!(storage.find(xxh3_64(KEY), KEY).unwrap(), "second");
 }
@@ -120,4 +124,56 @@ fn keys_of_one_hash_are_told_apart() {
         .rows
         .insert(hash, Row::new(b"other", b"not this"));
     assert_eq!(get(&storage), None);
+}
+
+/// Another key behind the door of this one.
+fn neighbour(key: &[u8]) -> Vec<u8> {
+    let place = |key: &[u8]| xxh3_64(key) >> 52;
+    let mut keys = (0..u32::MAX).map(|it| it.to_be_bytes().to_vec());
+    keys.find(|it| place(it) == place(key)).unwrap()
+}
+
+#[test]
+fn keys_that_share_a_door_wait_for_each_other() {
+    let storage = CachedStorage::new(MemoryStorage::new(), 1 << 20);
+    let other = neighbour(KEY);
+    put(&storage, b"old").unwrap();
+    let (mut both, mut first) = (WriteBatch::new(), WriteBatch::new());
+    both.put(Space::Data, &other, [&b"x"[..]]);
+    first.put(Space::Data, &other, [&b"x"[..]]);
+    both.put(Space::Data, KEY, [&b"new"[..]]);
+    let hashes = storage.before_write(&both);
+    storage.inner.write(&both, Durability::Synced).unwrap();
+    storage.after_write(&first, hashes[..1].to_vec(), true);
+    assert_eq!(get(&storage).unwrap(), "new", "the row of before is not found");
+    let mut second = WriteBatch::new();
+    second.put(Space::Data, KEY, [&b"new"[..]]);
+    storage.after_write(&second, hashes[1..].to_vec(), true);
+    for (key, value) in [(KEY, "new"), (&other, "x")] {
+        assert_eq!(storage.find(xxh3_64(key), key).unwrap(), value, "kept, and found again");
+    }
+}
+
+#[test]
+fn a_range_deleted_in_the_batch_takes_along_what_is_kept() {
+    let storage = CachedStorage::new(MemoryStorage::new(), 1 << 20);
+    put(&storage, b"old").unwrap();
+    let mut batch = WriteBatch::new();
+    batch.put(Space::Data, KEY, [&b"new"[..]]);
+    batch.delete_range(Space::Data, b"a", b"z");
+    storage.write(&batch, Durability::Synced).unwrap();
+    assert_eq!(get(&storage), None);
+    put(&storage, b"again").unwrap();
+    assert_eq!(storage.find(xxh3_64(KEY), KEY).unwrap(), "again", "its door is open");
+}
+
+#[test]
+fn a_row_too_large_to_keep_takes_the_old_one_along() {
+    let storage = CachedStorage::new(MemoryStorage::new(), 64 << 10);
+    put(&storage, b"old").unwrap();
+    assert!(storage.find(xxh3_64(KEY), KEY).is_ok());
+    let large = vec![7; 32 << 10];
+    put(&storage, &large).unwrap();
+    assert_eq!(get(&storage).unwrap(), large);
+    assert!(storage.find(xxh3_64(KEY), KEY).is_err(), "not kept");
 }
