@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use model::{Layout, Limits};
 
+use crate::commit::CommitSettings;
+
 /// The settings of one node.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -48,6 +50,9 @@ pub struct NodeConfig {
     pub scans_max: usize,
     /// Bytes queued for one peer; beyond it the peer counts as unreachable for what follows.
     pub peer_queue_bytes_max: usize,
+    /// Bytes of hints kept for one target. Beyond it the exchange does the work, which moves less than
+    /// a replay of many overwrites would.
+    pub hint_bytes_per_target_max: u64,
     /// How long a connection may take to its first request, in milliseconds: half-open and idle
     /// strangers are closed then.
     pub first_request_timeout_ms: u64,
@@ -77,6 +82,7 @@ impl Default for NodeConfig {
             operations_in_flight_max: 65_536,
             scans_max: 64,
             peer_queue_bytes_max: 64 << 20,
+            hint_bytes_per_target_max: CommitSettings::default().hint_bytes_per_target_max,
             first_request_timeout_ms: 10_000,
             shutdown_grace_ms: 5_000,
         }

@@ -165,12 +165,18 @@ fn tell(operation: &Operation) -> String {
             format!("{value}{}", version.map_or(String::new(), |it| format!(", version {it}")))
         }
         Outcome::NotApplied { reason } => format!("not applied, {}", reason.as_str()),
-        Outcome::Unknown { reason, versions } => {
-            format!("unknown, {}, sent as {versions:?}", reason.map_or("gave up", |it| it.as_str()))
+        Outcome::Unknown { reason, answered, versions } => {
+            let reason = reason.map_or("gave up", |it| it.as_str());
+            let by = if *answered { "a node" } else { "the client" };
+            let versions =
+                versions.as_ref().map_or(String::new(), |it| format!(", sent as {it:?}"));
+            format!("unknown, {reason} by {by}{versions}")
         }
     };
+    let tries =
+        if operation.tries > 1 { format!(", {} times", operation.tries) } else { String::new() };
     format!(
-        "#{id} {action} at {level} by session {session} of dc {datacenter}, \
+        "#{id} {action}{tries} at {level} by session {session} of dc {datacenter}, \
          {called_us}..{returned} us: {outcome}"
     )
 }

@@ -37,12 +37,18 @@ impl Coverage {
                 Action::Get => "get",
             };
             self.add("call", &format!("{action} {:?}", it.via).to_lowercase(), 1);
+            if it.tries > 1 {
+                self.add("call", "sent again", 1);
+            }
             self.add("level", &it.level.to_string(), 1);
             let outcome = match &it.outcome {
                 Outcome::Written { .. } => "written".to_owned(),
                 Outcome::Found { value: Some(_), .. } => "found".to_owned(),
                 Outcome::Found { value: None, .. } => "absent".to_owned(),
                 Outcome::NotApplied { reason } => format!("not applied: {}", reason.as_str()),
+                Outcome::Unknown { reason: Some(it), answered: false, .. } => {
+                    format!("unanswered: {}", it.as_str())
+                }
                 Outcome::Unknown { reason: Some(it), .. } => format!("unknown: {}", it.as_str()),
                 Outcome::Unknown { reason: None, .. } => "unknown: given up".to_owned(),
             };
@@ -92,15 +98,37 @@ const WANTED: &[(&str, &str)] = &[
     ("node", "hints_stored"),
     ("node", "superseded"),
     ("node", "clock_suspensions"),
+    ("node", "calls_clock_skew"),
+    ("node", "calls_overloaded"),
+    ("node", "hints_marked_dirty"),
+    ("node", "checksum_failures"),
+    ("node", "corrupt"),
+    ("node", "metadata_adopted"),
     ("node", "groups_full"),
     ("node", "groups_failed"),
     ("call", "put single"),
-    ("call", "put batch"),
     ("call", "delete single"),
     ("call", "get single"),
     ("call", "get batch"),
     ("call", "get scan"),
+    ("call", "sent again"),
     ("call", "put with a ttl single"),
+    ("call", "delete batch"),
+    ("call", "put batch"),
+    ("level", "ANY"),
+    ("level", "ONE"),
+    ("level", "TWO"),
+    ("level", "THREE"),
+    ("level", "QUORUM"),
+    ("level", "ALL"),
+    ("level", "LOCAL_ONE"),
+    ("level", "LOCAL_QUORUM"),
+    ("level", "EACH_QUORUM"),
+    ("outcome", "not applied: CLOCK_SKEW"),
+    ("outcome", "not applied: OVERLOADED"),
+    ("outcome", "not applied: READ_TIMEOUT"),
+    ("outcome", "unknown: WRITE_FAILED"),
+    ("outcome", "unknown: DISK_FULL"),
     ("outcome", "found"),
     ("outcome", "absent"),
     ("outcome", "written"),

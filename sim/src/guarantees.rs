@@ -3,62 +3,74 @@
 
 use std::fmt::Write as _;
 
-use model::ConsistencyLevel;
+use model::{ConsistencyLevel, Mutant};
 
 use crate::{
     scenario::{self, Availability, Plot, tell},
     workload::PROBED,
 };
 
-/// What keys promise by the levels at which they are written and read, and who judges it.
-const PROMISES: &[[&str; 4]] = &[
-    [
-        "QUORUM or ALL / QUORUM or ALL",
-        "linearizable: each put, delete and get takes effect at one instant between its call and its \
-         answer; a write of unknown outcome may take effect later, once",
-        "linearizable, acked, deletes, monotonic, unknown",
-        "no-confirmation, superseded-confirms, half-is-a-quorum",
-    ],
-    [
-        "LOCAL_QUORUM / LOCAL_QUORUM, clients of one datacenter",
-        "linearizable in that datacenter; what others write there is a write that may take effect \
-         at any time",
-        "linearizable, acked",
-        "local-counts-remote",
-    ],
-    ["EACH_QUORUM / EACH_QUORUM", "linearizable", "linearizable, acked", "each-is-local"],
-    [
-        "EACH_QUORUM / LOCAL_QUORUM",
-        "regular: no acknowledged write is missed and writes keep their order; a write under way may \
-         be read here and not yet there",
-        "regular, acked, deletes",
-        "each-is-local, half-is-a-quorum",
-    ],
-    [
-        "LOCAL_QUORUM / EACH_QUORUM",
-        "an acknowledged write is read, unless a higher clock overwrote it",
-        "acked, session",
-        "client-clock-ignored",
-    ],
-    [
-        "ALL / ONE",
-        "regular; not monotonic while a write is under way",
-        "regular, acked",
-        "corrupt-is-absent, hint-counts-as-answer",
-    ],
-    [
-        "QUORUM / ONE, and all other pairs",
-        "replicas converge, and each client's own writes keep their order",
-        "replicas-agree, versions-rise, session",
-        "row-cache-stale, group-judged-blindly",
-    ],
-    [
-        "keys with a time to live",
-        "as above; around the moment of expiry, within the bound of clock offsets, either answer is \
-         given, and never the value after its absence",
-        "expiry",
-        "expiry-by-own-clock",
-    ],
+/// What keys of a pair of levels promise, and who judges it.
+struct Promise {
+    levels: &'static str,
+    promised: &'static str,
+    judges: &'static [&'static str],
+    mutants: &'static [Mutant],
+}
+
+const PROMISES: &[Promise] = &[
+    Promise {
+        levels: "QUORUM or ALL / QUORUM or ALL",
+        promised: "linearizable: each put, delete and get takes effect at one instant between its call and its \
+                  answer; a write of unknown outcome may take effect later, once",
+        judges: &["linearizable", "acked", "deletes", "monotonic", "unknown"],
+        mutants: &[Mutant::NoConfirmation, Mutant::SupersededConfirms, Mutant::HalfIsAQuorum],
+    },
+    Promise {
+        levels: "LOCAL_QUORUM / LOCAL_QUORUM, clients of one datacenter",
+        promised: "linearizable in that datacenter; what others write there is a write that may take effect \
+                  at any time",
+        judges: &["linearizable", "acked"],
+        mutants: &[Mutant::LocalCountsRemote],
+    },
+    Promise {
+        levels: "EACH_QUORUM / EACH_QUORUM",
+        promised: "linearizable",
+        judges: &["linearizable", "acked"],
+        mutants: &[Mutant::EachIsLocal],
+    },
+    Promise {
+        levels: "EACH_QUORUM / LOCAL_QUORUM",
+        promised: "regular: no acknowledged write is missed and writes keep their order; a write under way may \
+                  be read here and not yet there",
+        judges: &["regular", "acked", "deletes"],
+        mutants: &[Mutant::EachIsLocal, Mutant::HalfIsAQuorum],
+    },
+    Promise {
+        levels: "LOCAL_QUORUM / EACH_QUORUM",
+        promised: "an acknowledged write is read, unless a higher clock overwrote it",
+        judges: &["acked", "session"],
+        mutants: &[Mutant::ClientClockIgnored],
+    },
+    Promise {
+        levels: "ALL / ONE",
+        promised: "regular; not monotonic while a write is under way",
+        judges: &["regular", "acked"],
+        mutants: &[Mutant::CorruptIsAbsent, Mutant::HintCountsAsAnswer],
+    },
+    Promise {
+        levels: "QUORUM / ONE, and all other pairs",
+        promised: "replicas converge, and each client's own writes keep their order",
+        judges: &["replicas-agree", "versions-rise", "session"],
+        mutants: &[Mutant::RowCacheStale, Mutant::GroupJudgedBlindly],
+    },
+    Promise {
+        levels: "keys with a time to live",
+        promised: "as above; around the moment of expiry, within the bound of clock offsets, either answer is \
+                  given, and never the value after its absence",
+        judges: &["expiry"],
+        mutants: &[Mutant::ExpiryByOwnClock],
+    },
 ];
 
 /// Writes the page. Plays every failure: takes about half a minute.
@@ -69,7 +81,10 @@ pub fn page() -> String {
     };
     row(&mut page, &["written / read at", "promised", "judged by", "mutants that show it"]);
     row(&mut page, &["---"; 4]);
-    PROMISES.iter().for_each(|it| row(&mut page, it));
+    for it in PROMISES {
+        let mutants: Vec<_> = it.mutants.iter().map(|it| it.as_str()).collect();
+        row(&mut page, &[it.levels, it.promised, &it.judges.join(", "), &mutants.join(", ")]);
+    }
     page.push_str(MIDDLE);
     let mut stories = String::new();
     let mut tables = [String::new(), String::new()];
@@ -136,3 +151,19 @@ call that cannot be met is refused before anything is sent, as `NOT_ENOUGH_REPLI
 the failure came may end with an unknown outcome.
 
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_judge_that_is_named_exists() {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
+        let inspect = std::fs::read_to_string(format!("{source}/inspect.rs")).unwrap();
+        for judge in PROMISES.iter().flat_map(|it| it.judges) {
+            let file = std::fs::read_to_string(format!("{source}/checker/{judge}.rs"));
+            let (checker, name) = (file.unwrap_or_default(), format!("\"{judge}\""));
+            assert!(checker.contains(&name) || inspect.contains(&name), "who is {judge}?");
+        }
+    }
+}

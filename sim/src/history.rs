@@ -30,7 +30,12 @@ pub struct Operation {
     pub action: Action,
     /// By which call.
     pub via: Via,
-    /// When the call began, in microseconds of the run.
+    /// The write's request id, if its client chose one: whatever version it has carries it.
+    pub request: Option<u64>,
+    /// How often its client sent it, at least once, under one request id. Each is a write of its own
+    /// (X2); the outcome is that of the last.
+    pub tries: u32,
+    /// When the call began, the first if there were several, in microseconds of the run.
     pub called_us: u64,
     /// By when it had to be answered, if its client said so.
     pub deadline_us: Option<u64>,
@@ -93,9 +98,16 @@ pub enum Outcome {
     Unknown {
         /// Why; `None` if the client gave up by itself.
         reason: Option<Reason>,
-        /// The versions under which it was sent to replicas, as far as the error tells.
-        versions: Vec<Version>,
+        /// True if a node said so, and not the client: at its own timer, or as the connection broke.
+        answered: bool,
+        /// Every version under which it was sent to replicas, if the answer told.
+        versions: Option<Vec<Version>>,
     },
+}
+
+impl Outcome {
+    /// The client gave up by itself.
+    pub const GIVEN_UP: Self = Self::Unknown { reason: None, answered: false, versions: None };
 }
 
 impl Operation {

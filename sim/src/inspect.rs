@@ -6,8 +6,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use model::{MetadataHash, Record, StorageKey, Version};
+use model::{MetadataHash, NodeId, Record, StorageKey, Version};
 use node::{
+    commit::QueueLimits,
     replica::decode_stored,
     storage::{Change, RangePage, RangeRequest, Space},
 };
@@ -18,7 +19,7 @@ use crate::{
     history::{Action, Operation, Outcome},
     shape::Shape,
     workload::decode,
-    world::{SimNode, World},
+    world::{EPOCH_MS, SimNode, World},
 };
 
 /// A hash of everything on all disks.
@@ -74,6 +75,8 @@ pub struct Watch {
     versions: BTreeMap<(usize, Bytes), Version>,
     ends: usize,
     metadata: BTreeMap<u64, (MetadataHash, String)>,
+    /// How far all clocks but one were ahead of true time at most.
+    excused_ms: i64,
 }
 
 impl Watch {
@@ -133,6 +136,38 @@ impl Watch {
         })
     }
 
+    /// No hybrid clock runs further ahead of true time than C1 to C5 let it.
+    ///
+    /// One wall clock alone may be wrong by any time, and nobody believes it. What a second one shares
+    /// with it counts for the rest of the run: two that are wrong alike may confirm each other, and
+    /// hybrid clocks never go back. Above that a reading may lie `clock_offset_max` ahead, and a
+    /// restarted node's ceiling, made from such a reading, most of that again.
+    pub fn clocks_keep_near(&mut self, world: &World) -> Vec<Violation> {
+        let errors_ms = world.nodes.iter().map(|it| it.controls.clock_error_ms(world.now()));
+        let mut errors_ms: Vec<i64> = errors_ms.collect();
+        errors_ms.sort_unstable();
+        let second = errors_ms.len().checked_sub(2).map_or(0, |it| errors_ms[it]);
+        self.excused_ms = self.excused_ms.max(second);
+        let true_ms = EPOCH_MS + u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX);
+        let mut violations = Vec::new();
+        for it in &world.nodes {
+            let Some(node) = it.controls.node() else { continue };
+            let allowed_ms = 2 * node.shared.config.clock_offset_max_ms
+                + u64::try_from(self.excused_ms).unwrap_or(0);
+            let highest_ms = node.shared.clock.highest().ms();
+            if highest_ms > true_ms + allowed_ms {
+                let ahead_ms = highest_ms - true_ms;
+                let what = format!(
+                    "{}: its hybrid clock is {ahead_ms} ms ahead of true time, {allowed_ms} ms at most \
+                     are explained (C1 to C5)",
+                    it.name
+                );
+                violations.push(Violation::broken("clock", None, what));
+            }
+        }
+        violations
+    }
+
     /// All nodes agree on each step of the metadata.
     pub fn metadata_agrees(&mut self, world: &World) -> Vec<Violation> {
         let mut violations = Vec::new();
@@ -166,6 +201,15 @@ pub fn nothing_is_unanswered(world: &World) -> Vec<Violation> {
     violations
 }
 
+/// Everything that is watched now and then for the whole of a run.
+pub fn watch(world: &World, watch: &mut Watch) -> Vec<Violation> {
+    let mut seen = bounds(world);
+    seen.extend(watch.clocks_keep_near(world));
+    seen.extend(watch.metadata_agrees(world));
+    seen.extend(watch.versions_rise(world));
+    seen
+}
+
 /// With each step: queues keep their bounds, deadlines ring, clocks keep their ceilings (C5).
 pub fn bounds(world: &World) -> Vec<Violation> {
     let mut violations = Vec::new();
@@ -176,16 +220,19 @@ pub fn bounds(world: &World) -> Vec<Violation> {
             violations.push(Violation::broken(checker, None, what));
         };
         let shared = &node.shared;
+        let overdue = it.controls.overdue.swap(0, Ordering::Relaxed);
+        if overdue > 0 {
+            violated("deadline", format!("{overdue} clients were not told at their deadline"));
+        }
         for io_loop in &node.loops {
             let state = io_loop.lock();
             let (unanswered, limit) = (state.unanswered, shared.config.operations_in_flight_max);
             if unanswered > limit {
                 violated("bounded", format!("{unanswered} operations in flight, {limit} allowed"));
             }
-            let due_us = shared.elapsed_us().saturating_sub(LATE_US);
-            let overdue = state.operations.overdue(due_us);
-            if overdue > 0 {
-                violated("deadline", format!("{overdue} clients were not told at their deadline"));
+            let (held, limit) = (state.operations.len(), limit * ANSWERED_FACTOR);
+            if held > limit {
+                violated("bounded", format!("{held} operations held, {limit} allowed"));
             }
             for peer in state.peers.iter() {
                 let (bytes, limit) = (peer.outbox.bytes(), shared.config.peer_queue_bytes_max);
@@ -198,6 +245,20 @@ pub fn bounds(world: &World) -> Vec<Violation> {
                 }
             }
         }
+        let (queued, limit) = (shared.commits.len(), QueueLimits::default().items_max);
+        if queued > limit {
+            violated("bounded", format!("{queued} items wait to be written, {limit} allowed"));
+        }
+        for (target, bytes) in hint_bytes(it) {
+            let limit = shared.config.hint_bytes_per_target_max;
+            if bytes > limit {
+                let target = NodeId(target);
+                violated(
+                    "bounded",
+                    format!("{bytes} bytes of hints for {target}, {limit} allowed"),
+                );
+            }
+        }
         let (highest, before) = (shared.clock.highest().0, it.ceiling_before);
         if highest < before {
             violated(
@@ -207,6 +268,30 @@ pub fn bounds(world: &World) -> Vec<Violation> {
         }
     }
     violations
+}
+
+/// The bytes of the hints on a node's disk, for each target.
+fn hint_bytes(node: &SimNode) -> BTreeMap<u128, u64> {
+    let mut bytes = BTreeMap::new();
+    for (row, value) in node.disk.peek(&RangeRequest::prefix(Space::Hints, Vec::new())).rows {
+        let target = row[..NODE_BYTES].try_into().map(u128::from_be_bytes).unwrap_or_default();
+        *bytes.entry(target).or_default() += (row.len() + value.len()) as u64;
+    }
+    bytes
+}
+
+/// Hints are handed over and forgotten once their targets are there again (H2).
+pub fn hints_are_gone(world: &World) -> Result<(), String> {
+    let mut left = Vec::new();
+    for node in &world.nodes {
+        let rows = node.disk.peek(&RangeRequest::prefix(Space::Hints, Vec::new())).rows;
+        if let Some((row, _)) = rows.first() {
+            let key =
+                StorageKey::parse(row.slice(NODE_BYTES..)).map(|it| format!("{:?}", it.key()));
+            left.push(format!("{} keeps {}, of {key:?} first", node.name, rows.len()));
+        }
+    }
+    if left.is_empty() { Ok(()) } else { Err(left.join("; ")) }
 }
 
 /// Hints carry final stamps (H2): no node that has lived through everything, and whose disk works,
@@ -249,7 +334,9 @@ pub fn hints_are_final(world: &World, history: &[Operation]) -> Vec<Violation> {
 }
 
 fn acknowledged_before(history: &[Operation], until_us: u64) -> BTreeMap<u64, Version> {
-    let puts = history.iter().filter(|it| it.returned_us.is_some_and(|it| it < until_us));
+    // Of a put that was sent several times, each may have left hints of its own.
+    let once = history.iter().filter(|it| it.tries == 1);
+    let puts = once.filter(|it| it.returned_us.is_some_and(|it| it < until_us));
     let written = puts.filter_map(|it| match (&it.action, &it.outcome) {
         (Action::Put { value, .. }, Outcome::Written { version }) => Some((*value, *version)),
         _ => None,
@@ -326,7 +413,7 @@ pub fn nothing_is_left(world: &World, shape: &Shape) -> Vec<Violation> {
 const NODE_BYTES: usize = 16;
 /// How long the disk may take to replace a hint after its write was acknowledged.
 const HINT_REPLACED_US: u64 = 2_000_000;
-/// How much later than a deadline its alarm may ring.
-const LATE_US: u64 = 50_000;
+/// How many more operations than may be unanswered a node may hold, for the hints of slow replicas.
+const ANSWERED_FACTOR: usize = 4;
 const TASKS_OF_A_NODE: usize = 16;
 const TASKS_OF_A_LINK: usize = 9;

@@ -87,6 +87,12 @@ struct Inner {
     values: u64,
 }
 
+impl Inner {
+    fn operation(&mut self, id: u64) -> &mut Operation {
+        &mut self.operations[usize::try_from(id).expect("few operations")]
+    }
+}
+
 impl Recorder {
     /// An empty history.
     pub fn new(log: Log) -> Self {
@@ -119,10 +125,12 @@ impl Recorder {
         self.inner.borrow().keys.keys().cloned().collect()
     }
 
-    /// The keys of one partition key that anything was asked of.
-    pub fn keys_of(&self, partition: &str) -> Vec<KeyName> {
+    /// The key that the database knows as this one, if anything was asked of it.
+    pub fn named_key(&self, key: &model::Key) -> Option<KeyName> {
+        let text = |it: &[u8]| String::from_utf8_lossy(it).into_owned();
+        let name = format!("{}/{}", text(&key.partition_key), text(&key.sort_key));
         let inner = self.inner.borrow();
-        inner.keys.keys().filter(|it| it.partition() == partition).cloned().collect()
+        inner.keys.iter().find(|(_, it)| ***it == *name).map(|(key, _)| key.clone())
     }
 
     /// Notes a call.
@@ -150,22 +158,38 @@ impl Recorder {
             level,
             action,
             via,
+            request: None,
+            tries: 1,
             called_us: micros(now),
             returned_us: None,
             deadline_us: deadline.map(|it| micros(now + it)),
-            outcome: Outcome::Unknown { reason: None, versions: Vec::new() },
+            outcome: Outcome::GIVEN_UP,
         });
         id
     }
 
-    /// Notes what came of a call. Takes the moment from `at` if it lies back, as for a page that is
-    /// taken apart after it has come.
+    /// Notes under which request id a write is sent; 0 lets the node draw one.
+    pub fn named(&self, id: u64, request: u64) {
+        let mut inner = self.inner.borrow_mut();
+        inner.operation(id).request = Some(request).filter(|it| *it != 0);
+    }
+
+    /// Notes that a write is sent once more, after an outcome that is unknown.
+    pub fn sent_again(&self, id: u64, deadline: Option<Duration>) {
+        let now = now();
+        self.log.say(now, format_args!("   #{id} again"));
+        let mut inner = self.inner.borrow_mut();
+        let operation = inner.operation(id);
+        operation.tries += 1;
+        operation.deadline_us = deadline.map(|it| micros(now + it));
+    }
+
+    /// Notes what came of a call.
     pub fn returned(&self, id: u64, outcome: Outcome) {
         let now = now();
         self.log.say(now, format_args!("   #{id} {outcome:?}"));
         let mut inner = self.inner.borrow_mut();
-        let place = usize::try_from(id).expect("few operations");
-        let operation = &mut inner.operations[place];
+        let operation = inner.operation(id);
         operation.returned_us = Some(micros(now));
         operation.outcome = outcome;
     }
@@ -180,8 +204,7 @@ impl Recorder {
         outcome: Outcome,
     ) {
         let id = self.call(who, key, level, Action::Get, Via::Scan, None);
-        let place = usize::try_from(id).expect("few operations");
-        self.inner.borrow_mut().operations[place].called_us = micros(called);
+        self.inner.borrow_mut().operation(id).called_us = micros(called);
         self.returned(id, outcome);
     }
 

@@ -84,7 +84,6 @@ pub struct Report {
 
 /// Runs once. A panic anywhere in the cluster is a violation.
 pub fn run(settings: &RunSettings) -> Report {
-    Mutant::choose(settings.mutant);
     let mut random = StdRng::seed_from_u64(settings.seed);
     let shape = Shape::draw(&mut random);
     let shape = settings.shape.clone().unwrap_or(shape);
@@ -104,20 +103,29 @@ pub fn run(settings: &RunSettings) -> Report {
         probes: Vec::new(),
         faults_from_ms: 0,
     };
-    let running = catch_unwind(AssertUnwindSafe(|| {
+    let panicked = catching(settings.mutant, || {
         let mut run = Run::new(random, shape, log.clone(), settings.probes);
         run.play(faults, &mut report);
-    }));
-    Mutant::choose(None);
-    if let Err(panic) = running {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-        let what = text.unwrap_or_else(|| "no message".to_owned());
-        report.violations.push(Violation::broken("no-panic", None, what));
-    }
+    });
+    report.violations.extend(panicked.err());
     report.log_hash = log.hash();
     report.lines = log.take();
     report
+}
+
+/// Does something with a deliberate bug, if one is given. A panic, of any task, is a violation.
+pub(crate) fn catching<T>(
+    mutant: Option<Mutant>,
+    what: impl FnOnce() -> T,
+) -> Result<T, Violation> {
+    Mutant::choose(mutant);
+    let result = catch_unwind(AssertUnwindSafe(what));
+    Mutant::choose(None);
+    result.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        Violation::broken("no-panic", None, text.unwrap_or_else(|| "no message".to_owned()))
+    })
 }
 
 struct Run {
@@ -230,6 +238,14 @@ impl Run {
         for what in self.serving.complaints() {
             self.violate("liveness", what);
         }
+        // A replica that rots may be unable to take what it missed.
+        let gone = |it: &Self| inspect::hints_are_gone(&it.world).is_ok();
+        if self.world.rotten.is_none()
+            && !self.until(HINTS_MS, gone)
+            && let Err(what) = inspect::hints_are_gone(&self.world)
+        {
+            self.violate("hints", format!("{HINTS_MS} ms after everything was healed {what}"));
+        }
     }
 
     fn judge(&mut self, read_back_from: u64, report: &mut Report) {
@@ -326,9 +342,7 @@ impl Run {
             panic!("{error}");
         }
         if millis(&self.world).is_multiple_of(LOOK_MS) {
-            let mut seen = inspect::bounds(&self.world);
-            seen.extend(self.watch.metadata_agrees(&self.world));
-            seen.extend(self.watch.versions_rise(&self.world));
+            let seen = inspect::watch(&self.world, &mut self.watch);
             if self.violations.len() < VIOLATIONS_MAX {
                 self.violations.extend(seen);
             }
@@ -370,16 +384,18 @@ const STATES_MAX: usize = 2_000_000;
 const SET_UP_MS: u64 = 20_000;
 /// How long calls may take to end, and everything to be read back.
 const END_MS: u64 = 60_000;
+/// How long hints may take to be handed over, behind the quiet time.
+const HINTS_MS: u64 = 12_000;
 /// In what time nodes notice connections that are dead.
 const DRAIN_MS: u64 = 45_000;
 /// How often the nodes are looked at.
-const LOOK_MS: u64 = 50;
+pub(crate) const LOOK_MS: u64 = 50;
 /// How often the log tells how the nodes are.
 const TELL_MS: u64 = 5_000;
 /// How long a supervisor waits.
 const RESTART_MS: u64 = 500;
 /// More of one kind say nothing more.
-const VIOLATIONS_MAX: usize = 20;
+pub(crate) const VIOLATIONS_MAX: usize = 20;
 
 fn millis(world: &World) -> u64 {
     u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX)

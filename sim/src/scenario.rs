@@ -10,7 +10,7 @@ mod story;
 
 use model::{ConsistencyLevel, Mutant};
 
-pub use story::{Availability, Told, tell};
+pub use story::{Availability, Told, tell, tell_seed};
 
 use crate::{fault::TimedFault, shape::Shape};
 use script::Script;

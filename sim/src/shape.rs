@@ -1,5 +1,6 @@
 //! How large a simulated cluster is, how fast its links and disks are, and how busy its clients.
 
+use node::config::NodeConfig;
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 
 /// The cluster of one run and its load.
@@ -21,6 +22,8 @@ pub struct Shape {
     pub reads_from_disk_per_mille: u32,
     /// The row cache of a node.
     pub row_cache_bytes: usize,
+    /// The bounds of a node.
+    pub bounds: Bounds,
     /// How far a clock is off at most, either way, in a cluster without clock faults.
     pub clock_offset_ms: i64,
     /// Clients in each datacenter.
@@ -39,6 +42,44 @@ pub struct Shape {
     pub drains: bool,
 }
 
+/// The bounds of a node that a run may make so small that they are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Operations at once.
+    pub operations: usize,
+    /// Bytes queued for one peer.
+    pub peer_queue_bytes: usize,
+    /// Bytes of hints kept for one target.
+    pub hint_bytes: u64,
+}
+
+impl Default for Bounds {
+    /// Those that a node has unless told otherwise.
+    fn default() -> Self {
+        let config = NodeConfig::default();
+        Self {
+            operations: config.operations_in_flight_max,
+            peer_queue_bytes: config.peer_queue_bytes_max,
+            hint_bytes: config.hint_bytes_per_target_max,
+        }
+    }
+}
+
+impl Bounds {
+    /// Mostly the usual ones, so that they do not hide what lies behind them.
+    fn draw(random: &mut StdRng) -> Self {
+        let mut bounds = Self::default();
+        match random.random_range(0..9) {
+            0 => bounds.operations = random.random_range(3..=24),
+            // No less than a few of the largest values: what never fits is never sent.
+            1 => bounds.peer_queue_bytes = random.random_range(256..=1_024) << 10,
+            2 => bounds.hint_bytes = random.random_range(200..=8_000),
+            _ => {}
+        }
+        bounds
+    }
+}
+
 impl Default for Shape {
     /// Three nodes in one datacenter, ten seconds.
     fn default() -> Self {
@@ -51,6 +92,7 @@ impl Default for Shape {
             disk_ms: 3,
             reads_from_disk_per_mille: 100,
             row_cache_bytes: 64 << 10,
+            bounds: Bounds::default(),
             clock_offset_ms: 20,
             sessions: 3,
             races: false,
@@ -89,6 +131,7 @@ impl Shape {
             disk_ms: random.random_range(0..=8),
             reads_from_disk_per_mille: *[0, 100, 500].choose(random).expect("it is not empty"),
             row_cache_bytes: *[4 << 10, 64 << 10, 1 << 20].choose(random).expect("it is not empty"),
+            bounds: Bounds::draw(random),
             clock_offset_ms: *[0, 10, 60, 110].choose(random).expect("it is not empty"),
             sessions: if large { 2 } else { random.random_range(2..=4) },
             races,

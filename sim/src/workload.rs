@@ -5,6 +5,7 @@ mod calls;
 mod operator;
 mod probe;
 mod read_back;
+mod scan;
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
@@ -225,14 +226,6 @@ impl Session {
         match self.random.random_range(0..20) {
             0 => Duration::from_millis(self.random.random_range(1..=60)),
             _ => REQUEST_TIMEOUT,
-        }
-    }
-
-    /// When the client gives up by itself, if it does.
-    fn patience(&mut self) -> Duration {
-        match self.random.random_range(0..25) {
-            0 => Duration::from_millis(self.random.random_range(0..=40)),
-            _ => Duration::MAX,
         }
     }
 }

@@ -113,6 +113,7 @@ impl World {
                 join: names.iter().take(3).cloned().collect(),
                 seed: random.random(),
                 row_cache_bytes: shape.row_cache_bytes,
+                bounds: shape.bounds,
                 disk: disk.clone(),
                 controls: Arc::clone(&controls),
             };
@@ -126,27 +127,24 @@ impl World {
                     Ok(())
                 }
             });
-            let disk_faults = DiskFaults::default();
-            let name = name.clone();
             let node = SimNode {
-                name,
+                name: name.clone(),
                 datacenter,
                 disk,
                 controls,
                 running: true,
-                disk_faults,
+                disk_faults: DiskFaults::default(),
                 ceiling_before: 0,
             };
             nodes.push(node);
         }
-        let links = Links::default();
         let mut world = Self {
             sim,
             shape,
             nodes,
             clients: Vec::new(),
             log,
-            links,
+            links: Links::default(),
             random,
             rotten: None,
             ends: Vec::new(),

@@ -11,7 +11,7 @@ use super::{
 
 const NAME: &str = "convergence";
 
-pub(super) fn check(key: &KeyHistory<'_>, _context: &Context) -> Vec<Violation> {
+pub(super) fn check(key: &KeyHistory<'_>, context: &Context) -> Vec<Violation> {
     let mut violations = Vec::new();
     let mut newest = Newest::default();
     for event in key.events() {
@@ -21,9 +21,13 @@ pub(super) fn check(key: &KeyHistory<'_>, _context: &Context) -> Vec<Violation> 
                 newest.raise(operation, read.and_then(|it| it.version).unwrap_or_default());
             }
             Event::Called(operation) if operation.level == ConsistencyLevel::All => {
-                let version = key::read_of(operation).and_then(|it| it.version);
-                if let (Some(version), Some((floor, earlier))) = (version, newest.0)
-                    && version < floor
+                let lost = |read: key::Read<'_>, floor| match (read.version, read.value) {
+                    (Some(version), _) => version < floor,
+                    (None, None) => !key.explains_absence(&read, floor, context),
+                    (None, Some(_)) => false,
+                };
+                if let (Some(read), Some((floor, earlier))) = (key::read_of(operation), newest.0)
+                    && lost(read, floor)
                 {
                     let what = format!("{} has lost {}", tell(operation), tell(earlier));
                     violations.push(Violation::broken(NAME, Some(key.name), what));

@@ -44,6 +44,8 @@ pub(super) fn check(key: &KeyHistory<'_>, context: &Context) -> Vec<Violation> {
                     orders_writes(key.discipline)
                         && key.is_own(operation)
                         && key.is_own(put)
+                        // An earlier try may still take effect.
+                        && put.tries == 1
                         && key::acknowledged(put).is_some()
                         && put.returned_us.is_some_and(|it| it < delete.called_us)
                 });

@@ -1,6 +1,7 @@
 //! Errors are honest about time and about what they are: answers come by the deadline, and what says
 //! `UNAVAILABLE` says that nothing was applied (X4). That what was refused is never read is judged
-//! with the other unknown outcomes.
+//! with the other unknown outcomes. A client that stopped waiting at its own timer was not answered:
+//! nodes that stay silent are looked at from inside.
 
 use proto::{CallOutcome, Reason};
 
@@ -42,10 +43,9 @@ fn dishonest(operation: &Operation) -> Option<String> {
 }
 
 fn is_answered(operation: &Operation) -> bool {
-    let by_node = |reason: Option<Reason>| reason.is_some_and(|it| it != Reason::ConnectionLost);
     operation.returned_us.is_some()
         && match operation.outcome {
             Outcome::Written { .. } | Outcome::Found { .. } | Outcome::NotApplied { .. } => true,
-            Outcome::Unknown { reason, .. } => by_node(reason),
+            Outcome::Unknown { answered, .. } => answered,
         }
 }

@@ -144,7 +144,9 @@ fn call(
         true if random.random_bool(0.3) => {
             Outcome::NotApplied { reason: Reason::NotEnoughReplicas }
         }
-        true => Outcome::Unknown { reason: Some(Reason::WriteTimeout), versions: Vec::new() },
+        true => {
+            Outcome::Unknown { reason: Some(Reason::WriteTimeout), answered: true, versions: None }
+        }
         false if action == Action::Get => Outcome::Found { value: None, version: None },
         false => Outcome::Written { version: Version::ABSENT },
     };
@@ -157,6 +159,8 @@ fn call(
         level: *levels.choose(random).unwrap_or(&ConsistencyLevel::Quorum),
         action,
         via: if scan { Via::Scan } else { Via::Single },
+        request: (action != Action::Get).then_some(id),
+        tries: 1,
         called_us,
         deadline_us: Some(called_us + 10_000),
         returned_us: Some(called_us + random.random_range(2..long_us)),
@@ -194,8 +198,13 @@ fn effects_elsewhere(
         stamps.push(random.random_range(first_us + 1..=returned_us));
     }
     let last_us = stamps.last().copied().unwrap_or(first_us);
-    if let Outcome::Written { version } = &mut operation.outcome {
-        *version = stamp(operation.id, last_us, shape);
+    let told = random.random_bool(0.5);
+    match &mut operation.outcome {
+        Outcome::Written { version } => *version = stamp(operation.id, last_us, shape),
+        Outcome::Unknown { versions, .. } if told => {
+            *versions = Some(stamps.iter().map(|it| stamp(operation.id, *it, shape)).collect());
+        }
+        _ => {}
     }
     stamps.retain(|_| random.random_bool(0.8));
     let effect = |stamped_us| {
@@ -219,6 +228,7 @@ fn take_effect(
 ) {
     let version = stamp(operation.id, effect.stamped_us, shape);
     let late = version < held.version;
+    let at_home = operation.session < shape.sessions;
     match operation.action {
         Action::Put { .. } | Action::Delete if late => {}
         Action::Put { value, ttl_ms } => {
@@ -240,9 +250,9 @@ fn take_effect(
     match &mut operation.outcome {
         Outcome::Written { version: told } if told.is_absent() => *told = version,
         Outcome::Unknown { versions, .. }
-            if operation.action != Action::Get && random.random_bool(0.5) =>
+            if operation.action != Action::Get && versions.is_none() && at_home =>
         {
-            versions.push(version);
+            *versions = random.random_bool(0.5).then(|| vec![version]);
         }
         _ => {}
     }
@@ -301,7 +311,7 @@ pub fn forget_versions(history: &mut [Operation]) {
                 *version = None;
                 operation.via = Via::Scan;
             }
-            Outcome::Unknown { versions, .. } => versions.clear(),
+            Outcome::Unknown { versions, .. } => *versions = None,
             _ => {}
         }
     }

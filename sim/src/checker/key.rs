@@ -18,6 +18,8 @@ pub(super) struct KeyHistory<'a> {
     pub(super) operations: Vec<&'a Operation>,
     puts: BTreeMap<u64, &'a Operation>,
     writers: BTreeMap<Version, &'a Operation>,
+    /// Writes by their request ids.
+    requests: BTreeMap<u64, &'a Operation>,
     /// Writes that may leave the key absent: deletes, and puts that expire.
     erasing: Vec<&'a Operation>,
 }
@@ -67,6 +69,7 @@ impl<'a> KeyHistory<'a> {
         operations.sort_by_key(|it| (it.called_us, it.id));
         let mut puts = BTreeMap::new();
         let mut writers = BTreeMap::new();
+        let mut requests = BTreeMap::new();
         let mut erasing = Vec::new();
         for &operation in operations.iter().filter(|it| it.is_write()) {
             if let Action::Put { value, .. } = operation.action {
@@ -76,12 +79,13 @@ impl<'a> KeyHistory<'a> {
             match &operation.outcome {
                 Outcome::Written { version } => drop(writers.insert(*version, operation)),
                 Outcome::Unknown { versions, .. } => {
-                    writers.extend(versions.iter().map(|it| (*it, operation)));
+                    writers.extend(versions.iter().flatten().map(|it| (*it, operation)));
                 }
                 _ => {}
             }
+            requests.extend(operation.request.map(|it| (it, operation)));
             let erases = !matches!(operation.action, Action::Put { ttl_ms: None, .. });
-            if erases && !matches!(operation.outcome, Outcome::NotApplied { .. }) {
+            if erases && !is_refused(operation) {
                 erasing.push(operation);
             }
         }
@@ -92,7 +96,7 @@ impl<'a> KeyHistory<'a> {
             }
         }
         let discipline = operations[0].discipline;
-        Self { name, discipline, operations, puts, writers, erasing }
+        Self { name, discipline, operations, puts, writers, requests, erasing }
     }
 
     /// The put of a value, whatever came of it.
@@ -102,7 +106,19 @@ impl<'a> KeyHistory<'a> {
 
     /// The write that is known to have had a version.
     pub(super) fn writer(&self, version: Version) -> Option<&'a Operation> {
-        self.writers.get(&version).copied()
+        let by_version = self.writers.get(&version);
+        let by_request = || self.requests.get(&version.request.0);
+        by_version.or_else(|| by_request().filter(|it| may_have(it, version))).copied()
+    }
+
+    /// True if some write can have left the key absent under this version before a read returned.
+    pub(super) fn erases(&self, version: Version, read: &Read<'_>) -> bool {
+        let hides = |write: &Operation| write.tries == 1 && one_lives(self, write, read.operation);
+        self.erasing.iter().any(|write| {
+            write.called_us <= read.returned_us
+                && may_have(write, version)
+                && (!hides(write) || acknowledged(write).is_none_or(|it| it == version))
+        })
     }
 
     /// The reads that were answered, by their calls.
@@ -140,13 +156,60 @@ impl<'a> KeyHistory<'a> {
     ) -> bool {
         floor.is_absent()
             || self.erasing.iter().any(|write| {
-                let version = acknowledged(write);
+                let version = acknowledged(write).filter(|_| write.tries == 1);
                 let window = expiry::window(write, version, context);
                 write.called_us <= read.returned_us
-                    && version.is_none_or(|it| it >= floor)
+                    && may_reach(write, floor)
                     && window.is_none_or(|it| it.from_us <= read.returned_us)
             })
     }
+}
+
+/// True if a write can have had this version: the one acknowledged, or one below it that had been
+/// replaced (P4), or one of those of which its error told, under its request id. Of a write sent
+/// several times only the last answer tells.
+pub(super) fn may_have(write: &Operation, version: Version) -> bool {
+    let named = write.request.is_none_or(|it| it == version.request.0);
+    named
+        && match &write.outcome {
+            Outcome::NotApplied { .. } => write.tries > 1,
+            _ if write.tries > 1 => true,
+            Outcome::Written { version: last } => {
+                version == *last || (version < *last && version.request == last.request)
+            }
+            Outcome::Unknown { versions, .. } => {
+                versions.as_ref().is_none_or(|it| it.contains(&version))
+            }
+            Outcome::Found { .. } => false,
+        }
+}
+
+/// True if a write can have had a version that is not below `floor`.
+fn may_reach(write: &Operation, floor: Version) -> bool {
+    match &write.outcome {
+        _ if write.tries > 1 => true,
+        Outcome::Written { version } => *version >= floor,
+        Outcome::Unknown { versions, .. } => {
+            versions.as_ref().is_none_or(|it| it.iter().any(|it| *it >= floor))
+        }
+        Outcome::NotApplied { .. } | Outcome::Found { .. } => false,
+    }
+}
+
+/// True if reads such as this one cannot see a stamp of the write that was replaced.
+pub(super) fn one_lives(key: &KeyHistory<'_>, write: &Operation, read: &Operation) -> bool {
+    use Discipline as D;
+    match key.discipline {
+        D::Quorum | D::EachQuorum | D::EachThenLocal | D::LocalThenEach | D::LocalQuorum { .. } => {
+            key.is_own(write) && key.is_own(read)
+        }
+        D::AllThenOne | D::QuorumThenOne | D::Mixed => false,
+    }
+}
+
+/// True if nothing of a write was applied, or will be.
+pub(super) fn is_refused(write: &Operation) -> bool {
+    write.tries == 1 && matches!(write.outcome, Outcome::NotApplied { .. })
 }
 
 /// The version of an acknowledged write.

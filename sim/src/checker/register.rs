@@ -1,8 +1,8 @@
 //! A key's history as that of a register: writes of states and reads of states, in real time.
 //!
 //! Invariant: each state but absence is written by one step only. A put is one, because it has one
-//! stamp that reads can see; each stamp of a put that was made elsewhere is one of its own, told
-//! apart by its version. A read of an expired value is a read of that value.
+//! stamp that reads can see; each stamp of a put that was made elsewhere, or sent several times, is
+//! one of its own, told apart by its version. A read of an expired value is a read of that value.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::{
     Context, expiry,
     key::{self, KeyHistory, Read},
 };
-use crate::history::{Action, Operation, Outcome};
+use crate::history::{Action, Operation};
 
 /// What the register holds.
 pub(super) type State = usize;
@@ -53,7 +53,7 @@ pub(super) enum Access {
 
 /// A history without unknown outcomes: what is pending has become complete, or is gone.
 pub(super) struct Resolved<'a> {
-    /// Complete steps, by call.
+    /// Complete steps by call, and puts that may have expired unseen, which need not be taken.
     pub(super) steps: Vec<Step<'a>>,
     /// From `Register`.
     pub(super) absent_from: Vec<u64>,
@@ -74,10 +74,15 @@ impl<'a> Register<'a> {
             steps.push(Step { call, ret, access: Access::Read(state), version, operation });
         }
         for &operation in &key.operations {
-            match (operation.is_write(), &operation.outcome) {
-                (false, _) | (_, Outcome::NotApplied { .. }) => {}
-                _ if key.is_own(operation) => steps.push(states.own_write(operation, context)),
-                _ => steps.extend(states.foreign_write(operation, context)),
+            if !operation.is_write() || key::is_refused(operation) {
+                continue;
+            }
+            if is_split(key, operation) {
+                let lives = if key.is_own(operation) { 1 } else { 2 };
+                let stamps = lives * operation.tries as usize;
+                steps.extend(states.split_write(operation, stamps, key.is_own(operation), context));
+            } else {
+                steps.push(states.own_write(operation, context));
             }
         }
         steps.sort_by_key(|it| (it.call, it.operation.id));
@@ -87,7 +92,7 @@ impl<'a> Register<'a> {
     /// Settles what is pending. A put that nobody has seen is left out, as it may come after
     /// everything else; one that was seen took effect before the first who saw it returned. That is
     /// sound because only one step writes its state. A deletion may be any of several: it stays, as
-    /// an eraser, and so does a put that may have expired unseen.
+    /// an eraser. A put that may have expired unseen stays as it is.
     pub(super) fn resolve(&self) -> Resolved<'a> {
         let mut seen = vec![PENDING; self.absent_from.len()];
         for step in &self.steps {
@@ -102,7 +107,6 @@ impl<'a> Register<'a> {
                 Access::Write(ABSENT) if step.ret == PENDING => erasers.push(step.call),
                 Access::Write(state) if step.ret == PENDING => match seen[state] {
                     PENDING if self.absent_from[state] == PENDING => {}
-                    PENDING => erasers.push(step.call),
                     ret => steps.push(Step { ret, ..*step }),
                 },
                 _ => steps.push(*step),
@@ -111,6 +115,11 @@ impl<'a> Register<'a> {
         erasers.sort_unstable();
         Resolved { steps, absent_from: self.absent_from.clone(), erasers }
     }
+}
+
+/// True if several stamps of a write may be seen, each by itself.
+fn is_split(key: &KeyHistory<'_>, write: &Operation) -> bool {
+    !key.is_own(write) || write.tries > 1
 }
 
 /// Numbers the states of a key.
@@ -158,8 +167,8 @@ impl States {
             (None, None) => None,
         };
         let Some((value, put)) = put else { return (ABSENT, read.version) };
-        let foreign = put.is_some_and(|it| !key.is_own(it));
-        let state = self.number(value, read.version.filter(|_| foreign));
+        let split = put.is_some_and(|it| is_split(key, it));
+        let state = self.number(value, read.version.filter(|_| split));
         self.versions[state] = self.versions[state].or(read.version);
         (state, read.version)
     }
@@ -178,25 +187,45 @@ impl States {
         Step { call: operation.called_us + 1, ret, access, version, operation }
     }
 
-    /// A step for each stamp that was seen, and no fewer than a write may have.
-    fn foreign_write<'a>(&mut self, operation: &'a Operation, context: &Context) -> Vec<Step<'a>> {
+    /// A step for each stamp that was seen, and no fewer than a write may have. The one acknowledged at
+    /// home has taken effect; the others may at any time.
+    fn split_write<'a>(
+        &mut self,
+        operation: &'a Operation,
+        stamps: usize,
+        is_own: bool,
+        context: &Context,
+    ) -> Vec<Step<'a>> {
+        let acknowledged = key::acknowledged(operation).filter(|_| is_own);
+        let mut done = None;
         let mut written = Vec::new();
         if let Action::Put { value, .. } = operation.action {
-            let stamps = (value, None)..(value + 1, None);
-            written.extend(self.numbers.range(stamps).map(|(_, state)| *state));
-            while written.len() < 2 {
-                written.push(self.fresh());
-            }
-        } else {
-            written.extend([ABSENT; 2]);
+            done = acknowledged.map(|it| self.number(value, Some(it)));
+            let seen = (value, None)..(value + 1, None);
+            written.extend(self.numbers.range(seen).map(|(_, state)| *state));
+            written.retain(|it| Some(*it) != done);
         }
-        let step = |state| {
-            let version = self.versions[state];
+        let pending = stamps - usize::from(acknowledged.is_some());
+        while written.len() < pending {
+            let is_put = matches!(operation.action, Action::Put { .. });
+            written.push(if is_put { self.fresh() } else { ABSENT });
+        }
+        let mut steps = Vec::with_capacity(stamps);
+        for state in written {
+            let version = self.versions[state].filter(|_| state != ABSENT);
             self.expires(state, operation, version, context);
             let access = Access::Write(state);
-            Step { call: operation.called_us + 1, ret: PENDING, access, version, operation }
-        };
-        written.into_iter().map(step).collect()
+            let call = operation.called_us + 1;
+            steps.push(Step { call, ret: PENDING, access, version, operation });
+        }
+        if let Some(version) = acknowledged {
+            let state = done.unwrap_or(ABSENT);
+            self.expires(state, operation, Some(version), context);
+            let (call, version) = (operation.called_us + 1, Some(version));
+            let ret = operation.returned_us.map_or(PENDING, |it| it + 1);
+            steps.push(Step { call, ret, access: Access::Write(state), version, operation });
+        }
+        steps
     }
 
     fn expires(

@@ -26,9 +26,9 @@ fn version(ms: &str) -> Version {
 }
 
 /// Reads an operation: `SESSION[/DC][:LEVEL] ACTION CALLED-RETURNED OUTCOME`, times in microseconds.
-/// Actions: `put=VALUE[/TTL_MS]`, `del`, `get`, `scan`. Outcomes: `@VERSION` for a write, or
-/// `VALUE@VERSION`, `-@VERSION`, `VALUE`, `-` for a read; `!` for not applied, `?[VERSION]` for
-/// unknown.
+/// Actions: `put=VALUE[/TTL_MS]`, `del`, each with a `+` for every time that it was sent again, `get`,
+/// `batch`, `scan`. Outcomes: `@VERSION` for a write, or `VALUE@VERSION`, `-@VERSION`, `VALUE`, `-` for
+/// a read; `!` for not applied, `?[VERSION,...]` for unknown.
 fn operation(id: u64, discipline: Discipline, text: &str) -> Operation {
     let parts: Vec<_> = text.split(' ').collect();
     let [who, action, times, outcome] = parts[..] else { panic!("{text:?} has no four parts") };
@@ -39,13 +39,18 @@ fn operation(id: u64, discipline: Discipline, text: &str) -> Operation {
         Some((value, stamp)) => (value.parse().ok(), Some(version(stamp))),
         None => (it.parse().ok(), None),
     };
-    let kind = match action.split_once('=') {
+    let via = match action {
+        "scan" => Via::Scan,
+        "batch" => Via::Batch,
+        _ => Via::Single,
+    };
+    let kind = match action.trim_end_matches('+').split_once('=') {
         Some((_, put)) => {
             let (value, ttl_ms) = put.split_once('/').map_or((put, None), |(a, b)| (a, Some(b)));
             let ttl_ms = ttl_ms.map(|it| it.parse().unwrap());
             Action::Put { value: value.parse().unwrap(), ttl_ms }
         }
-        None if action == "del" => Action::Delete,
+        None if action.starts_with("del") => Action::Delete,
         None => Action::Get,
     };
     let levels = match kind {
@@ -55,8 +60,8 @@ fn operation(id: u64, discipline: Discipline, text: &str) -> Operation {
     let outcome = match (outcome.split_at(1), kind) {
         (("!", _), _) => Outcome::NotApplied { reason: Reason::NotEnoughReplicas },
         (("?", sent), _) => {
-            let versions = Some(sent).filter(|it| !it.is_empty()).map(version);
-            Outcome::Unknown { reason: None, versions: versions.into_iter().collect() }
+            let versions = (!sent.is_empty()).then(|| sent.split(',').map(version).collect());
+            Outcome::Unknown { reason: None, answered: versions.is_some(), versions }
         }
         (_, Action::Get) => {
             let (value, version) = told(outcome);
@@ -72,7 +77,9 @@ fn operation(id: u64, discipline: Discipline, text: &str) -> Operation {
         discipline,
         level: level.map_or(levels[0], |it| it.parse().unwrap()),
         action: kind,
-        via: if action == "scan" { Via::Scan } else { Via::Single },
+        via,
+        request: None,
+        tries: 1 + u32::try_from(action.matches('+').count()).unwrap(),
         called_us: called.parse().unwrap(),
         deadline_us: None,
         returned_us: returned.parse().ok(),
@@ -209,6 +216,84 @@ fn dirty_reads() {
 }
 
 #[test]
+fn deletions_that_nobody_made() {
+    // Refused, and yet it took effect.
+    let refused = ["1 put=1 0-1 @1", "1 del 2-3 !", "2 get 4-5 -@3"];
+    assert_found(Mixed, &refused, &["unknown"]);
+    assert_found(QuorumThenOne, &refused, &["unknown"]);
+    assert_found(Mixed, &["1 put=1 0-1 @1", "1 del 2-3 ?", "2 get 4-5 -@3"], &[]);
+    assert_found(Mixed, &["1 put=1 0-1 @1", "1 del 6-7 ?", "2 get 4-5 -@3"], &["unknown"]);
+    // What is told of a deletion's versions binds it.
+    assert_found(Mixed, &["1 del 2-3 ?3", "2 get 4-5 -@3"], &[]);
+    assert_found(Mixed, &["1 del 2-3 ?2,3", "2 get 4-5 -@3"], &[]);
+    assert_found(Mixed, &["1 del 2-3 ?4", "2 get 4-5 -@3"], &["unknown"]);
+    assert_found(Mixed, &["1 del 2-3 @4", "2 get 4-5 -@3"], &["unknown"]);
+    assert_found(Mixed, &["1 del+ 2-3 @4", "2 get 4-5 -@3"], &[]);
+    assert_found(Mixed, &["1 put=1/1 0-1 ?", "2 get 9000-9001 -@1"], &[]);
+    assert_found(Mixed, &["1 put=1 0-1 ?", "2 get 9000-9001 -@1"], &["unknown"]);
+    // A version carries the id of its request.
+    let mut named = parse(Mixed, &["1 del 2-3 ?", "2 get 4-5 -@3"]);
+    named[0].request = Some(3);
+    assert_eq!(complaints(&named, &context()), [""; 0]);
+    named[0].request = Some(4);
+    assert_eq!(complaints(&named, &context()), ["unknown"]);
+    let mut named = parse(Mixed, &["1 put=1 2-3 ?", "2 get 4-5 1@3"]);
+    named[0].request = Some(4);
+    assert_eq!(complaints(&named, &context()), ["unknown"]);
+}
+
+#[test]
+fn absences_that_a_batch_tells() {
+    let lost = ["1:ONE put=1 0-1 ?", "2:ONE get 2-3 1@5", "2:ALL batch 4-5 -"];
+    assert_found(Mixed, &lost, &["convergence"]);
+    assert_found(Mixed, &[lost[0], lost[1], "2:ALL scan 4-5 -"], &["convergence"]);
+    assert_found(Mixed, &[&lost[..], &["1 del 3-9 @6"]].concat(), &["convergence"]);
+    assert_found(Mixed, &[lost[0], lost[1], "1 del 3-9 @6", "2:ALL scan 4-5 -"], &[]);
+    // A delete of unknown outcome, long ago, erases no put that a read-back has to show.
+    let old = ["1 del 0-1 ?", "1 put=1 2-3 @5", "2 batch 4-5 -"];
+    for discipline in [LocalThenEach, Mixed] {
+        let lines = if discipline == Mixed { ["1:ALL", "1:ALL", "2:ALL"] } else { ["1", "1", "2"] };
+        let at = |n: usize| old[n].replacen(char::is_numeric, lines[n], 1);
+        let lines = [at(0), at(1), at(2)];
+        assert_found(discipline, &lines.each_ref().map(String::as_str), &["acked"]);
+    }
+    // A scan does not tell, but the deletion's own error may.
+    assert_found(LocalThenEach, &["1 del 0-1 ?", old[1], "2 scan 4-5 -"], &[]);
+    assert_found(LocalThenEach, &["1 del 0-1 ?6", old[1], "2 scan 4-5 -"], &[]);
+    assert_found(LocalThenEach, &["1 del 0-1 ?3,4", old[1], "2 scan 4-5 -"], &["acked"]);
+}
+
+#[test]
+fn writes_sent_again() {
+    // Each time is a write of its own, which may take effect later.
+    let back = ["1 put=1+ 0-1 @2", "1 put=2 2-3 @3", "1 get 4-5 2@3", "1 get 6-7 1@4"];
+    for discipline in [Quorum, EachThenLocal, AllThenOne] {
+        assert_found(discipline, &back, &[]);
+        let once = [&["1 put=1 0-1 @2"], &back[1..]].concat();
+        assert!(!complaints(&parse(discipline, &once), &context()).is_empty());
+    }
+    assert_found(Quorum, &["1 put=1+ 0-1 @2", "1 del 2-3 @3", "1 get 6-7 1@4"], &[]);
+    assert_found(
+        Quorum,
+        &["1 put=1 0-1 @1", "1 del+ 2-3 @2", "1 put=2 4-5 @3", "1 get 6-7 -@4"],
+        &[],
+    );
+    // But no more often than it was sent, and what was acknowledged has taken effect.
+    let thrice = [&back[..], &["1 put=3 8-9 @5", "1 get 10-11 1@6"]].concat();
+    assert_found(Quorum, &thrice, &["unknown"]);
+    let thrice = [&["1 put=1++ 0-1 @2"], &thrice[1..]].concat();
+    assert_found(Quorum, &thrice, &[]);
+    assert_found(
+        Quorum,
+        &["1 put=1+ 0-1 @2", "1 get 2-3 -"],
+        &["acked", "linearizable", "monotonic"],
+    );
+    // An earlier try may have happened although the last was refused.
+    assert_found(Quorum, &["1 put=1+ 0-1 !", "1 get 2-3 1@1"], &[]);
+    assert_found(Mixed, &["1 del+ 0-1 !", "1 get 2-3 -@1"], &[]);
+}
+
+#[test]
 fn sessions() {
     // The client had read version 5 before, of whatever key, and its clock is not listened to.
     let behind = ["1 put=1 0-1 @5", "2/1 get 2-3 1@5", "2/1 put=2 4-5 @3"];
@@ -224,7 +309,7 @@ fn sessions() {
 fn versions_name_one_content() {
     let two = ["1 put=1 0-9 @5", "2 put=2 0-9 @5"];
     assert_found(Mixed, &two, &["monotonic"]);
-    assert_found(Mixed, &["1 put=1 0-9 @5", "2 get 0-9 -@5"], &["monotonic"]);
+    assert_found(Mixed, &["1 put=1 0-9 @5", "2 get 0-9 -@5"], &["monotonic", "unknown"]);
     assert_found(Mixed, &["1 put=1/1 0-9 @5", "2 get 6000-6001 -@5"], &[]);
     assert_found(Mixed, &["1 del 0-9 @5", "1 put=1 0-9 ?", "2 get 3-5 1@5"], &["monotonic"]);
     assert_found(Mixed, &["1 del 0-9 @5", "1 put=1/1 0-9 ?", "2 get 3-5 1@5"], &["monotonic"]);
@@ -297,9 +382,17 @@ fn errors() {
     assert_eq!(found(of("500-", "?", Some(700))), ["errors"]);
     assert_eq!(found(of("500-", "?", Some(1_000))), [""; 0], "the run ended first");
 
+    for (answered, expected) in [(false, &[][..]), (true, &["errors"])] {
+        let mut history = of("0-111", "?", Some(100));
+        let reason = Some(Reason::WriteTimeout);
+        history[0].outcome = Outcome::Unknown { reason, answered, versions: None };
+        assert_eq!(found(history), expected, "the client's own timer is no answer");
+    }
+
     for reason in Reason::ALL {
         let mut history = of("0-1", "?", None);
-        history[0].outcome = Outcome::Unknown { reason: Some(*reason), versions: Vec::new() };
+        history[0].outcome =
+            Outcome::Unknown { reason: Some(*reason), answered: true, versions: None };
         let lies = reason.as_str() != "CONNECTION_LOST"
             && reason.code() == Reason::NotEnoughReplicas.code();
         assert_eq!(!found(history).is_empty(), lies, "{reason:?}");

@@ -15,8 +15,11 @@ pub(crate) struct Arguments {
     /// With this deliberate bug; `quorate-sim list` names them.
     #[arg(long, value_parser = mutant)]
     mutant: Option<Mutant>,
+    /// Plays this scenario instead of a random run; the seed decides latencies and interleavings.
+    #[arg(long, value_name = "NAME")]
+    scenario: Option<String>,
     /// Writes the log here instead of printing it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
     log: Option<PathBuf>,
     /// Prints only the verdict.
     #[arg(long)]
@@ -30,6 +33,9 @@ pub(crate) fn mutant(name: &str) -> Result<Mutant, String> {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    if let Some(name) = &arguments.scenario {
+        return play(name, arguments);
+    }
     let settings = RunSettings {
         mutant: arguments.mutant,
         keep: true,
@@ -48,6 +54,16 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
     }
     print_verdict(&report);
     if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn play(name: &str, arguments: &Arguments) -> ExitCode {
+    let Some(scenario) = sim::scenario::find(name) else {
+        eprintln!("no scenario {name:?}; `quorate-sim list` names them");
+        return ExitCode::FAILURE;
+    };
+    let (mutant, seed) = (arguments.mutant, Some(arguments.seed));
+    let held = super::scenario::print(&scenario, mutant, seed, !arguments.quiet, None);
+    if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn print_verdict(report: &Report) {

@@ -1,10 +1,13 @@
 //! `quorate-sim scenario`: failures with a name.
 
-use std::process::ExitCode;
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Args;
 use model::Mutant;
-use sim::scenario::{self, Scenario, tell};
+use sim::scenario::{self, Scenario, tell, tell_seed};
 
 /// Which, and how much of it.
 #[derive(Args)]
@@ -20,6 +23,9 @@ pub(crate) struct Arguments {
     /// Also plays each with the rules switched off whose need it shows: then it has to fail.
     #[arg(long)]
     rules_off: bool,
+    /// Where the logs of those that fail are kept.
+    #[arg(long, default_value = "target/sim", value_name = "DIR")]
+    logs: PathBuf,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> ExitCode {
@@ -38,9 +44,27 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 }
 
 fn play(scenario: &Scenario, arguments: &Arguments) -> bool {
+    let mut held = print(scenario, arguments.mutant, None, arguments.log, Some(&arguments.logs));
+    for mutant in scenario.shows.iter().filter(|_| arguments.rules_off) {
+        let told = tell(scenario, Some(*mutant));
+        let seen = told.violations.first().map(ToString::to_string);
+        println!("with {}: {}", mutant.as_str(), seen.as_deref().unwrap_or("NOTHING NOTICED"));
+        held &= seen.is_some();
+    }
+    held
+}
+
+/// Plays and prints a scenario. One that fails leaves its log, and the command that plays it again.
+pub(super) fn print(
+    scenario: &Scenario,
+    mutant: Option<Mutant>,
+    seed: Option<u64>,
+    whole_log: bool,
+    logs: Option<&Path>,
+) -> bool {
     println!("\n== {} ==\n{}", scenario.name, scenario.story);
-    let told = tell(scenario, arguments.mutant);
-    let lines = if arguments.log { &told.lines } else { &told.timeline };
+    let told = tell_seed(scenario, mutant, seed);
+    let lines = if whole_log { &told.lines } else { &told.timeline };
     lines.iter().for_each(|it| println!("{}", it.chars().take(300).collect::<String>()));
     for it in &told.availability {
         let side = if it.inside { "inside" } else { "outside" };
@@ -54,13 +78,21 @@ fn play(scenario: &Scenario, arguments: &Arguments) -> bool {
     for violation in &told.violations {
         println!("VIOLATION {violation}");
     }
-    let mut held = told.violations.is_empty();
-    println!("{}", if held { "held" } else { "FAILED" });
-    for mutant in scenario.shows.iter().filter(|_| arguments.rules_off) {
-        let told = tell(scenario, Some(*mutant));
-        let seen = told.violations.first().map(ToString::to_string);
-        println!("with {}: {}", mutant.as_str(), seen.as_deref().unwrap_or("NOTHING NOTICED"));
-        held &= seen.is_some();
+    if told.violations.is_empty() {
+        println!("held");
+        return true;
     }
-    held
+    let of_seed = seed.map_or("scenario".to_owned(), |it| format!("run --seed {it} --scenario"));
+    let with = mutant.map_or(String::new(), |it| format!(" --mutant {}", it.as_str()));
+    println!("FAILED; replay it with: quorate-sim {of_seed} {}{with}", scenario.name);
+    if let Some(folder) = logs {
+        let path = folder.join(format!("scenario-{}.log", scenario.name));
+        let written = std::fs::create_dir_all(folder)
+            .and_then(|()| std::fs::write(&path, told.lines.join("\n")));
+        match written {
+            Ok(()) => println!("  its log: {}", path.display()),
+            Err(error) => println!("  its log cannot be written to {}: {error}", path.display()),
+        }
+    }
+    false
 }

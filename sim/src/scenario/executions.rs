@@ -124,7 +124,7 @@ fn data(three: &Shape) -> Vec<Scenario> {
              replica or refused; never absent, never wrong.",
             three,
             |it| Box::pin(rot(it)),
-            &[Mutant::CorruptIsAbsent],
+            &[Mutant::CorruptIsAbsent, Mutant::ChecksumIgnored],
         ),
     ]
 }

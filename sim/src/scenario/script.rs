@@ -23,10 +23,11 @@ use tonic::transport::Channel;
 use super::story::Told;
 use crate::{
     checker::Violation,
+    inspect::{self, Watch},
     log::Log,
     raw::{Found, RawNode},
     recorder::{Recorder, now},
-    run::set_up,
+    run::{LOOK_MS, VIOLATIONS_MAX, catching, set_up},
     shape::Shape,
     workload::Load,
     world::{Cut, EndKind, World},
@@ -211,22 +212,46 @@ pub(super) fn refused_for<T>(result: &Result<T, CallError>, reason: Reason) -> b
         .is_err_and(|it| it.reason == reason && it.outcome == proto::CallOutcome::NotApplied)
 }
 
-/// Plays a script in a cluster that has been set up.
-pub(super) fn play(shape: &Shape, script: fn(Script) -> Playing, mutant: Option<Mutant>) -> Told {
-    Mutant::choose(mutant);
+/// Plays a script in a cluster that has been set up. The nodes are watched as in any run.
+pub(super) fn play(
+    shape: &Shape,
+    script: fn(Script) -> Playing,
+    mutant: Option<Mutant>,
+    seed: u64,
+) -> Told {
     let log = Log::new(true);
-    let recorder = Recorder::new(log.clone());
-    let load = Load::new(shape.clone(), recorder);
+    let mut violations = Vec::new();
+    let played = catching(mutant, || play_to_end(shape, script, seed, &log, &mut violations));
+    violations.extend(played.err());
+    for violation in &violations {
+        log.say(Duration::MAX, format_args!("VIOLATION {violation}"));
+    }
+    let lines = log.take();
+    let told = |it: &&String| {
+        ["step: ", " is gone", " starts", " ended by itself"].iter().any(|word| it.contains(word))
+    };
+    let timeline = lines.iter().filter(told).cloned().collect();
+    Told { violations, timeline, availability: Vec::new(), lines }
+}
+
+fn play_to_end(
+    shape: &Shape,
+    script: fn(Script) -> Playing,
+    seed: u64,
+    log: &Log,
+    violations: &mut Vec<Violation>,
+) {
+    let load = Load::new(shape.clone(), Recorder::new(log.clone()));
     let orders = Rc::new(RefCell::new(VecDeque::new()));
     let ended = Rc::new(RefCell::new(None));
-    let mut world = World::new(1, shape.clone(), log.clone());
+    let mut world = World::new(seed, shape.clone(), log.clone());
     let disks: Rc<Vec<_>> = Rc::new(world.nodes.iter().map(|it| it.disk.clone()).collect());
     for datacenter in 0..shape.datacenter_count() {
         let disks = Rc::clone(&disks);
         let (load, orders, ended) = (Rc::clone(&load), Rc::clone(&orders), Rc::clone(&ended));
         world.add_clients(async move {
             if datacenter == 0 {
-                set_up::set_up(&load, 1).await;
+                set_up::set_up(&load, seed).await;
                 // Every node has heard every other's clock.
                 tokio::time::sleep(Duration::from_secs(2)).await;
                 let result = script(Script { load, orders, disks, clock: Rc::default() }).await;
@@ -235,7 +260,7 @@ pub(super) fn play(shape: &Shape, script: fn(Script) -> Playing, mutant: Option<
             std::future::pending().await
         });
     }
-    let mut violations = Vec::new();
+    let mut watch = Watch::default();
     while ended.borrow().is_none() {
         if let Err(error) = world.step() {
             violations.push(Violation::broken("scenario", None, error));
@@ -245,19 +270,17 @@ pub(super) fn play(shape: &Shape, script: fn(Script) -> Playing, mutant: Option<
             violations.push(Violation::broken("scenario", None, "it did not end".to_owned()));
             break;
         }
+        let ms = u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX);
+        if ms.is_multiple_of(LOOK_MS) && violations.len() < VIOLATIONS_MAX {
+            violations.extend(inspect::watch(&world, &mut watch));
+        }
         let order = orders.borrow_mut().pop_front();
         order.into_iter().for_each(|it| obey(&mut world, it));
     }
-    Mutant::choose(None);
+    violations.extend(inspect::watch(&world, &mut watch));
     if let Some(Err(what)) = ended.take() {
         violations.push(Violation::broken("scenario", None, what));
     }
-    let lines = log.take();
-    let told = |it: &&String| {
-        ["step: ", " is gone", " starts", " ended by itself"].iter().any(|word| it.contains(word))
-    };
-    let timeline = lines.iter().filter(told).cloned().collect();
-    Told { violations, timeline, availability: Vec::new(), lines }
 }
 
 fn obey(world: &mut World, order: Order) {

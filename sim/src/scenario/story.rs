@@ -43,20 +43,27 @@ pub struct Availability {
 
 /// Plays a scenario, with a deliberate bug if one is given.
 pub fn tell(scenario: &Scenario, mutant: Option<Mutant>) -> Told {
+    tell_seed(scenario, mutant, None)
+}
+
+/// As `tell`, with latencies and interleavings of another seed than the scenario's own.
+pub fn tell_seed(scenario: &Scenario, mutant: Option<Mutant>, seed: Option<u64>) -> Told {
     match &scenario.plot {
-        Plot::Failure(failure) => tell_failure(scenario, failure, mutant),
-        Plot::Steps { shape, script } => script::play(shape, *script, mutant),
+        Plot::Failure(failure) => {
+            tell_failure(failure, mutant, seed.unwrap_or_else(|| seed_of(scenario.name)))
+        }
+        Plot::Steps { shape, script } => script::play(shape, *script, mutant, seed.unwrap_or(1)),
     }
 }
 
-fn tell_failure(scenario: &Scenario, failure: &Failure, mutant: Option<Mutant>) -> Told {
+fn tell_failure(failure: &Failure, mutant: Option<Mutant>, seed: u64) -> Told {
     let settings = RunSettings {
         shape: Some(failure.shape.clone()),
         faults: Some(failure.faults.clone()),
         mutant,
         keep: true,
         probes: true,
-        ..RunSettings::of_seed(seed_of(scenario.name))
+        ..RunSettings::of_seed(seed)
     };
     let mut report = run(&settings);
     let availability = availability(failure, &report);
@@ -109,7 +116,7 @@ fn availability(failure: &Failure, report: &Report) -> Vec<Availability> {
 }
 
 fn judge(failure: &Failure, availability: &[Availability]) -> Vec<Violation> {
-    let mut violations = Vec::new();
+    let mut violations = silent(failure, availability);
     for it in availability {
         let goes_on = if it.inside { failure.inside_goes_on } else { failure.outside_goes_on };
         let (answered, called) = (it.writes.0 + it.reads.0, it.writes.1 + it.reads.1);
@@ -127,6 +134,22 @@ fn judge(failure: &Failure, availability: &[Availability]) -> Vec<Violation> {
                 violated(format!("{answered} of {called} calls answered, and it cannot be met"));
             } else if it.unknown > 0 && !goes_on.is_empty() {
                 violated(format!("{} writes of unknown outcome, and nothing is sent", it.unknown));
+            }
+        }
+    }
+    violations
+}
+
+/// Levels that have to go on and were not called at all: nothing shows that they did.
+fn silent(failure: &Failure, availability: &[Availability]) -> Vec<Violation> {
+    let inside = if failure.inside.is_empty() { &[][..] } else { failure.inside_goes_on };
+    let mut violations = Vec::new();
+    for (side, levels) in [(false, failure.outside_goes_on), (true, inside)] {
+        for level in levels {
+            if !availability.iter().any(|it| it.inside == side && it.level == *level) {
+                let side = if side { "inside" } else { "outside" };
+                let what = format!("{side}, {level}: nobody called, and it should go on");
+                violations.push(Violation::broken("availability", None, what));
             }
         }
     }

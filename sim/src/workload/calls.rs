@@ -3,16 +3,16 @@
 use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use bytes::Bytes;
-use client::{Error, ScanRange, WriteItem};
-use model::{ConsistencyLevel, Version};
+use client::{Error, WriteItem};
+use model::{ConsistencyLevel, Hlc, RequestId, Version};
 use proto::CallOutcome;
-use rand::RngExt;
+use rand::{RngExt, rngs::StdRng};
 
-use super::{Session, connect};
+use super::{Load, Phase, Session, connect};
 use crate::{
     discipline::Discipline,
     history::{Action, Outcome, Via},
-    recorder::{KeyKind, KeyName, now},
+    recorder::{KeyKind, KeyName},
 };
 
 impl Session {
@@ -21,27 +21,68 @@ impl Session {
         let level = self.write_level(discipline);
         let (value, ttl) = (self.load.recorder.value(), self.ttl(&key));
         let action = Action::Put { value, ttl_ms: ttl.map(millis) };
-        let (timeout, patience) = (self.timeout(), self.patience());
+        let timeout = self.timeout();
         let id = self.load.recorder.call(self.who, &key, level, action, Via::Single, Some(timeout));
+        let request = self.request(id);
         let bytes = encode(value, self.filler());
-        let mut put = self.keyspace.put(key.key(), bytes).consistency(level).timeout(timeout);
-        if let Some(ttl) = ttl {
-            put = put.ttl(ttl);
-        }
-        let request_id = self.random.random_range(1..u64::MAX);
-        let answer = within(patience, put.request_id(request_id).send()).await;
-        self.load.recorder.returned(id, written(answer.map(|it| it.map(|it| it.version))));
+        let outcome = loop {
+            let mut put = self.keyspace.put(key.key(), bytes.clone()).consistency(level);
+            if let Some(ttl) = ttl {
+                put = put.ttl(ttl);
+            }
+            let put = put.timeout(timeout).request_id(request);
+            let answer = within(patience(&mut self.random), put.send()).await;
+            let outcome = written(answer.map(|it| it.map(|it| it.version)));
+            if !self.sends_again(id, request, &outcome, timeout).await {
+                break outcome;
+            }
+        };
+        self.load.recorder.returned(id, outcome);
     }
 
     pub(super) async fn delete(&mut self, discipline: Discipline) {
         let key = self.hot_key(discipline, KeyKind::Hot);
         let level = self.write_level(discipline);
-        let (timeout, patience) = (self.timeout(), self.patience());
+        let timeout = self.timeout();
         let recorder = &self.load.recorder;
         let id = recorder.call(self.who, &key, level, Action::Delete, Via::Single, Some(timeout));
-        let delete = self.keyspace.delete(key.key()).consistency(level).timeout(timeout);
-        let answer = within(patience, delete.send()).await;
-        self.load.recorder.returned(id, written(answer.map(|it| it.map(|it| it.version))));
+        let request = self.request(id);
+        let outcome = loop {
+            let delete = self.keyspace.delete(key.key()).consistency(level).timeout(timeout);
+            let delete = delete.request_id(request);
+            let answer = within(patience(&mut self.random), delete.send()).await;
+            let outcome = written(answer.map(|it| it.map(|it| it.version)));
+            if !self.sends_again(id, request, &outcome, timeout).await {
+                break outcome;
+            }
+        };
+        self.load.recorder.returned(id, outcome);
+    }
+
+    /// Names a write, or lets the node do that.
+    fn request(&mut self, id: u64) -> u64 {
+        let drawn = self.random.random_range(1..u64::MAX);
+        let request = if self.random.random_ratio(1, 10) { 0 } else { drawn };
+        self.load.recorder.named(id, request);
+        request
+    }
+
+    /// Whether a client sends a write of unknown outcome once more, under the request id that it had.
+    /// It should not: that is a second write (X2), and has to be nothing worse.
+    async fn sends_again(
+        &mut self,
+        id: u64,
+        request: u64,
+        outcome: &Outcome,
+        timeout: Duration,
+    ) -> bool {
+        let unknown = matches!(outcome, Outcome::Unknown { .. }) && request != 0;
+        if !unknown || !self.random.random_ratio(1, 3) || self.load.phase.get() != Phase::Work {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(self.random.random_range(0..=200))).await;
+        self.load.recorder.sent_again(id, Some(timeout));
+        true
     }
 
     pub(super) async fn get(&mut self, discipline: Discipline) {
@@ -50,15 +91,15 @@ impl Session {
         }
         let key = self.key_to_read(discipline);
         let level = self.read_level(discipline);
-        let (timeout, patience) = (self.timeout(), self.patience());
+        let timeout = self.timeout();
         let recorder = &self.load.recorder;
         let id = recorder.call(self.who, &key, level, Action::Get, Via::Single, Some(timeout));
         let get = self.keyspace.get(key.key()).consistency(level).timeout(timeout);
-        let answer = within(patience, get.send()).await;
+        let answer = within(patience(&mut self.random), get.send()).await;
         let outcome = match answer {
-            Some(Ok(read)) => self.found(&key, read.value.as_ref(), read.version),
+            Some(Ok(read)) => found(&self.load, &key, read.value.as_ref(), read.version),
             Some(Err(error)) => failed(&error),
-            None => given_up(),
+            None => Outcome::GIVEN_UP,
         };
         self.load.recorder.returned(id, outcome);
     }
@@ -85,6 +126,7 @@ impl Session {
                 false => WriteItem::put(key.key(), encode(value, 0)),
             };
             item.ttl = ttl.filter(|_| !delete);
+            item.request_id = self.request(id);
             items.insert(key, (id, item));
         }
         let (ids, items): (Vec<_>, Vec<_>) = items.into_values().unzip();
@@ -112,57 +154,10 @@ impl Session {
         let results = batch.consistency(level).timeout(timeout).send().await;
         for ((key, id), result) in keys.iter().zip(ids).zip(results) {
             let outcome = match result {
-                Ok(found) => self.found(key, found.value.as_ref(), found.version),
+                Ok(read) => found(&self.load, key, read.value.as_ref(), read.version),
                 Err(error) => failed(&error),
             };
             recorder.returned(id, outcome);
-        }
-    }
-
-    /// Reads one partition key's rows, forward or back, in pages of one or two.
-    pub(super) async fn scan(&mut self, discipline: Discipline) {
-        if !self.reads(discipline) {
-            return;
-        }
-        let level = self.read_level(discipline);
-        let partition = self.key_to_read(discipline).partition();
-        let reverse = self.random.random();
-        let called = now();
-        let mut range = ScanRange::partition(partition.clone());
-        if reverse {
-            range = range.reverse();
-        }
-        let scan = self.keyspace.scan(range).consistency(level);
-        let mut scan = scan.page_rows(self.random.random_range(1..=3));
-        // Every key that was ever asked about, and lies where no page has been.
-        let mut rest = self.load.recorder.keys_of(&partition);
-        while let Ok(Some(page)) = scan.next_page().await {
-            for known in self.load.recorder.keys_of(&partition) {
-                let ahead = |it: &KeyName| rest.iter().any(|other| other == it);
-                let is_new = !ahead(&known) && page.rows.iter().any(|it| it.key == known.key());
-                if is_new {
-                    rest.push(known);
-                }
-            }
-            let last = page.rows.last().map(|it| it.key.clone());
-            let is_last = page.next_page_token.is_empty();
-            let covered = |it: &KeyName| match &last {
-                _ if is_last => true,
-                Some(last) if reverse => it.key().sort_key >= last.sort_key,
-                Some(last) => it.key().sort_key <= last.sort_key,
-                // Where an empty page ends only its token knows.
-                None => false,
-            };
-            let (judged, left) = rest.into_iter().partition::<Vec<_>, _>(covered);
-            rest = left;
-            for key in judged {
-                let row = page.rows.iter().find(|it| it.key == key.key());
-                let outcome = match row {
-                    Some(row) => self.found(&key, Some(&row.value), Some(row.version)),
-                    None => Outcome::Found { value: None, version: None },
-                };
-                self.load.recorder.scanned(self.who, &key, level, called, outcome);
-            }
         }
     }
 
@@ -191,16 +186,21 @@ impl Session {
             _ => 0,
         }
     }
+}
 
-    /// What was read, if it makes sense.
-    fn found(&self, key: &KeyName, value: Option<&Bytes>, version: Option<Version>) -> Outcome {
-        let decoded = value.map(|it| decode(it));
-        if decoded == Some(None) {
-            let value = value.map(|it| it.slice(..it.len().min(40)));
-            self.load.complain(format!("{} holds what nobody wrote: {value:?}", key.name()));
-        }
-        Outcome::Found { value: decoded.flatten(), version }
+/// What was read, if it makes sense.
+pub(super) fn found(
+    load: &Load,
+    key: &KeyName,
+    value: Option<&Bytes>,
+    version: Option<Version>,
+) -> Outcome {
+    let decoded = value.map(|it| decode(it));
+    if decoded == Some(None) {
+        let value = value.map(|it| it.slice(..it.len().min(40)));
+        load.complain(format!("{} holds what nobody wrote: {value:?}", key.name()));
     }
+    Outcome::Found { value: decoded.flatten(), version }
 }
 
 /// A value's bytes: its number, and filler that depends on it.
@@ -226,6 +226,14 @@ fn millis(ttl: Duration) -> u64 {
     u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// When a client gives up by itself, if it does.
+fn patience(random: &mut StdRng) -> Duration {
+    match random.random_range(0..25) {
+        0 => Duration::from_millis(random.random_range(0..=40)),
+        _ => Duration::MAX,
+    }
+}
+
 /// `None` if the client's patience ended first: the call is cancelled.
 async fn within<T>(patience: Duration, call: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(patience, call).await.ok()
@@ -235,7 +243,7 @@ fn written(answer: Option<Result<Version, Error>>) -> Outcome {
     match answer {
         Some(Ok(version)) => Outcome::Written { version },
         Some(Err(error)) => failed(&error),
-        None => given_up(),
+        None => Outcome::GIVEN_UP,
     }
 }
 
@@ -243,11 +251,23 @@ pub(super) fn failed(error: &Error) -> Outcome {
     match error.outcome() {
         CallOutcome::NotApplied => Outcome::NotApplied { reason: error.reason() },
         CallOutcome::Unknown => {
-            Outcome::Unknown { reason: Some(error.reason()), versions: Vec::new() }
+            let (reason, answered) = (Some(error.reason()), error.is_answer());
+            Outcome::Unknown { reason, answered, versions: versions(error) }
         }
     }
 }
 
-fn given_up() -> Outcome {
-    Outcome::Unknown { reason: None, versions: Vec::new() }
+/// The versions under which a write was sent, if a node's answer tells.
+fn versions(error: &Error) -> Option<Vec<Version>> {
+    let told = error.metadata().get("versions").filter(|_| error.is_answer())?;
+    let told = told.split(',').filter(|it| !it.is_empty());
+    told.map(version).collect()
+}
+
+/// Reads a version as it is shown: `MILLISECONDS.COUNTER@REQUEST`.
+fn version(text: &str) -> Option<Version> {
+    let (hlc, request) = text.split_once('@')?;
+    let (ms, counter) = hlc.split_once('.')?;
+    let hlc = Hlc(Hlc::from_ms(ms.parse().ok()?).0 | counter.parse::<u64>().ok()?);
+    Some(Version { hlc, request: RequestId(u64::from_str_radix(request, 16).ok()?) })
 }

@@ -5,7 +5,11 @@ use std::{rc::Rc, time::Duration};
 use model::ConsistencyLevel;
 use proto::Reason;
 
-use super::{KEYSPACE, Load, Phase, calls::encode, connect};
+use super::{
+    KEYSPACE, Load, Phase,
+    calls::{encode, failed, found},
+    connect,
+};
 use crate::{
     discipline::Discipline,
     history::{Action, Outcome, Via},
@@ -56,18 +60,20 @@ pub(crate) async fn probe(load: Rc<Load>, who: Who, place: u32, seed: u64) {
         let put = keyspace.put(key.key(), encode(value, 0)).consistency(level).send().await;
         let outcome = match &put {
             Ok(written) => Outcome::Written { version: written.version },
-            Err(error) => super::calls::failed(error),
+            Err(error) => failed(error),
         };
         note(&load, who, level, true, at_ms, &outcome);
         load.recorder.returned(id, outcome);
         if level != ConsistencyLevel::Any {
             let at_ms = millis();
+            let id = load.recorder.call(who, &key, level, Action::Get, Via::Single, None);
             let get = keyspace.get(key.key()).consistency(level).send().await;
             let outcome = match &get {
-                Ok(_) => Outcome::Found { value: None, version: None },
-                Err(error) => super::calls::failed(error),
+                Ok(read) => found(&load, &key, read.value.as_ref(), read.version),
+                Err(error) => failed(error),
             };
             note(&load, who, level, false, at_ms, &outcome);
+            load.recorder.returned(id, outcome);
         }
         tokio::time::sleep(Duration::from_millis(120)).await;
     }

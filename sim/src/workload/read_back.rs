@@ -5,10 +5,14 @@ use std::{rc::Rc, time::Duration};
 use client::Keyspace;
 use model::ConsistencyLevel;
 
-use super::{KEYSPACE, Load, Phase, calls::decode, connect};
+use super::{
+    KEYSPACE, Load, Phase,
+    calls::{failed, found},
+    connect,
+};
 use crate::{
     discipline::Discipline,
-    history::{Action, Outcome, Via},
+    history::{Action, Via},
     recorder::{KeyName, Who, now},
 };
 
@@ -19,13 +23,10 @@ pub(crate) async fn read_back(load: Rc<Load>, who: Who, seed: u64) {
     let Some(client) = connect(&load, who.datacenter, seed).await else { return };
     let keyspace = client.keyspace(KEYSPACE);
     let keys = load.recorder.keys();
-    let all_replicas = |it: Discipline| it.read_levels()[0] == ConsistencyLevel::All;
-    let mine = keys.iter().filter(|it| is_readable(it.discipline, who));
-    let mine: Vec<_> =
-        mine.filter(|it| !load.rotten.get() || !all_replicas(it.discipline)).collect();
+    let mine: Vec<_> = keys.iter().filter(|it| is_readable(it.discipline, who)).collect();
     for some in mine.chunk_by(|a, b| a.discipline == b.discipline) {
         let level = some[0].discipline.read_levels()[0];
-        for chunk in some.chunks(CHUNK) {
+        for chunk in some.chunks(chunk_keys(&load)) {
             read_until_answered(&load, &keyspace, who, chunk, level).await;
         }
     }
@@ -35,7 +36,7 @@ pub(crate) async fn read_back(load: Rc<Load>, who: Who, seed: u64) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let keys: Vec<_> = keys.iter().filter(|_| !load.rotten.get()).collect();
-        for chunk in keys.chunks(CHUNK) {
+        for chunk in keys.chunks(chunk_keys(&load)) {
             read_until_answered(&load, &keyspace, who, chunk, ConsistencyLevel::All).await;
         }
         // Repairs go on behind the answers.
@@ -44,7 +45,11 @@ pub(crate) async fn read_back(load: Rc<Load>, who: Who, seed: u64) {
     }
 }
 
-const CHUNK: usize = 40;
+/// Keys of one call: few enough for the batches of all datacenters to fit into one node.
+fn chunk_keys(load: &Load) -> usize {
+    let datacenters = load.shape.datacenters.len();
+    (load.shape.bounds.operations / datacenters).clamp(1, 40)
+}
 
 /// How long after everything was healed a read may still fail.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -71,13 +76,10 @@ async fn read_until_answered(
         let mut unanswered = Vec::new();
         for ((key, id), result) in left.into_iter().zip(ids).zip(results) {
             let outcome = match result {
-                Ok(found) => Outcome::Found {
-                    value: found.value.as_ref().and_then(|it| decode(it)),
-                    version: found.version,
-                },
+                Ok(read) => found(load, key, read.value.as_ref(), read.version),
                 Err(error) => {
                     unanswered.push(key);
-                    let outcome = super::calls::failed(&error);
+                    let outcome = failed(&error);
                     last = Some(error);
                     outcome
                 }

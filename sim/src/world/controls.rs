@@ -35,6 +35,9 @@ pub struct Controls {
     pub frozen: AtomicBool,
     /// Tasks of the node's runtime.
     pub tasks: AtomicUsize,
+    /// The most clients that it had not told by their deadlines, since this was last taken. Counted by
+    /// the host, whose time goes by in the simulation: outside, the machine's does.
+    pub overdue: AtomicUsize,
     /// Its open connections.
     pub(super) connections: Connections,
     inner: Mutex<Inner>,
@@ -59,6 +62,7 @@ impl Controls {
             paused: AtomicBool::new(false),
             frozen: AtomicBool::new(false),
             tasks: AtomicUsize::new(0),
+            overdue: AtomicUsize::new(0),
             connections: Connections::default(),
             inner: Mutex::new(Inner {
                 random,

@@ -14,6 +14,8 @@ use node::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::shape::Bounds;
+
 use super::{
     controls::{Controls, SimClock},
     network::SimNetwork,
@@ -39,6 +41,8 @@ pub(crate) struct HostSettings {
     pub seed: u64,
     /// Its row cache.
     pub row_cache_bytes: usize,
+    /// Its bounds.
+    pub bounds: Bounds,
     /// Its disk, which outlives its process.
     pub disk: MemoryStorage,
     /// What the run does to it.
@@ -77,6 +81,9 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
         datacenter: settings.datacenter,
         rack: settings.rack,
         join: settings.join.iter().map(|it| format!("{it}:{PEER_PORT}")).collect(),
+        operations_in_flight_max: settings.bounds.operations,
+        peer_queue_bytes_max: settings.bounds.peer_queue_bytes,
+        hint_bytes_per_target_max: settings.bounds.hint_bytes,
         ..NodeConfig::default()
     };
     let world = World {
@@ -96,12 +103,14 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
     let pacing = Arc::clone(&controls);
     let commits = node.clone().run_commits(async move |stage| pacing.pace(stage).await);
     let stop = CancellationToken::new();
-    let shared = Arc::clone(&node.shared);
+    let (shared, loops) = (Arc::clone(&node.shared), node.loops.clone());
     let serving = node.run_loop(0, clients, peers, Some(events), stop);
     let watching = async {
         loop {
             let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
             controls.tasks.store(tasks, Ordering::Relaxed);
+            let overdue = loops.iter().map(|it| it.overdue(LATE_US)).sum();
+            controls.overdue.fetch_max(overdue, Ordering::Relaxed);
             if let Some(reason) = shared.failure() {
                 return reason.to_string();
             }
@@ -116,6 +125,9 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
     }
     Err(HostError::Stopped("its loop has ended".to_owned()))
 }
+
+/// How much later than a deadline its alarm may ring.
+const LATE_US: u64 = 50_000;
 
 /// How soon a supervisor notices.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);

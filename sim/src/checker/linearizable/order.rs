@@ -61,6 +61,10 @@ fn place(resolved: &Resolved<'_>) -> Option<Parts> {
     let mut deleted = BTreeSet::from([Version::ABSENT]);
     for step in &resolved.steps {
         let Access::Write(state) = step.access else { continue };
+        if step.ret == PENDING && step.version.is_none() {
+            // It may come behind everything.
+            continue;
+        }
         let version = step.version?;
         placed.push(Placed { version, is_read: false, call: step.call, ret: step.ret });
         versions[state] = Some(version);

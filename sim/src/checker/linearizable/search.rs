@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::Verdict;
 use crate::checker::{
-    register::{ABSENT, Access, Resolved, State},
+    register::{ABSENT, Access, PENDING, Resolved, State},
     tell,
 };
 
@@ -83,7 +83,8 @@ impl<'a, 'r> Search<'a, 'r> {
 
     fn run(&mut self, states_max: usize) -> Verdict {
         let mut place = self.next[0];
-        while self.next[0] != 0 {
+        // What has no end may come behind everything.
+        while self.next[0] != 0 && self.first_return(self.next[0]) != PENDING {
             if self.visited.len() > states_max {
                 return Verdict::Undecided(states_max);
             }

@@ -73,9 +73,9 @@ fn arbitrary(seed: u64) -> Vec<Operation> {
             (Action::Get, _) => {
                 Outcome::Found { value: None, version: told.then_some(stamps[place]) }
             }
-            _ if !expires && random.random_bool(0.3) => {
-                let versions = if told { vec![stamps[own]] } else { Vec::new() };
-                Outcome::Unknown { reason: None, versions }
+            _ if random.random_bool(0.3) => {
+                let versions = (told && !expires).then(|| vec![stamps[own]]);
+                Outcome::Unknown { reason: None, answered: told, versions }
             }
             _ => Outcome::Written { version: stamps[own] },
         };
@@ -88,6 +88,8 @@ fn arbitrary(seed: u64) -> Vec<Operation> {
             level: model::ConsistencyLevel::Quorum,
             action: *action,
             via: Via::Scan,
+            request: None,
+            tries: 1,
             called_us,
             deadline_us: None,
             returned_us: Some(returned_us),
