@@ -125,7 +125,6 @@ const WANTED: &[(&str, &str)] = &[
     ("level", "LOCAL_QUORUM"),
     ("level", "EACH_QUORUM"),
     ("outcome", "not applied: CLOCK_SKEW"),
-    ("outcome", "not applied: OVERLOADED"),
     ("outcome", "not applied: READ_TIMEOUT"),
     ("outcome", "unknown: WRITE_FAILED"),
     ("outcome", "unknown: DISK_FULL"),

@@ -75,8 +75,6 @@ pub struct Watch {
     versions: BTreeMap<(usize, Bytes), Version>,
     ends: usize,
     metadata: BTreeMap<u64, (MetadataHash, String)>,
-    /// How far all clocks but one were ahead of true time at most.
-    excused_ms: i64,
 }
 
 impl Watch {
@@ -136,38 +134,6 @@ impl Watch {
         })
     }
 
-    /// No hybrid clock runs further ahead of true time than C1 to C5 let it.
-    ///
-    /// One wall clock alone may be wrong by any time, and nobody believes it. What a second one shares
-    /// with it counts for the rest of the run: two that are wrong alike may confirm each other, and
-    /// hybrid clocks never go back. Above that a reading may lie `clock_offset_max` ahead, and a
-    /// restarted node's ceiling, made from such a reading, most of that again.
-    pub fn clocks_keep_near(&mut self, world: &World) -> Vec<Violation> {
-        let errors_ms = world.nodes.iter().map(|it| it.controls.clock_error_ms(world.now()));
-        let mut errors_ms: Vec<i64> = errors_ms.collect();
-        errors_ms.sort_unstable();
-        let second = errors_ms.len().checked_sub(2).map_or(0, |it| errors_ms[it]);
-        self.excused_ms = self.excused_ms.max(second);
-        let true_ms = EPOCH_MS + u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX);
-        let mut violations = Vec::new();
-        for it in &world.nodes {
-            let Some(node) = it.controls.node() else { continue };
-            let allowed_ms = 2 * node.shared.config.clock_offset_max_ms
-                + u64::try_from(self.excused_ms).unwrap_or(0);
-            let highest_ms = node.shared.clock.highest().ms();
-            if highest_ms > true_ms + allowed_ms {
-                let ahead_ms = highest_ms - true_ms;
-                let what = format!(
-                    "{}: its hybrid clock is {ahead_ms} ms ahead of true time, {allowed_ms} ms at most \
-                     are explained (C1 to C5)",
-                    it.name
-                );
-                violations.push(Violation::broken("clock", None, what));
-            }
-        }
-        violations
-    }
-
     /// All nodes agree on each step of the metadata.
     pub fn metadata_agrees(&mut self, world: &World) -> Vec<Violation> {
         let mut violations = Vec::new();
@@ -201,10 +167,37 @@ pub fn nothing_is_unanswered(world: &World) -> Vec<Violation> {
     violations
 }
 
+/// No hybrid clock runs further ahead of true time than C1 to C5 let it.
+///
+/// One wall clock alone may be wrong by any time, and nobody believes it. What a second one shares
+/// with it counts for the rest of the run: two that are wrong alike may confirm each other, and
+/// hybrid clocks never go back. Above that a reading may lie `clock_offset_max` ahead, and a
+/// restarted node's ceiling, made from such a reading, most of that again.
+fn clocks_keep_near(world: &World) -> Vec<Violation> {
+    let true_ms = EPOCH_MS + u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX);
+    let mut violations = Vec::new();
+    for it in &world.nodes {
+        let Some(node) = it.controls.node() else { continue };
+        let allowed_ms = 2 * node.shared.config.clock_offset_max_ms
+            + u64::try_from(world.common_error_ms).unwrap_or(0);
+        let highest_ms = node.shared.clock.highest().ms();
+        if highest_ms > true_ms + allowed_ms {
+            let ahead_ms = highest_ms - true_ms;
+            let what = format!(
+                "{}: its hybrid clock is {ahead_ms} ms ahead of true time, {allowed_ms} ms at most \
+                 are explained (C1 to C5)",
+                it.name
+            );
+            violations.push(Violation::broken("clock", None, what));
+        }
+    }
+    violations
+}
+
 /// Everything that is watched now and then for the whole of a run.
 pub fn watch(world: &World, watch: &mut Watch) -> Vec<Violation> {
     let mut seen = bounds(world);
-    seen.extend(watch.clocks_keep_near(world));
+    seen.extend(clocks_keep_near(world));
     seen.extend(watch.metadata_agrees(world));
     seen.extend(watch.versions_rise(world));
     seen

@@ -62,6 +62,8 @@ pub struct World {
     pub log: Log,
     links: Links,
     random: StdRng,
+    /// How far all clocks but one were ahead of true time at most, in milliseconds.
+    pub common_error_ms: i64,
     /// The node whose disk has rotted.
     pub rotten: Option<usize>,
     /// What the ends of lives have left, for the checks at the end.
@@ -146,6 +148,7 @@ impl World {
             log,
             links: Links::default(),
             random,
+            common_error_ms: 0,
             rotten: None,
             ends: Vec::new(),
         };
@@ -244,6 +247,11 @@ impl World {
     /// # Errors
     /// What a host failed for.
     pub fn step(&mut self) -> Result<(), String> {
+        let errors_ms = self.nodes.iter().map(|it| it.controls.clock_error_ms(self.now()));
+        let mut errors_ms: Vec<i64> = errors_ms.collect();
+        errors_ms.sort_unstable();
+        let second = errors_ms.iter().rev().nth(1);
+        self.common_error_ms = self.common_error_ms.max(second.copied().unwrap_or(0));
         self.sim.step().map_err(|error| error.to_string())?;
         for index in 0..self.nodes.len() {
             if self.nodes[index].running

@@ -33,7 +33,8 @@ fn seeds(text: &str) -> Result<Range<u64>, String> {
 }
 
 fn minutes(text: &str) -> Result<Duration, String> {
-    let minutes: f64 = text.parse().map_err(|_| "give a number of minutes".to_owned())?;
+    let minutes: f64 =
+        text.parse().map_err(|error| format!("give a number of minutes: {error}"))?;
     Duration::try_from_secs_f64(minutes * 60.0).map_err(|error| error.to_string())
 }
 

@@ -49,7 +49,9 @@ pub(crate) struct Probe {
 pub(crate) async fn probe(load: Rc<Load>, who: Who, place: u32, seed: u64) {
     load.reach(Phase::Work).await;
     let level = PROBED[usize::try_from(place).expect("few levels")];
-    let key = KeyName { discipline: Discipline::Mixed, kind: KeyKind::Hot, number: 100 + place };
+    // A key of its own for each datacenter: what loses a race below a quorum says nothing about levels.
+    let number = 100 * (1 + u32::from(who.datacenter)) + place;
+    let key = KeyName { discipline: Discipline::Mixed, kind: KeyKind::Hot, number };
     let Some(client) = connect(&load, who.datacenter, seed).await else { return };
     let keyspace = client.keyspace(KEYSPACE);
     while load.phase.get() == Phase::Work {
