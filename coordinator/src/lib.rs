@@ -14,5 +14,5 @@ mod write;
 
 pub use error::{ReadError, WriteError};
 pub use read::{Read, ReadEffect, ReadEvent, ReadReply, ReadRequest};
-pub use scan::{Covered, Direction, MergedPage, MergedRow, ReplicaPage, merge_pages};
+pub use scan::{Covered, Direction, MergedPage, MergedRow, PageLimits, ReplicaPage, merge_pages};
 pub use write::{Write, WriteEffect, WriteEvent, WriteReply, WriteRequest};

@@ -64,6 +64,15 @@ pub struct ReplicaPage {
     pub clock: Hlc,
 }
 
+/// How much a merged page may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageLimits {
+    /// Keys, deleted and expired ones too. At least 1.
+    pub rows_max: usize,
+    /// Bytes of storage keys and records; a page holds one row even beyond them.
+    pub bytes_max: usize,
+}
+
 /// A key of the merged page, and the newest of its records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MergedRow {
@@ -82,8 +91,8 @@ pub struct MergedRow {
 pub struct MergedPage {
     /// The rows in the order of the scan. Absent keys of the part covered are absent from here.
     pub rows: Vec<MergedRow>,
-    /// How far the page speaks: as far as all of its parts (S2). What replicas sent beyond is left
-    /// out, and comes again with the next page.
+    /// How far the page speaks: as far as all of its parts (S2), and no further than its limits. What
+    /// replicas sent beyond is left out, and comes again with the next page.
     pub covered_to: Covered,
 }
 
@@ -93,11 +102,14 @@ pub struct MergedPage {
 /// newest version and none of the replicas has seen a clock at which it expires later than at
 /// `read_at`, the clock that the requests carried (G1, G3).
 ///
+/// Pages that hold different rows of the same part make up a longer one, which is cut at `limits`.
+///
 /// Panics unless the pages' replicas satisfy the requirement, each with one page.
 pub fn merge_pages(
     requirement: &Requirement,
     direction: Direction,
     read_at: Hlc,
+    limits: PageLimits,
     pages: Vec<ReplicaPage>,
 ) -> MergedPage {
     let mut answered = ReplicaMask::EMPTY;
@@ -108,7 +120,7 @@ pub fn merge_pages(
     assert!(requirement.scopes().iter().all(satisfied), "{answered:?} for {requirement:?}");
 
     let clock = pages.iter().map(|it| it.clock).max().unwrap_or_default();
-    let covered_to = common_bound(direction, &pages);
+    let mut covered_to = common_bound(direction, &pages);
     let mut rows: Vec<(Bytes, ReplicaIndex, Record)> = Vec::new();
     for page in pages {
         let covered = page.rows.into_iter().filter(|it| covered_to.includes(direction, &it.0));
@@ -116,9 +128,21 @@ pub fn merge_pages(
     }
     rows.sort_by(|a, b| direction.compare(&a.0, &b.0).then(a.1.cmp(&b.1)));
 
-    let by_key = rows.chunk_by(|a, b| a.0 == b.0);
     let judge = Judge { requirement, answered, read_at, clock };
-    MergedPage { rows: by_key.map(|it| judge.row(it)).collect(), covered_to }
+    let mut merged: Vec<MergedRow> = Vec::new();
+    let mut bytes = 0;
+    for records in rows.chunk_by(|a, b| a.0 == b.0) {
+        let row = judge.row(records);
+        bytes += row.key.len() + row.newest.as_bytes().len();
+        if let Some(last) = merged.last()
+            && (merged.len() >= limits.rows_max || bytes > limits.bytes_max)
+        {
+            covered_to = Covered::To(last.key.clone());
+            break;
+        }
+        merged.push(row);
+    }
+    MergedPage { rows: merged, covered_to }
 }
 
 /// The nearest of the pages' ends.

@@ -211,6 +211,13 @@ impl OperationTable {
         self.operations.len()
     }
 
+    /// How many of them are reads and writes; the others are requests of scans and of admin calls, and
+    /// hints, each bounded where it begins.
+    pub fn reads_and_writes(&self) -> usize {
+        let is_one = |it: &Operation| matches!(it, Operation::Read(_) | Operation::Write(_));
+        self.operations.iter().filter(|(_, it)| is_one(&it.1)).count()
+    }
+
     /// Adds one.
     ///
     /// Panics beyond sixteen million: admission has refused it long before.

@@ -223,9 +223,14 @@ pub fn bounds(world: &World) -> Vec<Violation> {
             if unanswered > limit {
                 violated("bounded", format!("{unanswered} operations in flight, {limit} allowed"));
             }
-            let (held, limit) = (state.operations.len(), limit * ANSWERED_FACTOR);
+            let (held, limit) = (state.operations.reads_and_writes(), limit * ANSWERED_FACTOR);
             if held > limit {
-                violated("bounded", format!("{held} operations held, {limit} allowed"));
+                violated("bounded", format!("{held} reads and writes held, {limit} allowed"));
+            }
+            let others = state.operations.len() - held;
+            let limit = world.nodes.len() * (shared.config.scans_max + HINTS_AT_ONCE);
+            if others > limit {
+                violated("bounded", format!("{others} other requests held, {limit} allowed"));
             }
             for peer in state.peers.iter() {
                 let (bytes, limit) = (peer.outbox.bytes(), shared.config.peer_queue_bytes_max);
@@ -406,6 +411,8 @@ pub fn nothing_is_left(world: &World, shape: &Shape) -> Vec<Violation> {
 const NODE_BYTES: usize = 16;
 /// How long the disk may take to replace a hint after its write was acknowledged.
 const HINT_REPLACED_US: u64 = 2_000_000;
+/// Hints that a node has under way to another, at most.
+const HINTS_AT_ONCE: usize = 256;
 /// How many more operations than may be unanswered a node may hold, for the hints of slow replicas.
 const ANSWERED_FACTOR: usize = 4;
 const TASKS_OF_A_NODE: usize = 16;

@@ -215,7 +215,7 @@ impl Run {
             self.healed_ms = millis(&self.world);
             self.load.rotten.set(self.world.rotten.is_some());
             self.load.phase.set(Phase::ReadBack);
-            if !self.until(END_MS, |it| it.load.phase.get() == Phase::Done) {
+            if !self.read_back_ends() {
                 self.violate("liveness", "the read-back did not end".to_owned());
                 self.load.phase.set(Phase::Done);
             }
@@ -326,6 +326,21 @@ impl Run {
     }
 
     /// False if it did not come about within so many milliseconds.
+    /// How long it takes depends on the number of keys; that it goes on does not.
+    fn read_back_ends(&mut self) -> bool {
+        let is_done = |it: &Self| it.load.phase.get() == Phase::Done;
+        let mut calls = self.load.recorder.len();
+        while self
+            .until(END_MS, |it| is_done(it) || it.load.recorder.len() >= calls + READ_BACK_STEP)
+        {
+            if is_done(self) {
+                return true;
+            }
+            calls = self.load.recorder.len();
+        }
+        false
+    }
+
     fn until(&mut self, for_ms: u64, condition: impl Fn(&Self) -> bool) -> bool {
         let end_ms = millis(&self.world) + for_ms;
         while !condition(self) {
@@ -384,6 +399,8 @@ const STATES_MAX: usize = 2_000_000;
 const SET_UP_MS: u64 = 20_000;
 /// How long calls may take to end, and everything to be read back.
 const END_MS: u64 = 60_000;
+/// Calls of a read-back within that time, at least.
+const READ_BACK_STEP: u64 = 100;
 /// How long hints may take to be handed over, behind the quiet time.
 const HINTS_MS: u64 = 12_000;
 /// In what time nodes notice connections that are dead.

@@ -7,6 +7,8 @@ use proptest::{collection::btree_map, prelude::*};
 
 use super::*;
 
+const ALL_ROWS: PageLimits = PageLimits { rows_max: usize::MAX, bytes_max: usize::MAX };
+
 fn requirement(level: ConsistencyLevel) -> Requirement {
     let replicas = ReplicaSet::new([(DcIndex(0), [0, 1, 2].map(NodeIndex).to_vec())]);
     Requirement::for_read(level, &replicas, DcIndex(0)).unwrap()
@@ -48,7 +50,7 @@ fn page(text: &str) -> ReplicaPage {
 /// Merges at clock 100. Unsettled rows have a `?`, stale replicas follow a `<`.
 fn check(level: ConsistencyLevel, direction: Direction, pages: &[&str], expected: &str) {
     let pages: Vec<_> = pages.iter().map(|it| page(it)).collect();
-    let merged = merge_pages(&requirement(level), direction, Hlc::from_ms(100), pages);
+    let merged = merge_pages(&requirement(level), direction, Hlc::from_ms(100), ALL_ROWS, pages);
     let mut told = Vec::new();
     for row in &merged.rows {
         let key = String::from_utf8_lossy(&row.key);
@@ -143,11 +145,12 @@ fn page_of(
 }
 
 proptest! {
-    /// Page by page, a scan meets each key once, in order, with its newest version.
+    /// Page by page, a scan meets each key once, in order, with its newest version, within its limits.
     #[test]
     fn pages_make_up_the_range(
         replicas in proptest::collection::vec(btree_map(0u8..20, 1u64..4, 0..12), 2..=3),
         rows_max in proptest::collection::vec(1usize..6, 3),
+        limits in (1usize..6, prop_oneof![Just(usize::MAX), 1usize..200]),
         reverse: bool,
     ) {
         let direction = if reverse { Direction::Reverse } else { Direction::Forward };
@@ -165,10 +168,15 @@ proptest! {
         }
 
         let (mut actual, mut behind) = (Vec::new(), None);
+        let limits = PageLimits { rows_max: limits.0, bytes_max: limits.1 };
         loop {
             let parts = (0..).zip(replicas.iter().zip(&rows_max));
             let pages = parts.map(|(from, (rows, n))| page_of(from, rows, direction, behind, *n));
-            let merged = merge_pages(&requirement, direction, Hlc::ZERO, pages.collect());
+            let merged = merge_pages(&requirement, direction, Hlc::ZERO, limits, pages.collect());
+            let bytes = |it: &MergedRow| it.key.len() + it.newest.as_bytes().len();
+            let within = merged.rows.iter().map(bytes).sum::<usize>() <= limits.bytes_max;
+            prop_assert!(merged.rows.len() <= limits.rows_max);
+            prop_assert!(within || merged.rows.len() == 1);
             let row = |it: &MergedRow| (it.key[0], it.newest.version().hlc.ms(), it.settled);
             actual.extend(merged.rows.iter().map(row));
             match merged.covered_to {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use coordinator::{Covered, Direction, MergedRow, ReadReply, ReplicaPage, merge_pages};
+use coordinator::{Covered, Direction, MergedRow, PageLimits, ReadReply, ReplicaPage, merge_pages};
 use futures_util::Stream;
 use model::{
     ConsistencyLevel, Hlc, Key, PartitionIndex, Record, Refusal, ReplicaIndex, ReplicaMask,
@@ -166,17 +166,21 @@ impl Scan {
         let requirement = Requirement::for_read(self.level, &set, call.view.local_dc())
             .map_err(|it| level_error(&it))?;
         let read_at = call.shared.clock.read(call.wall);
-        let rows_wanted = usize::try_from(self.rows_left).unwrap_or(usize::MAX).min(self.page_rows);
+        let rows_left = usize::try_from(self.rows_left).unwrap_or(usize::MAX);
+        let limits = PageLimits {
+            rows_max: rows_left.min(self.page_rows),
+            bytes_max: call.shared.config.limits.scan_bytes_max,
+        };
         let query = RangeQuery {
             operation: 0,
             start: start.clone(),
             end: end.clone(),
             reverse: self.direction == Direction::Reverse,
-            rows_max: u32::try_from(rows_wanted).unwrap_or(u32::MAX),
-            bytes_max: u32::try_from(call.shared.config.limits.scan_bytes_max).unwrap_or(u32::MAX),
+            rows_max: u32::try_from(limits.rows_max).unwrap_or(u32::MAX),
+            bytes_max: u32::try_from(limits.bytes_max).unwrap_or(u32::MAX),
         };
         let pages = self.replica_pages(&call, &set, &requirement, &query).await?;
-        let merged = merge_pages(&requirement, self.direction, read_at, pages);
+        let merged = merge_pages(&requirement, self.direction, read_at, limits, pages);
         let rows = self.settle(&call, &set, &requirement, read_at, merged.rows).await?;
         self.advance(&merged.covered_to, &start, &end);
         self.rows_left =

@@ -3,13 +3,18 @@
 use std::collections::BTreeMap;
 
 use model::{ConsistencyLevel, Mutant};
+use proto::Reason;
 
 use super::{Failure, Plot, Scenario, script};
 use crate::{
     checker::Violation,
+    fault::Fault,
     run::{Report, RunSettings, run},
     workload::{PROBED, Probe},
 };
+
+/// For how long a put may be under way before its coordinator's end, in milliseconds.
+const CALL_MS: u64 = 250;
 
 /// A scenario that was played.
 #[derive(Clone, Debug)]
@@ -97,6 +102,9 @@ fn availability(failure: &Failure, report: &Report) -> Vec<Availability> {
                 unknown: 0,
             };
             for probe in report.probes.iter().filter(of_level) {
+                if died_with_its_coordinator(probe, failure, report) {
+                    continue;
+                }
                 let count = if probe.writes { &mut it.writes } else { &mut it.reads };
                 count.1 += 1;
                 match probe.failure {
@@ -113,6 +121,16 @@ fn availability(failure: &Failure, report: &Report) -> Vec<Availability> {
         }
     }
     all
+}
+
+/// True for a put whose answer was lost because its coordinator ended in the middle: no level can do
+/// anything about that, and the client may not send it again.
+fn died_with_its_coordinator(probe: &Probe, failure: &Failure, report: &Report) -> bool {
+    let ends = failure.faults.iter().filter(|it| matches!(it.fault, Fault::End { .. }));
+    let mut in_the_middle = ends.map(|it| report.faults_from_ms + it.at_ms);
+    probe.writes
+        && probe.failure == Some((Reason::ConnectionLost, false))
+        && in_the_middle.any(|it| (probe.at_ms..probe.at_ms + CALL_MS).contains(&it))
 }
 
 fn judge(failure: &Failure, availability: &[Availability]) -> Vec<Violation> {

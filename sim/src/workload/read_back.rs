@@ -26,7 +26,7 @@ pub(crate) async fn read_back(load: Rc<Load>, who: Who, seed: u64) {
     let mine: Vec<_> = keys.iter().filter(|it| is_readable(it.discipline, who)).collect();
     for some in mine.chunk_by(|a, b| a.discipline == b.discipline) {
         let level = some[0].discipline.read_levels()[0];
-        for chunk in some.chunks(chunk_keys(&load)) {
+        for chunk in some.chunks(chunk_keys(&load, load.shape.datacenters.len())) {
             read_until_answered(&load, &keyspace, who, chunk, level).await;
         }
     }
@@ -36,7 +36,7 @@ pub(crate) async fn read_back(load: Rc<Load>, who: Who, seed: u64) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let keys: Vec<_> = keys.iter().filter(|_| !load.rotten.get()).collect();
-        for chunk in keys.chunks(chunk_keys(&load)) {
+        for chunk in keys.chunks(chunk_keys(&load, 2)) {
             read_until_answered(&load, &keyspace, who, chunk, ConsistencyLevel::All).await;
         }
         // Repairs go on behind the answers.
@@ -45,10 +45,9 @@ pub(crate) async fn read_back(load: Rc<Load>, who: Who, seed: u64) {
     }
 }
 
-/// Keys of one call: few enough for the batches of all datacenters to fit into one node.
-fn chunk_keys(load: &Load) -> usize {
-    let datacenters = load.shape.datacenters.len();
-    (load.shape.bounds.operations / datacenters).clamp(1, 40)
+/// Keys of one call: few enough for so many batches to fit into one node.
+fn chunk_keys(load: &Load, batches: usize) -> usize {
+    (load.shape.bounds.operations / batches).clamp(1, 40)
 }
 
 /// How long after everything was healed a read may still fail.
