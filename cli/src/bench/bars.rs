@@ -165,7 +165,7 @@ async fn prepare(
         fill(load, &target, output).await?;
         memory.loaded_bytes = memory.loaded_bytes.max(cluster.resident_bytes_max());
         let bar = progress::spinner(output, "killing a node and starting it again");
-        restarts.push(cluster.restart_last(&load.space.key(0), global).await?);
+        restarts.push(cluster.restart_last(&load.space.key(0)).await?);
         cluster.await_up(global).await?;
         tokio::time::sleep(REST).await;
         let restarted = cluster.resident_bytes_of_last();

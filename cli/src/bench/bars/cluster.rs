@@ -4,8 +4,10 @@ use std::{path::Path, time::Duration};
 
 use client::{Client, ClientConfig};
 use model::{ConsistencyLevel, Key};
+use proto::v1::{self, kv_service_client::KvServiceClient};
 use tempfile::TempDir;
 use tokio::time::Instant;
+use tonic::transport::Endpoint;
 
 use super::Restart;
 use crate::{
@@ -93,15 +95,14 @@ impl BenchCluster {
         committed.map_err(|error| fail(&error, &change))?;
         self.await_status("the layout", global, |it| it.layout_version > 0).await?;
         make_keyspace(&self.client(global).await?, KEYSPACE).await?;
-        let known = |it: &proto::v1::GetClusterStatusResponse| {
-            it.keyspaces.iter().any(|it| it.name == KEYSPACE)
-        };
+        let known =
+            |it: &v1::GetClusterStatusResponse| it.keyspaces.iter().any(|it| it.name == KEYSPACE);
         self.await_status("the keyspace", global, known).await
     }
 
     /// Waits until every node sees every other.
     pub(super) async fn await_up(&self, global: &Global) -> Result<(), Failure> {
-        let all_up = |it: &proto::v1::GetClusterStatusResponse| {
+        let all_up = |it: &v1::GetClusterStatusResponse| {
             it.nodes.len() == NODES && it.nodes.iter().all(|it| it.up)
         };
         self.await_status("the nodes to find each other", global, all_up).await
@@ -111,7 +112,7 @@ impl BenchCluster {
         &self,
         what: &str,
         global: &Global,
-        holds: impl Fn(&proto::v1::GetClusterStatusResponse) -> bool,
+        holds: impl Fn(&v1::GetClusterStatusResponse) -> bool,
     ) -> Result<(), Failure> {
         let begun = Instant::now();
         for node in &self.nodes {
@@ -132,29 +133,33 @@ impl BenchCluster {
     }
 
     /// Kills the last node with SIGKILL and starts it again where it was.
-    pub(super) async fn restart_last(
-        &mut self,
-        key: &Key,
-        global: &Global,
-    ) -> Result<Restart, Failure> {
+    pub(super) async fn restart_last(&mut self, key: &Key) -> Result<Restart, Failure> {
         let node = self.nodes.pop().expect("there are three");
         let (address, join) = (node.address(), self.nodes[0].peer_address);
         node.kill().await?;
         let begun = Instant::now();
         let data = self.data(NODES);
         let node = Server::node(&data, NODES, address, join).await?;
-        let listening_ms = node.started_in.as_secs_f64() * 1e3;
+        let (listening_ms, client_address) =
+            (node.started_in.as_secs_f64() * 1e3, node.client_address);
         self.nodes.push(node);
-        let node = self.nodes.last().expect("it was just added");
+        // Asked directly: a client that knows the ring may ask another replica.
+        let endpoint = Endpoint::from_shared(format!("http://{client_address}"));
+        let channel = endpoint.expect("an address makes a URI").connect_lazy();
+        let mut restarted = KvServiceClient::new(channel);
+        let request = v1::GetRequest {
+            keyspace: KEYSPACE.to_owned(),
+            key: Some(key.clone().into()),
+            consistency: Some(ConsistencyLevel::One.into()),
+            clock: 0,
+        };
         loop {
+            let read = restarted.get(request.clone()).await;
+            if read.is_ok_and(|it| it.get_ref().found) {
+                break;
+            }
             if begun.elapsed() > PATIENCE {
                 return Err(Failure::new("BENCH_STUCK", "the restarted node serves no reads"));
-            }
-            let Ok(client) = self.client_of([node].into_iter(), global).await else { continue };
-            let keyspace = client.keyspace(KEYSPACE);
-            let read = keyspace.get(key).consistency(ConsistencyLevel::One).await;
-            if read.is_ok_and(|it| it.value.is_some()) {
-                break;
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
