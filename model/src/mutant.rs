@@ -102,6 +102,11 @@ mutants! {
     MajorityClockIgnored = "majority-clock-ignored",
     /// C1 and C2 off: a node whose clock has jumped goes on stamping (CE30).
     OwnClockTrusted = "own-clock-trusted",
+    /// C1 off: the others' clocks end no suspension; a clock that has jumped has to come back (CE32).
+    JumpNeverConfirmed = "jump-never-confirmed",
+    /// C5 off: a node whose ceiling lies far ahead waits for its wall clock, however far most nodes
+    /// have come (CE32).
+    CeilingAwaited = "ceiling-awaited",
     /// G3 off: expiry is judged by the clock of whoever answers (CE9).
     ExpiryByOwnClock = "expiry-by-own-clock",
     /// Ties between versions are broken the other way round in a read.
@@ -114,6 +119,10 @@ mutants! {
     ScanUnconfirmed = "scan-unconfirmed",
     /// A deadline that passes while an operation waits is not noticed.
     DeadlineIgnored = "deadline-ignored",
+    /// Hints and operations are taken beyond their bounds.
+    BoundsIgnored = "bounds-ignored",
+    /// Each link that is lost leaves a task behind.
+    TaskLeaked = "task-leaked",
     /// A node that was called down stays down.
     DownForEver = "down-for-ever",
     /// An acceptor of the agreement forgets its promises when it restarts.

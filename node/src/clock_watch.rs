@@ -9,7 +9,7 @@ mod told;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use model::{NodeId, Timestamp};
+use model::{Mutant, NodeId, Timestamp};
 
 pub(crate) use told::ToldClocks;
 
@@ -228,6 +228,7 @@ impl ClockWatch {
             (Good | Disputed, Comparison::Agrees) => Good,
             (Good | Disputed, Comparison::Differs | Comparison::Scattered) => Disputed,
             (Good | Disputed, Comparison::OffMedian(_)) => Off,
+            (Jumped | Off, Comparison::Agrees) if Mutant::JumpNeverConfirmed.is_on() => self.state,
             (Jumped, Comparison::Agrees) if enough && agreement.in_reach => Good,
             (Jumped, Comparison::OffMedian(_)) => Off,
             // Those who proved it wrong may be out of reach now: their silence proves nothing.

@@ -403,14 +403,19 @@ impl Shared {
         self.failure.get()
     }
 
-    /// Runs work that blocks where it may: in the pool, or in place in a simulation.
+    /// Runs work that blocks where it may: in the pool, or in the simulated time of a simulation.
     #[expect(clippy::disallowed_methods, reason = "the one seam to the blocking pool")]
     pub async fn blocking<T: Send + 'static>(
         self: Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, model::Refusal> + Send + 'static,
     ) -> Result<T, model::Refusal> {
-        match self.world.blocking {
-            Blocking::Inline => work(&self),
+        match &self.world.blocking {
+            Blocking::Simulated(pace) => {
+                pace.read().await;
+                let done = work(&self);
+                pace.read().await;
+                done
+            }
             Blocking::Threads => {
                 let joined = tokio::task::spawn_blocking(move || work(&self)).await;
                 // The pool ends only with the node.

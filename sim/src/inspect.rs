@@ -174,7 +174,7 @@ pub fn nothing_is_unanswered(world: &World) -> Vec<Violation> {
 /// hybrid clocks never go back. Above that a reading may lie `clock_offset_max` ahead, and a
 /// restarted node's ceiling, made from such a reading, most of that again.
 fn clocks_keep_near(world: &World) -> Vec<Violation> {
-    let true_ms = EPOCH_MS + u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX);
+    let true_ms = EPOCH_MS + world.now_ms();
     let mut violations = Vec::new();
     for it in &world.nodes {
         let Some(node) = it.controls.node() else { continue };
@@ -203,7 +203,7 @@ pub fn watch(world: &World, watch: &mut Watch) -> Vec<Violation> {
     seen
 }
 
-/// With each step: queues keep their bounds, deadlines ring, clocks keep their ceilings (C5).
+/// Looked at now and then: queues keep their bounds, deadlines ring, clocks keep their ceilings (C5).
 pub fn bounds(world: &World) -> Vec<Violation> {
     let mut violations = Vec::new();
     for it in &world.nodes {
@@ -266,6 +266,15 @@ pub fn bounds(world: &World) -> Vec<Violation> {
         }
     }
     violations
+}
+
+/// What never happens among nodes of one build: two records of one version that differ, and messages
+/// that cannot be understood.
+pub fn alarms(counters: &[(&'static str, u64)]) -> Vec<Violation> {
+    let silent = ["conflicting_records", "peer_messages_malformed"];
+    let rung = counters.iter().filter(|it| silent.contains(&it.0) && it.1 > 0);
+    let told = rung.map(|(name, count)| format!("a node ended its life with {name} {count}"));
+    told.map(|what| Violation::broken("alarm", None, what)).collect()
 }
 
 /// The bytes of the hints on a node's disk, for each target.

@@ -10,6 +10,7 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
+    time::Duration,
 };
 
 use liveness::Serving;
@@ -74,6 +75,8 @@ pub struct Report {
     pub operations: u64,
     /// The log, if it was kept.
     pub lines: Vec<String>,
+    /// What of it happened to the world, with its times, if the log was kept.
+    pub story: Vec<(Duration, String)>,
     /// The history, if it was kept.
     pub history: Vec<Operation>,
     /// What probes were told, if there were any.
@@ -99,6 +102,7 @@ pub fn run(settings: &RunSettings) -> Report {
         simulated_ms: 0,
         operations: 0,
         lines: Vec::new(),
+        story: Vec::new(),
         history: Vec::new(),
         probes: Vec::new(),
         faults_from_ms: 0,
@@ -110,6 +114,7 @@ pub fn run(settings: &RunSettings) -> Report {
     report.violations.extend(panicked.err());
     report.log_hash = log.hash();
     report.lines = log.take();
+    report.story = log.take_story();
     report
 }
 
@@ -196,14 +201,15 @@ impl Run {
 
     fn play(&mut self, faults: Vec<TimedFault>, report: &mut Report) {
         let shape = self.world.shape.clone();
-        self.world.say(format_args!("{shape:?}"));
+        self.load.recorder.log.say(self.world.now(), format_args!("{shape:?}"));
         if self.until(SET_UP_MS, |it| it.load.phase.get() != Phase::SetUp) {
             self.steps(shape.warm_up_ms);
-            report.faults_from_ms = millis(&self.world);
+            report.faults_from_ms = self.world.now_ms();
             self.suffer(faults, shape.faults_ms, &mut report.coverage);
             self.load.phase.set(Phase::Quiet);
             let read_back_from = if self.until(END_MS, |it| it.load.working.get() == 0) {
-                self.steps(shape.quiet_ms);
+                let mending_ms = self.world.links_whole_ms.saturating_sub(self.world.now_ms());
+                self.steps(shape.quiet_ms.max(mending_ms));
                 self.violations.extend(inspect::members_agree(&self.world));
                 self.violations.extend(inspect::nothing_is_unanswered(&self.world));
                 self.every_node_serves();
@@ -212,7 +218,7 @@ impl Run {
                 self.violate("liveness", "clients still wait for answers".to_owned());
                 u64::MAX
             };
-            self.healed_ms = millis(&self.world);
+            self.healed_ms = self.world.now_ms();
             self.load.rotten.set(self.world.rotten.is_some());
             self.load.phase.set(Phase::ReadBack);
             if !self.read_back_ends() {
@@ -271,6 +277,9 @@ impl Run {
         };
         self.violations.extend(checker::check(&history, &context));
         report.coverage.add_history(&history);
+        for (told, count) in self.load.operated.take() {
+            report.coverage.add("operator", told, count);
+        }
         report.operations = history.len() as u64;
         report.history = history;
     }
@@ -281,9 +290,10 @@ impl Run {
         }
         for end in &self.world.ends {
             report.coverage.add_node(&end.counters);
+            self.violations.extend(inspect::alarms(&end.counters));
         }
         report.state_hash = inspect::state_hash(&self.world);
-        report.simulated_ms = millis(&self.world);
+        report.simulated_ms = self.world.now_ms();
         for violation in &self.violations {
             self.world.say(format_args!("VIOLATION {violation}"));
         }
@@ -292,10 +302,10 @@ impl Run {
 
     /// Faults come and go.
     fn suffer(&mut self, faults: Vec<TimedFault>, for_ms: u64, coverage: &mut Coverage) {
-        let began_ms = millis(&self.world);
+        let began_ms = self.world.now_ms();
         let mut waiting = faults.into_iter().zip(1_u64..).peekable();
-        while millis(&self.world) < began_ms + for_ms {
-            let now_ms = millis(&self.world) - began_ms;
+        while self.world.now_ms() < began_ms + for_ms {
+            let now_ms = self.world.now_ms() - began_ms;
             while let Some((timed, id)) = waiting.next_if(|it| it.0.at_ms <= now_ms) {
                 let TimedFault { fault, for_ms, .. } = timed;
                 let struck = self.active.begin(&mut self.world, id, fault, for_ms);
@@ -319,8 +329,8 @@ impl Run {
     }
 
     fn steps(&mut self, for_ms: u64) {
-        let end_ms = millis(&self.world) + for_ms;
-        while millis(&self.world) < end_ms {
+        let end_ms = self.world.now_ms() + for_ms;
+        while self.world.now_ms() < end_ms {
             self.step();
         }
     }
@@ -342,9 +352,9 @@ impl Run {
     }
 
     fn until(&mut self, for_ms: u64, condition: impl Fn(&Self) -> bool) -> bool {
-        let end_ms = millis(&self.world) + for_ms;
+        let end_ms = self.world.now_ms() + for_ms;
         while !condition(self) {
-            if millis(&self.world) >= end_ms {
+            if self.world.now_ms() >= end_ms {
                 return false;
             }
             self.step();
@@ -356,21 +366,21 @@ impl Run {
         if let Err(error) = self.world.step() {
             panic!("{error}");
         }
-        if millis(&self.world).is_multiple_of(LOOK_MS) {
+        if self.world.now_ms().is_multiple_of(LOOK_MS) {
             let seen = inspect::watch(&self.world, &mut self.watch);
             if self.violations.len() < VIOLATIONS_MAX {
                 self.violations.extend(seen);
             }
             self.supervise();
         }
-        if millis(&self.world).is_multiple_of(TELL_MS) {
-            self.world.say(inspect::gauges(&self.world));
+        if self.world.now_ms().is_multiple_of(TELL_MS) {
+            self.load.recorder.log.say(self.world.now(), inspect::gauges(&self.world));
         }
     }
 
     /// Starts again what has ended by itself, a while later.
     fn supervise(&mut self) {
-        let now_ms = millis(&self.world);
+        let now_ms = self.world.now_ms();
         for node in 0..self.world.nodes.len() {
             let down = !self.world.nodes[node].running;
             if !down || self.active.is_wanted_down(&self.world, node) {
@@ -413,7 +423,3 @@ const TELL_MS: u64 = 5_000;
 const RESTART_MS: u64 = 500;
 /// More of one kind say nothing more.
 pub(crate) const VIOLATIONS_MAX: usize = 20;
-
-fn millis(world: &World) -> u64 {
-    u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX)
-}

@@ -115,7 +115,7 @@ impl Shape {
     pub fn draw(random: &mut StdRng) -> Self {
         const SMALL: &[&[u8]] =
             &[&[3], &[3], &[4], &[5], &[2, 2], &[3, 1], &[3, 2], &[1, 1, 1], &[2, 1, 1]];
-        let large = random.random_ratio(1, 40);
+        let large = random.random_ratio(1, 80);
         let races = !large && random.random_ratio(1, 3);
         let datacenters = match (large, random.random_ratio(1, 4)) {
             (false, _) => SMALL.choose(random).expect("it is not empty").to_vec(),
@@ -137,7 +137,7 @@ impl Shape {
             races,
             think_ms: *[10, 30, 60, 120].choose(random).expect("it is not empty"),
             faults_ms: if large { 50_000 } else { 6_000 },
-            drains: random.random_ratio(1, 12),
+            drains: random.random_ratio(1, 16),
             ..Self::default()
         }
     }

@@ -7,7 +7,7 @@ mod probe;
 mod read_back;
 mod scan;
 
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use client::{Client, ClientConfig, Keyspace};
 use model::ConsistencyLevel;
@@ -43,6 +43,8 @@ pub(crate) struct Load {
     pub rotten: Cell<bool>,
     /// Datacenters that have read everything back.
     pub read_back: Cell<u8>,
+    /// What operators were told, and how often.
+    pub operated: std::cell::RefCell<BTreeMap<&'static str, u64>>,
     /// What probes were told.
     pub(crate) probes: std::cell::RefCell<Vec<Probe>>,
     /// What they found that no checker would.
@@ -75,6 +77,7 @@ impl Load {
             working: Cell::new(0),
             rotten: Cell::new(false),
             read_back: Cell::new(0),
+            operated: std::cell::RefCell::default(),
             probes: std::cell::RefCell::default(),
             complaints: std::cell::RefCell::default(),
         })
@@ -224,7 +227,7 @@ impl Session {
     /// The time that a call gets: mostly the usual, now and then very little.
     fn timeout(&mut self) -> Duration {
         match self.random.random_range(0..20) {
-            0 => Duration::from_millis(self.random.random_range(1..=60)),
+            0 => Duration::from_millis(self.random.random_range(0..=60)),
             _ => REQUEST_TIMEOUT,
         }
     }

@@ -64,6 +64,9 @@ pub struct World {
     random: StdRng,
     /// How far all clocks but one were ahead of true time at most, in milliseconds.
     pub common_error_ms: i64,
+    /// When the last connection from which a cut took something is known to be dead, in milliseconds:
+    /// turmoil's TCP sends nothing again, so that nodes learn of it by silence.
+    pub links_whole_ms: u64,
     /// The node whose disk has rotted.
     pub rotten: Option<usize>,
     /// What the ends of lives have left, for the checks at the end.
@@ -149,6 +152,7 @@ impl World {
             links: Links::default(),
             random,
             common_error_ms: 0,
+            links_whole_ms: 0,
             rotten: None,
             ends: Vec::new(),
         };
@@ -237,9 +241,14 @@ impl World {
         self.sim.elapsed()
     }
 
-    /// Adds a line to the log.
+    /// The same in milliseconds.
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.now().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Adds a line to the log that belongs to the story of this world.
     pub fn say(&self, line: impl std::fmt::Display) {
-        self.log.say(self.now(), line);
+        self.log.tell(self.now(), line);
     }
 
     /// Advances by one tick, a millisecond.
@@ -271,6 +280,9 @@ impl World {
 
     /// Ends a cut.
     pub fn heal(&mut self, id: u64) {
+        if self.links.loses(id) {
+            self.links_whole_ms = self.now_ms() + DEAD_LINK_MS;
+        }
         self.links.heal(&self.sim, id);
     }
 
@@ -308,7 +320,7 @@ impl World {
             return;
         }
         node.running = true;
-        node.controls.freeze_at(None);
+        node.controls.thaw();
         self.sim.bounce(node.name.as_str());
         let name = node.name.clone();
         self.say(format_args!("{name} starts"));
@@ -341,3 +353,6 @@ impl World {
         node.disk.set_faults(Some(node.disk_faults.plan(seed)));
     }
 }
+
+/// A link sends a ping after a second and waits three seconds for its answer; then it connects again.
+const DEAD_LINK_MS: u64 = 4_500;

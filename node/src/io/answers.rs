@@ -12,7 +12,6 @@ use proto::internal::{Frame, QueryAnswer};
 use super::{
     effects::VERSION_QUERY,
     io_loop::{IoLoop, LoopState},
-    world::Blocking,
 };
 use crate::{
     commit::{CommitAnswer, CommitAnswerKind, CommitItem},
@@ -323,9 +322,6 @@ impl IoLoop {
             LocalRead::WouldBlock => Counters::count(&self.shared.counters.reads_from_disk),
         }
         let shared = Arc::clone(&self.shared);
-        if shared.world.blocking == Blocking::Inline {
-            return Some(shared.read_blocking(key));
-        }
         let this = self.this.upgrade()?;
         let key = key.clone();
         tokio::spawn(async move {

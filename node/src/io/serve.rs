@@ -10,7 +10,7 @@ use proto::internal::{
     Frame, Mutation, MutationAnswer, MutationKind, Query, QueryAnswer, RangeAnswer, RangeQuery,
 };
 
-use super::{io_loop::IoLoop, links::Origins, world::Blocking};
+use super::{io_loop::IoLoop, links::Origins};
 use crate::{
     commit::{CommitAnswer, CommitAnswerKind, CommitItem},
     counters::Counters,
@@ -199,11 +199,6 @@ impl IoLoop {
             LocalRead::WouldBlock => Counters::count(&self.shared.counters.reads_from_disk),
         }
         let shared = Arc::clone(&self.shared);
-        if shared.world.blocking == Blocking::Inline {
-            let read = shared.read_blocking(&key);
-            answers.queries.push(query_answer(operation, read, query.version_only));
-            return;
-        }
         let outbox = Arc::clone(&caller.outbox);
         tokio::spawn(async move {
             let read = Arc::clone(&shared).blocking(move |it| it.read_blocking(&key)).await;
@@ -229,10 +224,6 @@ impl IoLoop {
             return;
         }
         let (shared, outbox) = (Arc::clone(&self.shared), Arc::clone(&caller.outbox));
-        if shared.world.blocking == Blocking::Inline {
-            answers.ranges.push(shared.range_answer(query));
-            return;
-        }
         // A page is many reads: it never runs on the loop.
         tokio::spawn(async move {
             let operation = query.operation;

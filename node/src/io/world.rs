@@ -45,13 +45,19 @@ pub trait Network: Send + Sync {
     fn connect(&self, address: String) -> Boxed<'_, io::Result<BoxedStream>>;
 }
 
+/// The time that a simulated disk takes.
+pub trait DiskPace: Send + Sync {
+    /// Waits as a read waits: once before its data is looked at, and once more behind that.
+    fn read(&self) -> Boxed<'static, ()>;
+}
+
 /// Where work that blocks is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum Blocking {
     /// On threads: one for commits, a pool for reads that miss the block cache.
     Threads,
-    /// In place, on the loop: deterministic, for simulations.
-    Inline,
+    /// By tasks of the loop that take simulated time: deterministic, for simulations.
+    Simulated(Arc<dyn DiskPace>),
 }
 
 /// The world of one node.

@@ -37,6 +37,8 @@ pub enum Access<'a> {
 pub enum Fault {
     /// The device fails the access.
     Error,
+    /// What the device gives back is damaged; only meant for reads.
+    Corrupt,
     /// The answer is not in memory; only meant for [`Access::TryGet`].
     WouldBlock,
     /// The device has no room; only meant for [`Access::Append`].
@@ -192,7 +194,7 @@ impl Storage for MemoryStorage {
         match disk.fault(Access::TryGet(space, key)) {
             None => Ok(disk.get(space, key).map_or(TryGet::Absent, TryGet::Hit)),
             Some(Fault::WouldBlock) => Ok(TryGet::WouldBlock),
-            Some(Fault::Error | Fault::Full) => Err(unreadable()),
+            Some(fault) => Err(unreadable(fault)),
         }
     }
 
@@ -200,14 +202,14 @@ impl Storage for MemoryStorage {
         let mut disk = self.disk();
         match disk.fault(Access::Get(space, key)) {
             None => Ok(disk.get(space, key)),
-            Some(_) => Err(unreadable()),
+            Some(fault) => Err(unreadable(fault)),
         }
     }
 
     fn range(&self, request: &RangeRequest) -> Result<RangePage, StorageError> {
         let mut disk = self.disk();
-        if disk.fault(Access::Range(request)).is_some() {
-            return Err(unreadable());
+        if let Some(fault) = disk.fault(Access::Range(request)) {
+            return Err(unreadable(fault));
         }
         Ok(disk.range(request))
     }
@@ -284,7 +286,7 @@ impl Disk {
             Some(Fault::Full) => return Err(full(grown)),
             None if no_room => return Err(full(grown)),
             None => {}
-            Some(Fault::Error | Fault::WouldBlock) => {
+            Some(_) => {
                 return Err(self.fail(batch, "the log cannot be written"));
             }
         }
@@ -358,8 +360,11 @@ impl Disk {
     }
 }
 
-fn unreadable() -> StorageError {
-    StorageError::Corruption { message: "the device cannot read".to_owned() }
+fn unreadable(fault: Fault) -> StorageError {
+    match fault {
+        Fault::Corrupt => StorageError::Corruption { message: "a block is damaged".to_owned() },
+        _ => StorageError::Failed { message: "the device cannot read".to_owned() },
+    }
 }
 
 fn full(wanted: usize) -> StorageError {

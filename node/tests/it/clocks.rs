@@ -75,7 +75,7 @@ impl TestNode {
             network,
             storage: Arc::new(MemoryStorage::new()),
             seed,
-            blocking: Blocking::Inline,
+            blocking: Blocking::Threads,
         };
         let (node, events) = Node::open(config, world).unwrap();
         tokio::task::spawn_local(node.clone().run_commits(async |_| {}));

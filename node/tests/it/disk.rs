@@ -48,7 +48,7 @@ impl Alone {
             network,
             storage: Arc::new(disk.clone()),
             seed: 1,
-            blocking: Blocking::Inline,
+            blocking: Blocking::Threads,
         };
         let (node, events) = Node::open(config, world).unwrap();
         let (stalled, held) = watch::channel(false);

@@ -1,13 +1,16 @@
 //! Keys with a time to live: no value disappears before its time, and none is read long after it.
 //!
-//! Between the two lies the window in which clocks may disagree (G3), and nothing is promised there.
+//! Between the two lies the window in which clocks may disagree. Either answer is right there, but
+//! where reads are linearizable none finds the value once another has found it expired (G3).
+
+use std::collections::BTreeMap;
 
 use model::Version;
 
 use super::{
     Context, Violation,
     key::{KeyHistory, Read},
-    tell,
+    linearizable, tell,
 };
 use crate::history::{Action, Operation};
 
@@ -47,7 +50,31 @@ pub(super) fn window(
 
 pub(super) fn check(key: &KeyHistory<'_>, context: &Context) -> Vec<Violation> {
     let judged = key.reads().filter_map(|read| judge(key, &read, context));
-    judged.map(|what| Violation::broken(NAME, Some(key.name), what)).collect()
+    let returned = returned(key);
+    judged.chain(returned).map(|what| Violation::broken(NAME, Some(key.name), what)).collect()
+}
+
+/// Reads that found a value although an earlier one had found it expired.
+fn returned(key: &KeyHistory<'_>) -> Vec<String> {
+    if !linearizable::is_promised(key.discipline) {
+        return Vec::new();
+    }
+    let own = || key.reads().filter(|it| key.is_own(it.operation));
+    let mut expired = BTreeMap::<Version, Read<'_>>::new();
+    for read in own().filter(|it| it.value.is_none()) {
+        let Some(version) = read.version else { continue };
+        let first = expired.entry(version).or_insert(read);
+        if read.returned_us < first.returned_us {
+            *first = read;
+        }
+    }
+    let values = own().filter(|it| it.value.is_some());
+    let found = values.filter_map(|read| {
+        let first = expired.get(&read.version?)?;
+        let is_back = first.returned_us < read.operation.called_us;
+        is_back.then(|| format!("{} after {}", tell(read.operation), tell(first.operation)))
+    });
+    found.collect()
 }
 
 fn judge(key: &KeyHistory<'_>, read: &Read<'_>, context: &Context) -> Option<String> {

@@ -29,7 +29,7 @@ impl ActiveFaults {
         for_ms: u64,
     ) -> Option<&'static str> {
         world.say(format_args!("fault {id} for {for_ms} ms: {fault}"));
-        let begun_ms = now_ms(world);
+        let begun_ms = world.now_ms();
         let mut begun = ActiveFault { id, fault, begun_ms, for_ms, has_struck: false };
         begun.has_struck = begun.strike(world);
         let struck = begun.has_struck.then(|| begun.fault.name());
@@ -48,7 +48,7 @@ impl ActiveFaults {
         }
         let (over, active): (Vec<_>, Vec<_>) = std::mem::take(&mut self.0)
             .into_iter()
-            .partition(|it| ends_all || now_ms(world) >= it.begun_ms + it.for_ms);
+            .partition(|it| ends_all || world.now_ms() >= it.begun_ms + it.for_ms);
         self.0 = active;
         for fault in &over {
             world.say(format_args!("fault {} ends", fault.id));
@@ -147,7 +147,7 @@ impl ActiveFault {
             Fault::Cut(cut) => world.cut(self.id * IDS, cut.clone()),
             Fault::End { node, kind } => return self.end_process(world, *node, *kind),
             Fault::EndAt { node, stage, groups, .. } => {
-                world.nodes[*node].controls.freeze_at(Some((*stage, *groups)));
+                world.nodes[*node].controls.freeze_at(self.id, *stage, *groups);
                 return false;
             }
             Fault::DatacenterEnd { datacenter, kind } => {
@@ -187,7 +187,7 @@ impl ActiveFault {
     fn strikes_late(&self, world: &mut World) -> bool {
         match self.fault {
             Fault::EndAt { node, kind, .. }
-                if world.nodes[node].controls.frozen.swap(false, Ordering::Relaxed) =>
+                if world.nodes[node].controls.frozen_by() == Some(self.id) =>
             {
                 self.end_process(world, node, kind)
             }
@@ -215,7 +215,7 @@ impl ActiveFault {
             | Fault::DatacenterEnd { .. }
             | Fault::Pause { .. } => world.heal(self.id * IDS),
             Fault::EndAt { node, .. } => {
-                world.nodes[*node].controls.freeze_at(None);
+                world.nodes[*node].controls.forget_freeze(self.id);
                 world.heal(self.id * IDS);
             }
             Fault::ClockJump { node, jump_ms } => {
@@ -231,7 +231,8 @@ impl ActiveFault {
     /// The nodes that it ends, and that start when it is over.
     fn downs(&self, world: &World) -> Vec<usize> {
         match self.fault {
-            Fault::End { node, .. } | Fault::EndAt { node, .. } => vec![node],
+            Fault::End { node, .. } => vec![node],
+            Fault::EndAt { node, .. } if self.has_struck => vec![node],
             // A failed write ends the node.
             Fault::DiskErrors { node, .. } => vec![node],
             Fault::DatacenterEnd { datacenter, .. } => (0..world.nodes.len())
@@ -247,7 +248,7 @@ impl ActiveFault {
 
     /// Half of the time nodes jam one after another, and in the other half they are freed.
     fn swizzle(&self, world: &mut World, nodes: &[usize], freed: &[usize]) {
-        let since_ms = now_ms(world) - self.begun_ms;
+        let since_ms = world.now_ms() - self.begun_ms;
         let step_ms = (self.for_ms / 2 / nodes.len() as u64).max(1);
         if !since_ms.is_multiple_of(step_ms) {
             return;
@@ -269,10 +270,6 @@ impl ActiveFault {
 
 /// Ids of cuts that one fault may use.
 const IDS: u64 = 1_000;
-
-fn now_ms(world: &World) -> u64 {
-    u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX)
-}
 
 /// Ends what the faults have left: everything that is down starts, every disk works.
 pub fn heal_all(world: &mut World) {

@@ -29,6 +29,7 @@ pub(crate) async fn operate(load: Rc<Load>, datacenter: u8, seed: u64) {
             Ok(what) => what,
             Err(error) => error.reason().as_str(),
         };
+        *load.operated.borrow_mut().entry(told).or_default() += 1;
         load.recorder
             .log
             .say(now(), format_args!("operator of datacenter {datacenter}: {name} {told}"));

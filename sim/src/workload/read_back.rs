@@ -6,7 +6,7 @@ use client::Keyspace;
 use model::ConsistencyLevel;
 
 use super::{
-    KEYSPACE, Load, Phase,
+    KEYSPACE, Load, Phase, REQUEST_TIMEOUT,
     calls::{failed, found},
     connect,
 };
@@ -68,8 +68,9 @@ async fn read_until_answered(
     let give_up = now() + PATIENCE;
     let mut last = None;
     while !left.is_empty() && now() < give_up {
-        let call =
-            |key: &&KeyName| load.recorder.call(who, key, level, Action::Get, Via::Batch, None);
+        let call = |key: &&KeyName| {
+            load.recorder.call(who, key, level, Action::Get, Via::Batch, Some(REQUEST_TIMEOUT))
+        };
         let ids: Vec<u64> = left.iter().map(call).collect();
         let results = keyspace.batch_get(left.iter().map(|it| it.key())).consistency(level).await;
         let mut unanswered = Vec::new();

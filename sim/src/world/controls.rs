@@ -11,7 +11,7 @@ use std::{
 use model::Timestamp;
 use node::{
     commit::CommitStage,
-    io::{Node, WallClock},
+    io::{Boxed, DiskPace, Node, WallClock},
     storage::{
         Space,
         memory::{Access, Fault, FaultPlan},
@@ -31,8 +31,6 @@ pub struct Controls {
     pub resets_per_mille: AtomicU32,
     /// True while no commit goes on.
     pub paused: AtomicBool,
-    /// Set when the node has frozen at the point where it is to crash.
-    pub frozen: AtomicBool,
     /// Tasks of the node's runtime.
     pub tasks: AtomicUsize,
     /// The most clients that it had not told by their deadlines, since this was last taken. Counted by
@@ -46,7 +44,8 @@ pub struct Controls {
 struct Inner {
     random: StdRng,
     drift: Drift,
-    freeze: Option<(CommitStage, u32)>,
+    freezes: Vec<Freeze>,
+    frozen_by: Option<u64>,
     node: Option<Node>,
     ended: Option<String>,
 }
@@ -60,14 +59,14 @@ impl Controls {
             disk_ms: AtomicU64::new(0),
             resets_per_mille: AtomicU32::new(0),
             paused: AtomicBool::new(false),
-            frozen: AtomicBool::new(false),
             tasks: AtomicUsize::new(0),
             overdue: AtomicUsize::new(0),
             connections: Connections::default(),
             inner: Mutex::new(Inner {
                 random,
                 drift: Drift::default(),
-                freeze: None,
+                freezes: Vec::new(),
+                frozen_by: None,
                 node: None,
                 ended: None,
             }),
@@ -106,10 +105,25 @@ impl Controls {
         self.lock().ended.take()
     }
 
-    /// Freezes the node at this stage of the group that is so many groups away.
-    pub fn freeze_at(&self, freeze: Option<(CommitStage, u32)>) {
-        self.lock().freeze = freeze;
-        self.frozen.store(false, Ordering::Relaxed);
+    /// Freezes the node at this stage of the group that is so many groups away. Several may wait for
+    /// their moment; the id tells them apart.
+    pub fn freeze_at(&self, id: u64, stage: CommitStage, groups: u32) {
+        self.lock().freezes.push(Freeze { id, stage, groups });
+    }
+
+    /// Ends a freeze that has not come yet.
+    pub fn forget_freeze(&self, id: u64) {
+        self.lock().freezes.retain(|it| it.id != id);
+    }
+
+    /// Which freeze the node's commit path stands in.
+    pub fn frozen_by(&self) -> Option<u64> {
+        self.lock().frozen_by
+    }
+
+    /// A new life begins: its commit path moves.
+    pub fn thaw(&self) {
+        self.lock().frozen_by = None;
     }
 
     /// True if a connection breaks now.
@@ -142,21 +156,39 @@ impl Controls {
 
     fn freezes(&self, stage: CommitStage) -> bool {
         let mut inner = self.lock();
-        match &mut inner.freeze {
-            Some((at, 0)) if *at == stage => {
-                self.frozen.store(true, Ordering::Relaxed);
-                true
-            }
-            Some((at, left)) if *at == stage => {
-                *left -= 1;
-                false
-            }
-            _ => false,
+        let due = |it: &Freeze| it.stage == stage && it.groups == 0;
+        if let Some(place) = inner.freezes.iter().position(due) {
+            inner.frozen_by = Some(inner.freezes.remove(place).id);
+            return true;
         }
+        for it in inner.freezes.iter_mut().filter(|it| it.stage == stage) {
+            it.groups -= 1;
+        }
+        false
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where a commit path is to stop.
+struct Freeze {
+    id: u64,
+    stage: CommitStage,
+    groups: u32,
+}
+
+impl DiskPace for Controls {
+    /// Half of the time that a group of commits may take, at most.
+    fn read(&self) -> Boxed<'static, ()> {
+        let longest_ms = self.disk_ms.load(Ordering::Relaxed) / 2;
+        let delay_ms = self.lock().random.random_range(0..=longest_ms);
+        Box::pin(async move {
+            if delay_ms > 0 {
+                tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+            }
+        })
     }
 }
 
@@ -204,7 +236,7 @@ impl WallClock for SimClock {
 pub struct DiskFaults {
     /// Reads that find nothing in memory, and ask the disk.
     pub blocking_reads: u32,
-    /// Reads of data that fail.
+    /// Reads that fail, or give back what is damaged.
     pub read_errors: u32,
     /// Appends to the log that fail.
     pub write_errors: u32,
@@ -224,7 +256,9 @@ impl DiskFaults {
                 Access::TryGet(Space::Data, _) if hit(self.blocking_reads) => {
                     Some(Fault::WouldBlock)
                 }
-                Access::Get(Space::Data, _) if hit(self.read_errors) => Some(Fault::Error),
+                Access::TryGet(..) | Access::Get(..) | Access::Range(_) if hit(self.read_errors) => {
+                    Some(if random.random_ratio(1, 4) { Fault::Error } else { Fault::Corrupt })
+                }
                 Access::Append(_) if hit(self.full) => Some(Fault::Full),
                 Access::Append(_) if hit(self.write_errors) => Some(Fault::Error),
                 Access::Sync if hit(self.sync_errors) => Some(Fault::Error),

@@ -9,7 +9,7 @@ use std::{
 
 use node::{
     config::NodeConfig,
-    io::{Blocking, Node, StartError, World},
+    io::{Blocking, DiskPace, Node, StartError, World},
     storage::{StorageError, cached::CachedStorage, memory::MemoryStorage},
 };
 use tokio_util::sync::CancellationToken;
@@ -91,7 +91,7 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
         network: Arc::new(SimNetwork(Some(Arc::clone(&controls)))),
         storage: Arc::new(CachedStorage::new(settings.disk, settings.row_cache_bytes)),
         seed: settings.seed,
-        blocking: Blocking::Inline,
+        blocking: Blocking::Simulated(Arc::clone(&controls) as Arc<dyn DiskPace>),
     };
     let clients = world.network.listen(config.listen).await?;
     let peers = world.network.listen(config.peer_listen).await?;

@@ -49,6 +49,11 @@ impl Links {
         self.follow(sim);
     }
 
+    /// True if a cut loses what is sent.
+    pub(super) fn loses(&self, id: u64) -> bool {
+        self.cuts.get(&id).is_some_and(|it| it.kind != CutKind::Jam)
+    }
+
     /// Ends a cut.
     pub(super) fn heal(&mut self, sim: &Sim<'_>, id: u64) {
         self.cuts.remove(&id);

@@ -246,7 +246,7 @@ fn a_damaged_record_is_refused_and_left_alone() {
     assert_eq!(replica.committer.counters().corrupt.load(Ordering::Relaxed), 6);
 
     let unreadable =
-        fault_at(|it| it == Access::Get(Space::Data, key("bad").as_bytes()), Fault::Error);
+        fault_at(|it| it == Access::Get(Space::Data, key("bad").as_bytes()), Fault::Corrupt);
     replica.storage.set_faults(Some(unreadable));
     assert_eq!(replica.commit(vec![put("bad", "20a"), put("good", "30a")]), "Corrupt applied");
     replica.storage.set_faults(None);

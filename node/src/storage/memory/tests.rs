@@ -113,13 +113,16 @@ fn reads_fail_and_rot_as_told() {
     write(&storage, "a", Durability::Synced).unwrap();
     fail_at(&storage, |it| match it {
         Access::TryGet(_, b"a") => Some(Fault::WouldBlock),
-        Access::Get(_, b"b") | Access::Range(_) => Some(Fault::Error),
+        Access::Get(_, b"b") => Some(Fault::Corrupt),
+        Access::Range(_) => Some(Fault::Error),
         _ => None,
     });
     assert_eq!(storage.try_get(Space::Data, b"a"), Ok(TryGet::WouldBlock));
     assert_eq!(storage.get(Space::Data, b"a"), Ok(Some(Bytes::from("a"))));
-    assert!(storage.get(Space::Data, b"b").is_err());
-    assert!(storage.range(&RangeRequest::prefix(Space::Data, "")).is_err());
+    let damaged = storage.get(Space::Data, b"b");
+    assert!(matches!(damaged, Err(StorageError::Corruption { .. })), "{damaged:?}");
+    let failed = storage.range(&RangeRequest::prefix(Space::Data, ""));
+    assert!(matches!(failed, Err(StorageError::Failed { .. })), "{failed:?}");
     storage.set_faults(None);
 
     assert!(storage.flip_bit(Space::Data, b"a", 1));
