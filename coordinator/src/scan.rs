@@ -136,6 +136,7 @@ pub fn merge_pages(
         bytes += row.key.len() + row.newest.as_bytes().len();
         if let Some(last) = merged.last()
             && (merged.len() >= limits.rows_max || bytes > limits.bytes_max)
+            && !Mutant::ScanBeyondCovered.is_on()
         {
             covered_to = Covered::To(last.key.clone());
             break;

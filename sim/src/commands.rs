@@ -1,6 +1,7 @@
 //! The commands of `quorate-sim`, a file each.
 
 mod check;
+mod evidence;
 mod guarantees;
 mod list;
 mod mutants;
@@ -27,6 +28,8 @@ pub(crate) enum Command {
     Check(check::Arguments),
     /// Writes the page of guarantees, from the runs themselves.
     Guarantees,
+    /// Looks for seeds that show the mutants on the page of guarantees; prints the file that names them.
+    Evidence(evidence::Arguments),
     /// Lists what can be named.
     List,
 }
@@ -39,6 +42,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Command::Mutants(it) => mutants::run(&it),
         Command::Check(it) => check::run(&it),
         Command::Guarantees => guarantees::run(),
+        Command::Evidence(it) => evidence::run(&it),
         Command::List => list::run(),
     }
 }

@@ -1,77 +1,19 @@
 //! The page of guarantees: what each pair of levels promises, who judges it, and what each level
 //! could and could not do in every failure that has a name. Written from the runs themselves.
 
+pub mod evidence;
+mod promise;
+
 use std::fmt::Write as _;
 
+use evidence::Evidence;
 use model::{ConsistencyLevel, Mutant};
+use promise::PROMISES;
 
 use crate::{
     scenario::{self, Availability, Plot, tell},
     workload::PROBED,
 };
-
-/// What keys of a pair of levels promise, and who judges it.
-struct Promise {
-    levels: &'static str,
-    promised: &'static str,
-    judges: &'static [&'static str],
-    mutants: &'static [Mutant],
-}
-
-const PROMISES: &[Promise] = &[
-    Promise {
-        levels: "QUORUM or ALL / QUORUM or ALL",
-        promised: "linearizable: each put, delete and get takes effect at one instant between its call and its \
-                  answer; a write of unknown outcome may take effect later, once",
-        judges: &["linearizable", "acked", "deletes", "monotonic", "unknown"],
-        mutants: &[Mutant::NoConfirmation, Mutant::SupersededConfirms, Mutant::HalfIsAQuorum],
-    },
-    Promise {
-        levels: "LOCAL_QUORUM / LOCAL_QUORUM, clients of one datacenter",
-        promised: "linearizable in that datacenter; what others write there is a write that may take effect \
-                  at any time",
-        judges: &["linearizable", "acked"],
-        mutants: &[Mutant::LocalCountsRemote],
-    },
-    Promise {
-        levels: "EACH_QUORUM / EACH_QUORUM",
-        promised: "linearizable",
-        judges: &["linearizable", "acked"],
-        mutants: &[Mutant::EachIsLocal],
-    },
-    Promise {
-        levels: "EACH_QUORUM / LOCAL_QUORUM",
-        promised: "regular: no acknowledged write is missed and writes keep their order; a write under way may \
-                  be read here and not yet there",
-        judges: &["regular", "acked", "deletes"],
-        mutants: &[Mutant::EachIsLocal, Mutant::HalfIsAQuorum],
-    },
-    Promise {
-        levels: "LOCAL_QUORUM / EACH_QUORUM",
-        promised: "an acknowledged write is read, unless a higher clock overwrote it",
-        judges: &["acked", "session"],
-        mutants: &[Mutant::ClientClockIgnored],
-    },
-    Promise {
-        levels: "ALL / ONE",
-        promised: "regular; not monotonic while a write is under way",
-        judges: &["regular", "acked"],
-        mutants: &[Mutant::CorruptIsAbsent, Mutant::HintCountsAsAnswer],
-    },
-    Promise {
-        levels: "QUORUM / ONE, and all other pairs",
-        promised: "replicas converge, and each client's own writes keep their order",
-        judges: &["replicas-agree", "versions-rise", "session"],
-        mutants: &[Mutant::RowCacheStale, Mutant::GroupJudgedBlindly],
-    },
-    Promise {
-        levels: "keys with a time to live",
-        promised: "as above; around the moment of expiry, within the bound of clock offsets, either answer is \
-                  given, and never the value after its absence",
-        judges: &["expiry"],
-        mutants: &[Mutant::ExpiryByOwnClock],
-    },
-];
 
 /// Writes the page. Plays every failure: takes about half a minute.
 pub fn page() -> String {
@@ -79,11 +21,18 @@ pub fn page() -> String {
     let row = |page: &mut String, cells: &[&str]| {
         let _ = writeln!(page, "| {} |", cells.join(" | "));
     };
-    row(&mut page, &["written / read at", "promised", "judged by", "mutants that show it"]);
+    row(
+        &mut page,
+        &["written / read at", "promised", "judged by", "mutants, who catches them and where"],
+    );
     row(&mut page, &["---"; 4]);
     for it in PROMISES {
-        let mutants: Vec<_> = it.mutants.iter().map(|it| it.as_str()).collect();
-        row(&mut page, &[it.levels, it.promised, &it.judges.join(", "), &mutants.join(", ")]);
+        let shown = |mutant: &Mutant| match evidence::of(it.name, *mutant) {
+            Some(Evidence { judge, shown, .. }) => format!("{}: {judge}, {shown}", mutant.as_str()),
+            None => format!("{}: nobody yet", mutant.as_str()),
+        };
+        let mutants: Vec<_> = it.mutants.iter().map(shown).collect();
+        row(&mut page, &[it.levels, it.promised, &it.judges.join(", "), &mutants.join("; ")]);
     }
     page.push_str(MIDDLE);
     let mut stories = String::new();
@@ -151,19 +100,3 @@ call that cannot be met is refused before anything is sent, as `NOT_ENOUGH_REPLI
 the failure came may end with an unknown outcome.
 
 ";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_judge_that_is_named_exists() {
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
-        let inspect = std::fs::read_to_string(format!("{source}/inspect.rs")).unwrap();
-        for judge in PROMISES.iter().flat_map(|it| it.judges) {
-            let file = std::fs::read_to_string(format!("{source}/checker/{judge}.rs"));
-            let (checker, name) = (file.unwrap_or_default(), format!("\"{judge}\""));
-            assert!(checker.contains(&name) || inspect.contains(&name), "who is {judge}?");
-        }
-    }
-}

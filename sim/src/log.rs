@@ -11,12 +11,15 @@ pub struct Log(Rc<RefCell<Inner>>);
 struct Inner {
     hash: Xxh3,
     lines: Option<Vec<String>>,
+    /// Those of the lines that make up the story, with their times.
+    story: Vec<(Duration, String)>,
 }
 
 impl Log {
     /// An empty log, which keeps its lines or only their hash.
     pub fn new(keep: bool) -> Self {
-        Self(Rc::new(RefCell::new(Inner { hash: Xxh3::new(), lines: keep.then(Vec::new) })))
+        let lines = keep.then(Vec::new);
+        Self(Rc::new(RefCell::new(Inner { hash: Xxh3::new(), lines, story: Vec::new() })))
     }
 
     /// Adds a line.
@@ -30,6 +33,16 @@ impl Log {
         }
     }
 
+    /// Adds a line that a timeline shows, too.
+    pub fn tell(&self, at: Duration, line: impl fmt::Display) {
+        let mut inner = self.0.borrow_mut();
+        if inner.lines.is_some() {
+            inner.story.push((at, line.to_string()));
+        }
+        drop(inner);
+        self.say(at, line);
+    }
+
     /// The hash of all lines so far.
     pub fn hash(&self) -> u64 {
         self.0.borrow().hash.digest()
@@ -38,5 +51,10 @@ impl Log {
     /// Takes the lines, if they were kept.
     pub fn take(&self) -> Vec<String> {
         self.0.borrow_mut().lines.take().unwrap_or_default()
+    }
+
+    /// Takes what makes up the story, if lines were kept.
+    pub fn take_story(&self) -> Vec<(Duration, String)> {
+        std::mem::take(&mut self.0.borrow_mut().story)
     }
 }

@@ -69,12 +69,11 @@ impl RawNode {
         Ok(answer.found.then_some(answer.value))
     }
 
-    /// The sort keys of the rows of a partition key, the first `limit` of them or all for 0.
+    /// The sort keys of the rows of a partition key.
     pub(crate) async fn scan(
         self,
         partition: &str,
         page_rows: u32,
-        limit: u64,
         level: ConsistencyLevel,
     ) -> Result<Vec<Bytes>, CallError> {
         let range = v1::scan_request::Range::Partition(v1::PartitionScan {
@@ -85,7 +84,6 @@ impl RawNode {
             keyspace: KEYSPACE.to_owned(),
             range: Some(range),
             consistency: Some(level.into()),
-            limit,
             page_rows,
             ..v1::ScanRequest::default()
         };

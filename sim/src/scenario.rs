@@ -12,7 +12,11 @@ use model::{ConsistencyLevel, Mutant};
 
 pub use story::{Availability, Told, tell, tell_seed};
 
-use crate::{fault::TimedFault, shape::Shape};
+use crate::{
+    checker::{Finding, Violation},
+    fault::TimedFault,
+    shape::Shape,
+};
 use script::Script;
 
 /// A failure with a name.
@@ -23,8 +27,26 @@ pub struct Scenario {
     pub story: &'static str,
     /// How it is played.
     pub plot: Plot,
-    /// Rules whose absence it shows: with each of these mutants it must fail.
-    pub shows: &'static [Mutant],
+    /// Rules whose absence it shows.
+    pub shows: &'static [Shown],
+}
+
+/// A rule without which a scenario has to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// The bug that switches it off.
+    pub mutant: Mutant,
+    /// What a violation then says, among other things: any other failure shows nothing of this rule.
+    pub says: &'static str,
+}
+
+impl Shown {
+    /// The violation by which the mutant is noticed.
+    pub fn find<'a>(&self, violations: &'a [Violation]) -> Option<&'a Violation> {
+        let says =
+            |it: &&Violation| it.finding == Finding::Violated && it.to_string().contains(self.says);
+        violations.iter().find(says)
+    }
 }
 
 /// How a scenario is played.
@@ -70,4 +92,8 @@ pub fn all() -> Vec<Scenario> {
 /// The scenario of this name.
 pub fn find(name: &str) -> Option<Scenario> {
     all().into_iter().find(|it| it.name == name)
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
 }

@@ -4,7 +4,7 @@
 use model::{ConsistencyLevel as L, Mutant};
 
 use super::{
-    Scenario,
+    Scenario, Shown,
     executions::steps,
     script::{Script, ensure, works},
 };
@@ -19,7 +19,7 @@ pub(super) fn all() -> Vec<Scenario> {
              and takes part at once, though the others' stamps lie an hour ahead.",
             &three,
             |it| Box::pin(one_away(it)),
-            &[Mutant::MajorityClockIgnored],
+            &[Shown { mutant: Mutant::MajorityClockIgnored, says: "n3 takes no writes" }],
         ),
         steps(
             "ce32-and-a-rolling-restart",
@@ -27,7 +27,7 @@ pub(super) fn all() -> Vec<Scenario> {
              each serves again within seconds.",
             &three,
             |it| Box::pin(rolling_restart(it)),
-            &[],
+            &[Shown { mutant: Mutant::CeilingAwaited, says: "n1 takes no writes" }],
         ),
     ]
 }
@@ -38,7 +38,7 @@ async fn one_away(it: Script) -> Result<(), String> {
     it.end(2, EndKind::Crash).await;
     jump_and_back(&it, 2).await?;
     it.start(2).await;
-    put_soon(&it, 2, "after").await?;
+    it.put_soon(2, "after", L::Quorum).await?;
     let read = works("get", it.get(1, "key", L::All).await)?;
     ensure(read.as_deref() == Some(b"after"), format!("{read:?} was read"))
 }
@@ -49,7 +49,7 @@ async fn rolling_restart(it: Script) -> Result<(), String> {
         it.end(node, EndKind::Crash).await;
         it.wait(500).await;
         it.start(node).await;
-        put_soon(&it, node, &format!("after-{node}")).await?;
+        it.put_soon(node, &format!("after-{node}"), L::Quorum).await?;
         let read = works("get", it.get(node, "key", L::All).await)?;
         ensure(read == Some(format!("after-{node}").into()), format!("{read:?} was read"))?;
     }
@@ -62,20 +62,7 @@ async fn jump_and_back(it: &Script, nodes: usize) -> Result<(), String> {
         for node in 0..nodes {
             it.clock_jump(node, jump).await;
         }
-        put_soon(it, 0, &format!("jumped by {jump}")).await?;
+        it.put_soon(0, &format!("jumped by {jump}"), L::Quorum).await?;
     }
     Ok(())
-}
-
-/// Puts through a node until it takes it, for ten seconds.
-async fn put_soon(it: &Script, node: usize, value: &str) -> Result<(), String> {
-    let mut last = Ok(());
-    for _ in 0..100 {
-        last = works("put", it.put(node, "key", value, L::Quorum).await);
-        if last.is_ok() {
-            break;
-        }
-        it.wait(100).await;
-    }
-    last.map_err(|error| format!("n{} takes no writes: {error}", node + 1))
 }

@@ -5,8 +5,9 @@ use node::storage::Space;
 use proto::v1;
 
 use super::{
-    Scenario,
+    Scenario, Shown,
     executions::{steps, stop},
+    names,
     script::{Script, ensure},
 };
 use crate::{
@@ -22,7 +23,7 @@ pub(super) fn all() -> Vec<Scenario> {
          power and returns. What the third node and the second decide next does not fork from it.",
         &shape,
         |it| Box::pin(restart(it)),
-        &[Mutant::PromiseForgotten],
+        &[Shown { mutant: Mutant::PromiseForgotten, says: "hold different metadata" }],
     )]
 }
 
@@ -34,21 +35,14 @@ async fn restart(it: Script) -> Result<(), String> {
     };
     // The acceptance is on its way to n1. Nothing of n1 reaches n2 from now on.
     it.until_stored(1, Space::System, b"left").await?;
-    let (from, to) = (vec!["n1".to_owned()], vec!["n2".to_owned()]);
+    let (from, to) = (names(&["n1"]), names(&["n2"]));
     it.cut(2, Cut { kind: CutKind::OneWay, from, to }).await;
     let left = left.await.map_err(|error| error.to_string())?;
     left.map_err(|error| format!("\"left\" is not acknowledged: {error}"))?;
     it.say("\"left\" is acknowledged");
     it.end(1, EndKind::PowerLoss).await;
     it.start(1).await;
-    let mut right = Err("never".to_owned());
-    for _ in 0..20 {
-        right = create(&it, 2, "right").await;
-        if right.is_ok() {
-            break;
-        }
-        it.wait(500).await;
-    }
+    let right = it.within(10, async || create(&it, 2, "right").await).await;
     right.map_err(|error| format!("\"right\" is not acknowledged: {error}"))?;
     it.heal(1).await;
     it.heal(2).await;
@@ -66,15 +60,12 @@ async fn create(it: &Script, node: usize, name: &str) -> Result<(), String> {
 }
 
 async fn lists_both(it: &Script, node: usize) -> Result<(), String> {
-    let mut names = Vec::new();
-    for _ in 0..100 {
-        if let Ok(listed) = it.admin(node).list_keyspaces(v1::ListKeyspacesRequest {}).await {
-            names = listed.into_inner().keyspaces.into_iter().map(|it| it.name).collect();
-        }
-        if ["left", "right"].iter().all(|name| names.iter().any(|it| it == name)) {
-            return Ok(());
-        }
-        it.wait(200).await;
-    }
-    ensure(false, format!("both were acknowledged, and n{} knows {names:?}", node + 1))
+    it.within(20, async || {
+        let listed = it.admin(node).list_keyspaces(v1::ListKeyspacesRequest {}).await;
+        let listed = listed.map_err(|status| status.message().to_owned())?.into_inner().keyspaces;
+        let known: Vec<_> = listed.into_iter().map(|it| it.name).collect();
+        let both = ["left", "right"].iter().all(|name| known.iter().any(|it| it == name));
+        ensure(both, format!("both were acknowledged, and n{} knows {known:?}", node + 1))
+    })
+    .await
 }

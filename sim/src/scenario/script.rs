@@ -20,7 +20,7 @@ use node::{
 use proto::{CallError, Reason, v1::admin_service_client::AdminServiceClient};
 use tonic::transport::Channel;
 
-use super::story::Told;
+use super::story::{Told, lines};
 use crate::{
     checker::Violation,
     inspect::{self, Watch},
@@ -58,7 +58,7 @@ enum Order {
 impl Script {
     /// Tells a step to whoever reads the log.
     pub(super) fn say(&self, what: &str) {
-        self.load.recorder.log.say(now(), format_args!("step: {what}"));
+        self.load.recorder.log.tell(now(), format_args!("step: {what}"));
     }
 
     /// Waits.
@@ -118,6 +118,44 @@ impl Script {
         Err(format!("n{} never stored {bytes:?}", node + 1))
     }
 
+    /// Tries something every tenth of a second until it works, for so many seconds. Else returns what
+    /// went wrong last.
+    pub(super) async fn within<T, E>(
+        &self,
+        seconds: u64,
+        mut what: impl AsyncFnMut() -> Result<T, E>,
+    ) -> Result<T, E> {
+        for _ in 1..seconds * 10 {
+            if let Ok(it) = what().await {
+                return Ok(it);
+            }
+            self.wait(100).await;
+        }
+        what().await
+    }
+
+    /// Puts `key` through a node until it takes it, for ten seconds.
+    pub(super) async fn put_soon(
+        &self,
+        node: usize,
+        value: &str,
+        level: ConsistencyLevel,
+    ) -> Result<(), String> {
+        let put = self.within(10, async || self.put(node, "key", value, level).await);
+        works(&format!("n{} takes no writes: put", node + 1), put.await)
+    }
+
+    /// Gets through a node until it is answered, for ten seconds.
+    pub(super) async fn get_soon(
+        &self,
+        node: usize,
+        key: &str,
+        level: ConsistencyLevel,
+    ) -> Result<Option<Bytes>, String> {
+        let found = self.within(10, async || self.get(node, key, level).await);
+        works(&format!("n{} answers no reads: get", node + 1), found.await)
+    }
+
     async fn order(&self, order: Order) {
         self.orders.borrow_mut().push_back(order);
         self.wait(3).await;
@@ -145,7 +183,9 @@ impl Script {
         seconds: u64,
     ) -> Result<(), CallError> {
         let level = ConsistencyLevel::Quorum;
-        RawNode(node).put(key, value, level, 0, Some(seconds)).await.map(|_| ())
+        let told = RawNode(node).put(key, value, level, 0, Some(seconds)).await;
+        self.log(&format!("put {key}={value} for {seconds} s through n{}", node + 1), &told);
+        told.map(|_| ())
     }
 
     /// Deletes through a node.
@@ -155,7 +195,9 @@ impl Script {
         key: &str,
         level: ConsistencyLevel,
     ) -> Result<(), CallError> {
-        RawNode(node).delete(key, level).await
+        let told = RawNode(node).delete(key, level).await;
+        self.log(&format!("delete {key} at {level} through n{}", node + 1), &told);
+        told
     }
 
     /// Gets through a node.
@@ -165,17 +207,15 @@ impl Script {
         found
     }
 
-    /// The sort keys of rows of a partition key, read through a node in pages: the first `limit` of
-    /// them, or all for 0.
+    /// The sort keys of the rows of a partition key, read through a node in pages.
     pub(super) async fn scan(
         &self,
         node: usize,
         partition: &str,
         page_rows: u32,
-        limit: u64,
         level: ConsistencyLevel,
     ) -> Result<Vec<Bytes>, CallError> {
-        let found = RawNode(node).scan(partition, page_rows, limit, level).await;
+        let found = RawNode(node).scan(partition, page_rows, level).await;
         self.log(&format!("scan {partition} at {level} through n{}", node + 1), &found);
         found
     }
@@ -220,17 +260,15 @@ pub(super) fn play(
     seed: u64,
 ) -> Told {
     let log = Log::new(true);
-    let mut violations = Vec::new();
-    let played = catching(mutant, || play_to_end(shape, script, seed, &log, &mut violations));
+    let (mut violations, mut ended_at) = (Vec::new(), Duration::ZERO);
+    let played = catching(mutant, || {
+        play_to_end(shape, script, seed, &log, &mut violations, &mut ended_at);
+    });
     violations.extend(played.err());
     for violation in &violations {
-        log.say(Duration::MAX, format_args!("VIOLATION {violation}"));
+        log.tell(ended_at, format_args!("VIOLATION {violation}"));
     }
-    let lines = log.take();
-    let told = |it: &&String| {
-        ["step: ", " is gone", " starts", " ended by itself"].iter().any(|word| it.contains(word))
-    };
-    let timeline = lines.iter().filter(told).cloned().collect();
+    let (lines, timeline) = (log.take(), lines(&log.take_story()));
     Told { violations, timeline, availability: Vec::new(), lines }
 }
 
@@ -240,6 +278,7 @@ fn play_to_end(
     seed: u64,
     log: &Log,
     violations: &mut Vec<Violation>,
+    ended_at: &mut Duration,
 ) {
     let load = Load::new(shape.clone(), Recorder::new(log.clone()));
     let orders = Rc::new(RefCell::new(VecDeque::new()));
@@ -270,6 +309,7 @@ fn play_to_end(
             violations.push(Violation::broken("scenario", None, "it did not end".to_owned()));
             break;
         }
+        *ended_at = world.now();
         let ms = u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX);
         if ms.is_multiple_of(LOOK_MS) && violations.len() < VIOLATIONS_MAX {
             violations.extend(inspect::watch(&world, &mut watch));
@@ -299,7 +339,7 @@ fn obey(world: &mut World, order: Order) {
             world.say(format_args!("step: the clock of n{} jumps by {ms} ms", node + 1));
             world.nodes[node].controls.clock_offset_ms.fetch_add(ms, Ordering::Relaxed);
         }
-        Order::Freeze(node, stage) => world.nodes[node].controls.freeze_at(Some((stage, 0))),
+        Order::Freeze(node, stage) => world.nodes[node].controls.freeze_at(0, stage, 0),
         Order::Rot(node) => {
             world.say(format_args!("step: the data of n{} rot", node + 1));
             let disk = world.nodes[node].disk.clone();

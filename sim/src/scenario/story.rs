@@ -1,6 +1,6 @@
 //! Plays a scenario, judges it, and tells it as a timeline and a table of what each level could do.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use model::{ConsistencyLevel, Mutant};
 use proto::Reason;
@@ -176,22 +176,7 @@ fn silent(failure: &Failure, availability: &[Availability]) -> Vec<Violation> {
 
 /// What happened to nodes and links, and which levels began or ceased to work where.
 fn timeline(report: &Report) -> Vec<String> {
-    let told = |it: &&String| {
-        ["fault ", " is gone", " starts", " ended by itself", "all faults end", "VIOLATION"]
-            .iter()
-            .any(|word| it.contains(word))
-    };
-    let mut events: Vec<(u64, String)> = report
-        .lines
-        .iter()
-        .filter(told)
-        .map(|it| {
-            let (at, what) = it.trim_start().split_once(' ').unwrap_or(("0", it));
-            // Seconds with three digits behind the point: milliseconds without it.
-            let ms = at.replace('.', "").parse().unwrap_or(0);
-            (ms, what.to_owned())
-        })
-        .collect();
+    let mut events = report.story.clone();
     let mut working = BTreeMap::new();
     for probe in &report.probes {
         let works = probe.failure.is_none();
@@ -203,10 +188,17 @@ fn timeline(report: &Report) -> Vec<String> {
                 Some((reason, _)) => format!("fail: {}", reason.as_str()),
             };
             let datacenter = crate::shape::datacenter_name(probe.datacenter);
-            events.push((probe.at_ms, format!("{datacenter}: {kind} at {} {change}", probe.level)));
+            events.push((
+                Duration::from_millis(probe.at_ms),
+                format!("{datacenter}: {kind} at {} {change}", probe.level),
+            ));
         }
     }
     events.sort_by_key(|it| it.0);
-    let seconds = |ms: u64| std::time::Duration::from_millis(ms).as_secs_f64();
-    events.into_iter().map(|(ms, what)| format!("{:>8.3} {what}", seconds(ms))).collect()
+    lines(&events)
+}
+
+/// A story with its times, as the log writes them.
+pub(super) fn lines(story: &[(Duration, String)]) -> Vec<String> {
+    story.iter().map(|(at, what)| format!("{:>9.3} {what}", at.as_secs_f64())).collect()
 }

@@ -16,6 +16,7 @@ fn deliberate_bugs_are_caught() {
         ],
         hunts: 1,
         seeds_max: 50,
+        seeds_for_all: false,
         threads: std::thread::available_parallelism().map_or(1, Into::into),
     };
     for (mutant, hunted) in hunt(&settings, |_, _| {}) {

@@ -31,10 +31,16 @@ fn executions_end_well_with_their_rule_and_badly_without() {
             scenario.name,
             told.violations
         );
-        for mutant in scenario.shows {
-            let told = tell(scenario, Some(*mutant));
-            let name = mutant.as_str();
-            assert!(!told.violations.is_empty(), "{} does not notice {name}", scenario.name);
+        for shown in scenario.shows {
+            let told = tell(scenario, Some(shown.mutant));
+            assert!(
+                shown.find(&told.violations).is_some(),
+                "{} with {}: nobody says {:?}: {:#?}",
+                scenario.name,
+                shown.mutant.as_str(),
+                shown.says,
+                told.violations
+            );
         }
     }
 }
@@ -44,4 +50,15 @@ fn the_page_of_guarantees_is_that_of_the_runs() {
     let written = include_str!("../../../docs/guarantees.md");
     let found = guarantees::page();
     assert!(written == found, "docs/guarantees.md is stale: run `make guarantees`\n{found}");
+}
+
+#[test]
+fn judges_catch_what_the_page_of_guarantees_says() {
+    let threads = std::thread::available_parallelism().map_or(1, Into::into);
+    let stale = guarantees::evidence::stale(threads);
+    assert!(
+        stale.is_empty(),
+        "stale evidence; `make evidence guarantees` looks for new:\n{}",
+        stale.join("\n")
+    );
 }
