@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build release lint deny bench sweep mutants guarantees porcupine mad sim ci env prepare prepare-test clean-cache
+.PHONY: help demo test build release lint deny bench sweep replay protocol-check mutants guarantees porcupine mad sim ci env prepare prepare-test clean-cache
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/quorate
 CARGO_TARGET_DIR ?= $(CACHE)/target
@@ -58,6 +58,19 @@ sim: $(ROCKSDB)
 
 sweep: sim ## Simulated clusters by seed, for MINUTES=10, or SEEDS=0..1000000.
 	$(SIM) sweep --seeds $(SEEDS) --minutes $(MINUTES) --logs $(CACHE)/sim
+
+# A seed, a scenario, or a scenario with the interleavings of a seed; a test of sim's suite by its name.
+replay: $(if $(TEST),$(ROCKSDB),sim) ## Shows a run again: SEED=7, SCENARIO=NAME, with MUTANT=NAME; or TEST=NAME.
+ifdef TEST
+	cargo test --package sim --locked --test it -- --exact $(TEST)
+else
+	$(if $(SEED)$(SCENARIO),,$(error say what: SEED=7, SCENARIO=NAME or TEST=NAME))
+	$(SIM) $(if $(SEED),run --seed $(SEED) $(SCENARIO:%=--scenario %),scenario $(SCENARIO)) \
+	  $(MUTANT:%=--mutant %) --logs $(CACHE)/sim
+endif
+
+protocol-check: sim ## Every execution of a few calls, and what each deliberate bug breaks there.
+	$(SIM) check --departures
 
 mutants: sim ## Hunts every deliberate bug in the simulator.
 	$(SIM) mutants

@@ -9,7 +9,7 @@ use model::Mutant;
 use sim::{
     checker::{
         Context,
-        generator::{self, Shape},
+        generator::{self, HistoryShape},
         porcupine,
     },
     discipline::Discipline,
@@ -73,15 +73,15 @@ fn generate(seeds: Range<u64>, to: &mut impl io::Write) -> io::Result<()> {
 }
 
 /// Few clients and many, few deletes and many, with and without another datacenter.
-fn shape(seed: u64) -> Shape {
+fn shape(seed: u64) -> HistoryShape {
     let foreign = seed.is_multiple_of(5);
-    Shape {
+    HistoryShape {
         discipline: if foreign { Discipline::LocalQuorum { home: 0 } } else { Discipline::Quorum },
         sessions: 2 + u32::from(seed.is_multiple_of(4)) * 2,
         foreign_sessions: 2 * u32::from(foreign),
         calls: if seed % 8 < 4 { 20 } else { 8 },
         deletes: if seed % 4 < 2 { 0.05 } else { 0.2 },
         unknown: if seed % 8 < 4 { 0.05 } else { 0.2 },
-        ..Shape::default()
+        ..HistoryShape::default()
     }
 }

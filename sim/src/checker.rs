@@ -1,7 +1,8 @@
-//! The judges of a run: a file for each promise.
+//! The checkers of what clients saw: a file for each promise. Those of what lies inside the nodes are
+//! in [`crate::inspect`].
 //!
-//! A checker looks at what clients saw, or at what lies on the disks at the end, and knows nothing
-//! of how the cluster works. Invariant: a checker that cannot decide says so, and never "fine".
+//! A checker here looks at a history alone, and knows nothing of how the cluster works. Invariant: a
+//! checker that cannot decide says so, and never "fine".
 
 mod acked;
 mod convergence;

@@ -2,7 +2,9 @@
 //! from one seed.
 //!
 //! A run ([`run`]) is a world with clients and faults, and ends with the verdicts of the checkers.
-//! Nothing here knows how the database works inside, but for [`inspect`], which looks into its disks.
+//! Clients and the checkers of what they saw ([`checker`]) know the database from outside. Three look
+//! inside: [`inspect`] at disks and gauges, scripts of [`scenario`] at what single nodes hold, and
+//! [`protocol_check`], which drives the machines and the replica's judgement themselves.
 
 #[cfg(not(tokio_unstable))]
 compile_error!(
@@ -22,6 +24,7 @@ pub mod mutants;
 pub mod protocol_check;
 mod raw;
 pub mod recorder;
+pub mod replay;
 pub mod run;
 pub mod scenario;
 pub mod shape;

@@ -1,7 +1,7 @@
 //! Many seeds on many cores. Each run has a thread to itself.
 
 use std::{
-    fmt, io,
+    fmt,
     ops::Range,
     path::PathBuf,
     sync::{
@@ -16,6 +16,7 @@ use model::Mutant;
 use crate::{
     checker::Violation,
     coverage::Coverage,
+    replay,
     run::{Report, RunSettings, run},
 };
 
@@ -31,16 +32,18 @@ pub struct SweepSettings {
     /// A deliberate bug in all of them.
     pub mutant: Option<Mutant>,
     /// No seed is begun after so many have failed.
-    pub failures_max: usize,
+    pub failed_max: usize,
     /// Where the logs of failed seeds are written, each as soon as its seed has failed.
     pub logs: Option<PathBuf>,
 }
 
 /// A seed with broken promises.
 #[derive(Debug)]
-pub struct Failure {
+pub struct FailedSeed {
     /// What it was, without its lines if they have been written.
     pub report: Report,
+    /// The deliberate bug that it had.
+    pub mutant: Option<Mutant>,
     /// Where its log is, or why it is not there; `None` if nobody wants it.
     pub log: Option<Result<PathBuf, String>>,
 }
@@ -57,7 +60,23 @@ pub struct Progress<'a> {
     /// Seeds done in a second.
     pub per_second: f64,
     /// A seed that has just failed.
-    pub just_failed: Option<&'a Failure>,
+    pub just_failed: Option<&'a FailedSeed>,
+}
+
+impl fmt::Display for FailedSeed {
+    /// The command that shows it again, some of what was broken, and where its log is.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seed = self.report.seed;
+        let command = replay::command(Some(seed), None, self.mutant);
+        writeln!(f, "seed {seed} FAILED; replay it with: {command}")?;
+        for violation in self.report.violations.iter().take(VIOLATIONS_TOLD) {
+            writeln!(f, "  {violation}")?;
+        }
+        match &self.log {
+            Some(log) => writeln!(f, "  {}", replay::tell_log(log)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What came of a sweep.
@@ -68,7 +87,7 @@ pub struct SweepOutcome {
     /// What they exercised.
     pub coverage: Coverage,
     /// Seeds with broken promises, run again for their logs.
-    pub failures: Vec<Failure>,
+    pub failed: Vec<FailedSeed>,
     /// Operations of all clients.
     pub operations: u64,
     /// Simulated milliseconds.
@@ -89,14 +108,14 @@ pub fn sweep(settings: &SweepSettings, mut tell: impl FnMut(&Progress<'_>) + Sen
             scope.spawn(|| {
                 loop {
                     let elapsed = began.elapsed();
-                    let failed = lock(&outcome).0.failures.len();
+                    let failed = lock(&outcome).0.failed.len();
                     let late = settings.time.is_some_and(|it| elapsed >= it);
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if late || failed >= settings.failures_max || !settings.seeds.contains(&seed) {
+                    if late || failed >= settings.failed_max || !settings.seeds.contains(&seed) {
                         return;
                     }
-                    let (report, failure) = run_seed(settings, seed);
-                    add(&mut lock(&outcome), settings, &report, failure, began.elapsed(), &tell);
+                    let (report, failed) = run_seed(settings, seed);
+                    add(&mut lock(&outcome), settings, &report, failed, began.elapsed(), &tell);
                 }
             });
         }
@@ -108,7 +127,7 @@ pub fn sweep(settings: &SweepSettings, mut tell: impl FnMut(&Progress<'_>) + Sen
 
 /// Runs a seed, and a second time for its log if it failed. What the first run found counts, whatever
 /// the second one does.
-fn run_seed(settings: &SweepSettings, seed: u64) -> (Report, Option<Failure>) {
+fn run_seed(settings: &SweepSettings, seed: u64) -> (Report, Option<FailedSeed>) {
     let mut run_settings = RunSettings { mutant: settings.mutant, ..RunSettings::of_seed(seed) };
     let first = run(&run_settings);
     if first.violations.is_empty() {
@@ -119,16 +138,14 @@ fn run_seed(settings: &SweepSettings, seed: u64) -> (Report, Option<Failure>) {
     let differences = determinism(&first, &again);
     again.lines.extend(differences.iter().map(|it| format!("VIOLATION {it}")));
     let log = settings.logs.as_ref().map(|folder| {
-        let path = folder.join(format!("seed-{seed}.log"));
-        let wrong = |error: io::Error| format!("{}: {error}", path.display());
-        std::fs::create_dir_all(folder).map_err(wrong)?;
-        std::fs::write(&path, again.lines.join("\n")).map_err(wrong)?;
+        let name = replay::log_name(seed, settings.mutant);
+        let path = replay::keep_log(folder, &name, &again.lines)?;
         again.lines = Vec::new();
-        Ok(path.clone())
+        Ok(path)
     });
     again.violations = first.violations.clone();
     again.violations.extend(differences);
-    (first, Some(Failure { report: again, log }))
+    (first, Some(FailedSeed { report: again, mutant: settings.mutant, log }))
 }
 
 /// Two runs of a seed are one: whatever differs between them is a fault of its own.
@@ -158,7 +175,7 @@ fn add(
     (outcome, told): &mut (SweepOutcome, Duration),
     settings: &SweepSettings,
     report: &Report,
-    failure: Option<Failure>,
+    failed: Option<FailedSeed>,
     elapsed: Duration,
     tell: &Mutex<impl FnMut(&Progress<'_>)>,
 ) {
@@ -166,8 +183,8 @@ fn add(
     outcome.coverage.merge(&report.coverage);
     outcome.operations += report.operations;
     outcome.simulated_ms += report.simulated_ms;
-    let has_failed = failure.is_some();
-    outcome.failures.extend(failure);
+    let has_failed = failed.is_some();
+    outcome.failed.extend(failed);
     if !has_failed && elapsed < *told + TELL_INTERVAL {
         return;
     }
@@ -175,12 +192,15 @@ fn add(
     lock(tell)(&Progress {
         done: outcome.done,
         total: settings.seeds.end - settings.seeds.start,
-        failed: outcome.failures.len(),
+        failed: outcome.failed.len(),
         per_second: outcome.done as f64 / elapsed.as_secs_f64(),
-        just_failed: outcome.failures.last().filter(|_| has_failed),
+        just_failed: outcome.failed.last().filter(|_| has_failed),
     });
 }
 
+/// Of each failed seed; its log has all.
+const VIOLATIONS_TOLD: usize = 5;
+/// How often a sweep tells how far it is.
 const TELL_INTERVAL: Duration = Duration::from_secs(5);
 
 fn lock<T>(it: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -11,6 +11,7 @@ use model::{ConsistencyLevel, Hlc, RequestId, Version};
 use proto::Reason;
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
+use super::linearizable;
 use crate::{
     discipline::Discipline,
     history::{Action, Operation, Outcome, Via},
@@ -18,7 +19,7 @@ use crate::{
 
 /// What a generated history looks like.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub struct HistoryShape {
     /// What all its keys promise. Judges reads as of one register, whatever it is.
     pub discipline: Discipline,
     /// How many keys share the operations.
@@ -43,7 +44,7 @@ pub struct Shape {
     pub epoch_ms: u64,
 }
 
-impl Default for Shape {
+impl Default for HistoryShape {
     /// Five clients on one key at QUORUM, with deletes, scans and unknown outcomes.
     fn default() -> Self {
         Self {
@@ -75,10 +76,12 @@ struct Held {
     value: Option<u64>,
     version: Version,
     expiry_ms: Option<u64>,
+    /// True once a read has found it expired.
+    expired: bool,
 }
 
 /// A history that keeps every promise.
-pub fn history(seed: u64, shape: &Shape) -> Vec<Operation> {
+pub fn history(seed: u64, shape: &HistoryShape) -> Vec<Operation> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut operations = Vec::new();
     let mut effects = Vec::new();
@@ -115,7 +118,7 @@ fn call(
     number: usize,
     session: u32,
     called_us: u64,
-    shape: &Shape,
+    shape: &HistoryShape,
     random: &mut StdRng,
 ) -> Operation {
     let foreign = session >= shape.sessions;
@@ -185,7 +188,7 @@ fn effect_at_home(operation: &Operation, place: usize, random: &mut StdRng) -> V
 fn effects_elsewhere(
     operation: &mut Operation,
     place: usize,
-    shape: &Shape,
+    shape: &HistoryShape,
     random: &mut StdRng,
 ) -> Vec<Effect> {
     if matches!(operation.outcome, Outcome::NotApplied { .. }) {
@@ -214,7 +217,7 @@ fn effects_elsewhere(
     stamps.into_iter().map(effect).collect()
 }
 
-fn stamp(id: u64, at_us: u64, shape: &Shape) -> Version {
+fn stamp(id: u64, at_us: u64, shape: &HistoryShape) -> Version {
     let ms = Hlc::from_ms(shape.epoch_ms + at_us / 1_000);
     Version { hlc: Hlc(ms.0 + at_us % 1_000), request: RequestId(id) }
 }
@@ -223,7 +226,7 @@ fn take_effect(
     operation: &mut Operation,
     held: &mut Held,
     effect: &Effect,
-    shape: &Shape,
+    shape: &HistoryShape,
     random: &mut StdRng,
 ) {
     let version = stamp(operation.id, effect.stamped_us, shape);
@@ -233,15 +236,18 @@ fn take_effect(
         Action::Put { .. } | Action::Delete if late => {}
         Action::Put { value, ttl_ms } => {
             let expiry_ms = ttl_ms.map(|it| version.hlc.ms() + it);
-            *held = Held { value: Some(value), version, expiry_ms };
+            *held = Held { value: Some(value), version, expiry_ms, expired: false };
         }
-        Action::Delete => *held = Held { value: None, version, expiry_ms: None },
+        Action::Delete => *held = Held { version, ..Held::default() },
         Action::Get if matches!(operation.outcome, Outcome::Unknown { .. }) => {}
         Action::Get => {
             let early_ms = random.random_range(0..=2 * shape.clock_offset_max_ms);
             let now_ms = shape.epoch_ms + effect.at_us / 1_000 + shape.clock_offset_max_ms;
-            let expired = held.expiry_ms.is_some_and(|it| it <= now_ms.saturating_sub(early_ms));
-            let value = held.value.filter(|_| !expired);
+            let due = held.expiry_ms.is_some_and(|it| it <= now_ms.saturating_sub(early_ms));
+            // What one read has found expired is gone for all that follow, where they have one order.
+            let gone = held.expired && linearizable::is_promised(shape.discipline);
+            held.expired |= due;
+            let value = held.value.filter(|_| !due && !gone);
             let told = value.is_some() || operation.via != Via::Scan;
             let version = told.then_some(held.version);
             operation.outcome = Outcome::Found { value, version };

@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 use model::Mutant;
-use sim::run::{Report, RunSettings};
+use sim::{
+    replay,
+    run::{Report, RunSettings},
+};
 
 /// Which run.
 #[derive(Args)]
@@ -21,6 +24,9 @@ pub(crate) struct Arguments {
     /// Writes the log here instead of printing it.
     #[arg(long, value_name = "FILE", conflicts_with = "scenario")]
     log: Option<PathBuf>,
+    /// Where the log of a run that fails is kept, unless `--log` names a file.
+    #[arg(long, default_value = "target/sim", value_name = "DIR")]
+    logs: PathBuf,
     /// Prints only the verdict.
     #[arg(long)]
     quiet: bool,
@@ -53,7 +59,20 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         None => report.lines.iter().for_each(|it| println!("{it}")),
     }
     print_verdict(&report);
-    if report.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if report.violations.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    let (seed, mutant) = (arguments.seed, arguments.mutant);
+    println!("FAILED; replay it with: {}", replay::command(Some(seed), None, mutant));
+    let kept = match &arguments.log {
+        Some(path) => Ok(path.clone()),
+        None => {
+            let name = replay::log_name(seed, mutant);
+            replay::keep_log(&arguments.logs, &name, &report.lines)
+        }
+    };
+    println!("  {}", replay::tell_log(&kept));
+    ExitCode::FAILURE
 }
 
 fn play(name: &str, arguments: &Arguments) -> ExitCode {
@@ -62,7 +81,8 @@ fn play(name: &str, arguments: &Arguments) -> ExitCode {
         return ExitCode::FAILURE;
     };
     let (mutant, seed) = (arguments.mutant, Some(arguments.seed));
-    let held = super::scenario::print(&scenario, mutant, seed, !arguments.quiet, None);
+    let (whole_log, logs) = (!arguments.quiet, Some(arguments.logs.as_path()));
+    let held = super::scenario::print(&scenario, mutant, seed, whole_log, logs);
     if held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

@@ -7,7 +7,10 @@ use std::{
 
 use clap::Args;
 use model::Mutant;
-use sim::scenario::{self, Scenario, tell, tell_seed};
+use sim::{
+    replay,
+    scenario::{self, Scenario, tell, tell_seed},
+};
 
 /// Which, and how much of it.
 #[derive(Args)]
@@ -45,10 +48,14 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
 
 fn play(scenario: &Scenario, arguments: &Arguments) -> bool {
     let mut held = print(scenario, arguments.mutant, None, arguments.log, Some(&arguments.logs));
-    for mutant in scenario.shows.iter().filter(|_| arguments.rules_off) {
-        let told = tell(scenario, Some(*mutant));
-        let seen = told.violations.first().map(ToString::to_string);
-        println!("with {}: {}", mutant.as_str(), seen.as_deref().unwrap_or("NOTHING NOTICED"));
+    for shown in scenario.shows.iter().filter(|_| arguments.rules_off) {
+        let told = tell(scenario, Some(shown.mutant));
+        let seen = shown.find(&told.violations).map(ToString::to_string);
+        let name = shown.mutant.as_str();
+        match &seen {
+            Some(it) => println!("with {name}: {it}"),
+            None => println!("with {name}: NOBODY SAYS {:?}: {:?}", shown.says, told.violations),
+        }
         held &= seen.is_some();
     }
     held
@@ -82,17 +89,10 @@ pub(super) fn print(
         println!("held");
         return true;
     }
-    let of_seed = seed.map_or("scenario".to_owned(), |it| format!("run --seed {it} --scenario"));
-    let with = mutant.map_or(String::new(), |it| format!(" --mutant {}", it.as_str()));
-    println!("FAILED; replay it with: quorate-sim {of_seed} {}{with}", scenario.name);
+    println!("FAILED; replay it with: {}", replay::command(seed, Some(scenario.name), mutant));
     if let Some(folder) = logs {
-        let path = folder.join(format!("scenario-{}.log", scenario.name));
-        let written = std::fs::create_dir_all(folder)
-            .and_then(|()| std::fs::write(&path, told.lines.join("\n")));
-        match written {
-            Ok(()) => println!("  its log: {}", path.display()),
-            Err(error) => println!("  its log cannot be written to {}: {error}", path.display()),
-        }
+        let name = format!("scenario-{}.log", scenario.name);
+        println!("  {}", replay::tell_log(&replay::keep_log(folder, &name, &told.lines)));
     }
     false
 }

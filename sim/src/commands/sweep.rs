@@ -3,7 +3,7 @@
 use std::{ops::Range, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Args;
-use sim::sweep::{Failure, Progress, SweepSettings, sweep};
+use sim::sweep::{Progress, SweepSettings, sweep};
 
 /// Which seeds, and how long.
 #[derive(Args)]
@@ -45,12 +45,12 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         time: arguments.minutes,
         threads: arguments.threads.unwrap_or(cores),
         mutant: None,
-        failures_max: 10,
+        failed_max: 10,
         logs: Some(arguments.logs.clone()),
     };
     let outcome = sweep(&settings, |progress: &Progress<'_>| {
-        if let Some(failure) = progress.just_failed {
-            eprintln!("FAILED: quorate-sim run --seed {}", failure.report.seed);
+        if let Some(it) = progress.just_failed {
+            eprint!("{it}");
         }
         eprintln!(
             "{} of {} seeds, {:.1} a second, {} failed",
@@ -68,8 +68,8 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         outcome.operations,
         outcome.simulated_ms as f64 / 1_000.0,
     );
-    let mut failed = !outcome.failures.is_empty();
-    outcome.failures.iter().for_each(print_failure);
+    let mut failed = !outcome.failed.is_empty();
+    outcome.failed.iter().for_each(|it| print!("{it}"));
     if outcome.done == 0 {
         println!("no seed was run");
         failed = true;
@@ -80,17 +80,4 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
         failed = true;
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
-}
-
-fn print_failure(failure: &Failure) {
-    let seed = failure.report.seed;
-    println!("seed {seed} failed; replay it with: quorate-sim run --seed {seed}");
-    for violation in failure.report.violations.iter().take(5) {
-        println!("  {violation}");
-    }
-    match &failure.log {
-        Some(Ok(path)) => println!("  its log: {}", path.display()),
-        Some(Err(error)) => println!("  its log cannot be written: {error}"),
-        None => {}
-    }
 }

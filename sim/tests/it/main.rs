@@ -6,3 +6,6 @@ mod protocol_check;
 mod regressions;
 mod scenarios;
 mod sweep;
+
+/// Where the logs of failed runs are kept.
+const LOGS: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/sim");

@@ -3,28 +3,37 @@
 
 use sim::{
     fault::{Fault, TimedFault},
+    replay,
     run::{RunSettings, run},
     shape::Shape,
 };
 
-fn clean(shape: Shape, faults: Vec<TimedFault>) {
-    let settings =
-        RunSettings { shape: Some(shape), faults: Some(faults), ..RunSettings::of_seed(1) };
-    let report = run(&settings);
-    assert!(report.violations.is_empty(), "{:#?}", report.violations);
+fn clean(test: &str, shape: Shape, faults: Vec<TimedFault>) {
+    let (shape, faults) = (Some(shape), Some(faults));
+    let report = run(&RunSettings { shape, faults, keep: true, ..RunSettings::of_seed(1) });
+    if !report.violations.is_empty() {
+        let log = replay::keep_log(crate::LOGS.as_ref(), &format!("{test}.log"), &report.lines);
+        panic!(
+            "FAILED; replay it with: make replay TEST=regressions::{test}\n  {}\n{:#?}",
+            replay::tell_log(&log),
+            report.violations
+        );
+    }
 }
 
 /// Each address to join was greeted every ten seconds over a connection that never closed.
 #[test]
 fn streams_that_have_said_hello_end() {
-    clean(Shape { drains: true, faults_ms: 100, ..Shape::default() }, Vec::new());
+    let shape = Shape { drains: true, faults_ms: 100, ..Shape::default() };
+    clean("streams_that_have_said_hello_end", shape, Vec::new());
 }
 
 /// A node that had jumped an hour ahead merged its own clock, and nobody believed it for an hour.
 #[test]
 fn a_clock_that_jumped_is_not_merged() {
     let fault = Fault::ClockJump { node: 1, jump_ms: 3_600_000 };
-    clean(Shape::default(), vec![TimedFault { at_ms: 500, for_ms: 2_000, fault }]);
+    let faults = vec![TimedFault { at_ms: 500, for_ms: 2_000, fault }];
+    clean("a_clock_that_jumped_is_not_merged", Shape::default(), faults);
 }
 
 /// The next page of a scan merged a wall clock that had jumped since the scan began.
@@ -35,5 +44,6 @@ fn every_reading_looks_whether_the_clock_has_jumped() {
         let fault = Fault::ClockJump { node, jump_ms: 3_600_000 };
         TimedFault { at_ms, for_ms: 700, fault }
     };
-    clean(shape, (0..6).map(|it| jump(it % 4, u64::try_from(it).unwrap() * 900)).collect());
+    let faults = (0..6).map(|it| jump(it % 4, u64::try_from(it).unwrap() * 900)).collect();
+    clean("every_reading_looks_whether_the_clock_has_jumped", shape, faults);
 }

@@ -7,7 +7,7 @@ use super::{Verdict, judge, order, search, zones};
 use crate::{
     checker::{
         Context,
-        generator::{self, Shape},
+        generator::{self, HistoryShape},
         key::KeyHistory,
         register::{ABSENT, Access, PENDING, Register, State, Step},
         regular,
@@ -119,7 +119,7 @@ fn agrees_with_every_order_tried() {
             *if expected { &mut good } else { &mut bad } += 1;
         });
     }
-    assert!(good > 10_000 && bad > 10_000, "{good} good and {bad} bad ones");
+    assert!(good > 44_000 && bad > 14_000, "{good} good and {bad} bad ones");
 }
 
 /// The cheap ways may leave a question open, and must not answer it differently.
@@ -156,14 +156,17 @@ fn each_way_agrees_with_every_order_tried() {
             assert_eq!(found, expected, "seed {seed}: the search in {operations:#?}");
         });
     }
-    assert!(answers.iter().all(|it| *it > 5_000), "each way is tried: {answers:?}");
+    let least = [29_000, 13_000, 26_000, 44_000];
+    let tried = answers.iter().zip(least).all(|(it, least)| *it > least);
+    assert!(tried, "each way is tried: {answers:?} of {least:?}");
 }
 
 #[test]
 fn versions_change_no_verdict() {
     let mut violated = 0;
     for seed in 0..400 {
-        let mut history = generator::history(seed, &Shape { calls: 8, ..Shape::default() });
+        let mut history =
+            generator::history(seed, &HistoryShape { calls: 8, ..HistoryShape::default() });
         if seed % 2 == 1 {
             let _ = generator::spoil(&mut history, seed);
         }
@@ -175,14 +178,15 @@ fn versions_change_no_verdict() {
         violated += usize::from(matches!(with, Verdict::Violated(_)));
         assert!(seed % 2 == 1 || with == Verdict::Linearizable, "seed {seed}: {with:?}");
     }
-    assert!(violated > 50, "{violated} of 200 spoiled histories");
+    assert!(violated > 105, "{violated} of 200 spoiled histories");
 }
 
 /// What versions were given for: with a certain outcome of each write they always suffice.
 #[test]
 fn the_order_of_versions_proves_good_histories() {
     for seed in 0..300 {
-        let shape = Shape { unknown: 0.0, scans: 0.3, deletes: 0.15, ..Shape::default() };
+        let shape =
+            HistoryShape { unknown: 0.0, scans: 0.3, deletes: 0.15, ..HistoryShape::default() };
         let history = generator::history(seed, &shape);
         assert!(with_register(&history, |it| order::proves(&it.resolve())), "seed {seed}");
     }
@@ -191,7 +195,8 @@ fn the_order_of_versions_proves_good_histories() {
 #[test]
 fn a_search_that_ends_early_is_undecided() {
     // Deletes without versions: neither the order of versions nor zones decide.
-    let mut history = generator::history(7, &Shape { deletes: 0.3, ..Shape::default() });
+    let mut history =
+        generator::history(7, &HistoryShape { deletes: 0.3, ..HistoryShape::default() });
     generator::forget_versions(&mut history);
     with_register(&history, |register| {
         assert_eq!(zones::judge(&register.resolve()), None);
