@@ -86,7 +86,7 @@ porcupine: $(ROCKSDB) ## Judges histories again with Porcupine, the referee of o
 	  GOFLAGS="-mod=readonly -modcacherw -buildvcs=false" GOTOOLCHAIN=local; \
 	cd sim/porcupine && go vet . && go build -o $(CACHE)/go/porcupine .
 	cargo run --quiet --locked --package sim --example porcupine-histories -- 2000 1 20 | \
-	  $(CACHE)/go/porcupine -least 2000
+	  $(CACHE)/go/porcupine -linearizable 2800 -violated 500
 
 # Outside the default build too: its own package, whose libc has no clock and no randomness.
 MAD_SEEDS ?= 1 2 3
