@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build release lint deny bench sweep replay protocol-check mutants guarantees porcupine mad sim ci env prepare prepare-test clean-cache
+.PHONY: help demo test build release lint deny bench sweep replay protocol-check mutants evidence guarantees porcupine mad sim ci env prepare prepare-test clean-cache
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/quorate
 CARGO_TARGET_DIR ?= $(CACHE)/target
@@ -74,6 +74,10 @@ protocol-check: sim ## Every execution of a few calls, and what each deliberate 
 
 mutants: sim ## Hunts every deliberate bug in the simulator.
 	$(SIM) mutants
+
+evidence: sim ## Looks for seeds that show the mutants of docs/guarantees.md, where the known ones do not any more.
+	$(SIM) evidence > $(CACHE)/evidence.txt
+	mv $(CACHE)/evidence.txt sim/src/guarantees/evidence.txt
 
 guarantees: sim ## Writes docs/guarantees.md from simulated failures.
 	$(SIM) guarantees > $(CACHE)/guarantees.md

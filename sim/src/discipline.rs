@@ -1,5 +1,5 @@
 //! Which levels are used on a key, and so what its history promises: the rows of the table in
-//! `docs/protocol.md`, section 1.
+//! `docs/guarantees.md`.
 //!
 //! A key keeps one discipline for its life, and its name begins with the discipline's.
 

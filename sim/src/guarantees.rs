@@ -85,9 +85,15 @@ page is written by `make guarantees` from simulated runs; a test writes it again
 
 ## What pairs of levels promise
 
-For one key, with synced commits. Judges are the files of `sim/src/checker/` and `sim/src/inspect.rs`; a mutant is
-a deliberate bug that these judges have caught ([simulation.md](simulation.md)). Batches promise this for each of
-their keys, scans for each of their rows, and neither promises anything for its keys together.
+For one key, with synced commits (the only mode there is). Judges are the files of `sim/src/checker/` and
+`sim/src/inspect.rs`. A mutant is a deliberate bug ([simulation.md](simulation.md)) that a judge of this row has
+caught on keys of this row: `quorate-sim run --seed 2 --mutant half-is-a-quorum` shows one again, and a test shows
+them all. Where a scenario is named, its script is the judge. Counts and mixed levels are judged as the last pair;
+the weaker line counts for a key that is used at several.
+
+Batches promise this for each of their keys, scans for each of their rows, and neither promises anything for its
+keys together: no atomicity, no order, no snapshot (S4). ANY acknowledges a durable hint and promises convergence
+alone. Replicas that nobody reads at ALL are not compared until exchange exists.
 
 ";
 

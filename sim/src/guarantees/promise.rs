@@ -56,7 +56,7 @@ pub(super) const PROMISES: &[Promise] = &[
     Promise {
         name: "quorum",
         keys: Keys::Of(&[Discipline::Quorum]),
-        levels: "QUORUM or ALL / QUORUM or ALL",
+        levels: "QUORUM or ALL / QUORUM or ALL, or counts of at least a quorum",
         promised: "linearizable: each put, delete and get takes effect at one instant between its call and its \
                   answer; a write of unknown outcome may take effect later, once",
         judges: &["linearizable", "acked", "deletes", "monotonic", "unknown"],
@@ -69,7 +69,7 @@ pub(super) const PROMISES: &[Promise] = &[
         promised: "linearizable in that datacenter; what others write there is a write that may take effect \
                   at any time",
         judges: &["linearizable", "acked"],
-        mutants: &[Mutant::LocalCountsRemote],
+        mutants: &[Mutant::HalfIsAQuorum],
     },
     Promise {
         name: "each",
@@ -102,14 +102,14 @@ pub(super) const PROMISES: &[Promise] = &[
         levels: "ALL / ONE",
         promised: "regular; not monotonic while a write is under way",
         judges: &["regular", "acked"],
-        mutants: &[Mutant::CorruptIsAbsent, Mutant::HintCountsAsAnswer],
+        mutants: &[Mutant::CorruptIsAbsent],
     },
     Promise {
         name: "others",
         keys: Keys::Of(&[Discipline::QuorumThenOne, Discipline::Mixed]),
         levels: "QUORUM / ONE, and all other pairs",
-        promised: "once everything was read at ALL, replicas agree (nothing else compares them yet); a replica's \
-                  newest version only rises, and each client's own writes keep their order",
+        promised: "replicas converge once everything was read at ALL (until exchange exists, nothing else sees to \
+                  it); what is newest at a replica only rises, and each client's own writes keep their order",
         judges: &["replicas-agree", "versions-rise", "session"],
         mutants: &[Mutant::RowCacheStale, Mutant::GroupJudgedBlindly, Mutant::ClientClockIgnored],
     },
