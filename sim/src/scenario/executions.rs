@@ -19,6 +19,7 @@ pub(super) fn all() -> Vec<Scenario> {
     let pair = Shape { wan_ms: 5, disk_ms: 1, clock_offset_ms: 0, ..Shape::grid(2, 3) };
     let mut all = clocks(&three, &pair);
     all.extend(data(&three));
+    all.extend(scans(&three));
     all
 }
 
@@ -82,7 +83,6 @@ fn clocks(three: &Shape, pair: &Shape) -> Vec<Scenario> {
 
 fn data(three: &Shape) -> Vec<Scenario> {
     let alone = Shape { replicas: 1, ..three.clone() };
-    let four = Shape { datacenters: vec![4], replicas: 4, ..three.clone() };
     vec![
         steps(
             "ce5-writes-without-overlap",
@@ -101,22 +101,6 @@ fn data(three: &Shape) -> Vec<Scenario> {
             three,
             |it| Box::pin(ce10(it)),
             &[Shown { mutant: Mutant::AcknowledgedBeforeSync, says: "was lost: " }],
-        ),
-        steps(
-            "ce33-short-reads",
-            "Rows were deleted while one of four replicas was away. Short pages through that replica show \
-             none of them.",
-            &four,
-            |it| Box::pin(ce33(it)),
-            &[Shown { mutant: Mutant::ScanLiveRowsOnly, says: "deleted rows came back" }],
-        ),
-        steps(
-            "s2-pages-end-at-different-rows",
-            "A replica that missed the first rows answers a page with the ones behind them. A scan \
-             through it shows every row all the same.",
-            three,
-            |it| Box::pin(s2(it)),
-            &[Shown { mutant: Mutant::ScanBeyondCovered, says: "these rows came: " }],
         ),
         steps(
             "any-survives-power-loss",
@@ -150,6 +134,28 @@ fn data(three: &Shape) -> Vec<Scenario> {
                 Shown { mutant: Mutant::CorruptIsAbsent, says: "rot was served: None" },
                 Shown { mutant: Mutant::ChecksumIgnored, says: "rot was served" },
             ],
+        ),
+    ]
+}
+
+fn scans(three: &Shape) -> Vec<Scenario> {
+    let four = Shape { datacenters: vec![4], replicas: 4, ..three.clone() };
+    vec![
+        steps(
+            "ce33-short-reads",
+            "Rows were deleted while one of four replicas was away. Short pages through that replica show \
+             none of them.",
+            &four,
+            |it| Box::pin(ce33(it)),
+            &[Shown { mutant: Mutant::ScanLiveRowsOnly, says: "deleted rows came back" }],
+        ),
+        steps(
+            "s2-pages-end-at-different-rows",
+            "A replica that missed the first rows answers a page with the ones behind them. A scan \
+             through it shows every row all the same.",
+            three,
+            |it| Box::pin(s2(it)),
+            &[Shown { mutant: Mutant::ScanBeyondCovered, says: "these rows came: " }],
         ),
     ]
 }
