@@ -34,4 +34,6 @@ pub use gossip::{Directory, Gossip, GossipEvent};
 pub use io_loop::IoLoop;
 pub use real::{SystemClock, TcpNetwork};
 pub use start::{Node, RunningNode, StartError, start};
-pub use world::{Blocking, Boxed, BoxedStream, DiskPace, Listener, Network, Stream, WallClock, World};
+pub use world::{
+    Blocking, Boxed, BoxedStream, DiskPace, Listener, Network, Stream, WallClock, World,
+};
