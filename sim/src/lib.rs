@@ -6,7 +6,7 @@
 //! inside: [`inspect`] at disks and gauges, scripts of [`scenario`] at what single nodes hold, and
 //! [`protocol_check`], which drives the machines and the replica's judgement themselves.
 
-#[cfg(not(tokio_unstable))]
+#[cfg(not(any(tokio_unstable, doc)))]
 compile_error!(
     "the simulator needs RUSTFLAGS=\"--cfg tokio_unstable\", as .cargo/config.toml sets it: without it \
      turmoil can neither seed tokio, so that two runs of a seed differ, nor see that a task has panicked"

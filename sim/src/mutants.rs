@@ -29,7 +29,6 @@ pub const STAGED: &[Mutant] = &[
     Mutant::ScanBeyondCovered,
     Mutant::ExpiryByOwnClock,
     Mutant::MajorityClockIgnored,
-    Mutant::JumpNeverConfirmed,
     Mutant::CeilingAwaited,
 ];
 
