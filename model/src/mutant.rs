@@ -134,8 +134,11 @@ mutants! {
 impl Mutant {
     /// Those that only the exhaustive check of the protocol can be asked to catch: they cost
     /// decisions rather than data, or need that a replica forgets just then, or a stamp that no
-    /// node's clock would give.
+    /// node's clock would give, or two races on one key within a round trip.
     pub const EXHAUSTIVE: &[Self] = &[
+        Self::CountOverStamps,
+        Self::PreviousLost,
+        Self::NeverAlways,
         Self::NeverAtPrevious,
         Self::HeldUnsaid,
         Self::RestampAnywhere,
