@@ -21,6 +21,8 @@ use crate::{
 /// Mutants that random runs show seldom or never, and scenarios always: they need clocks, restarts or
 /// a configuration that a random run comes by once in hundreds, if at all.
 pub const STAGED: &[Mutant] = &[
+    Mutant::LocalCountsRemote,
+    Mutant::HintCountsAsAnswer,
     Mutant::OverlapWithoutWrites,
     Mutant::PromiseForgotten,
     Mutant::HintsNotSynced,

@@ -4,6 +4,7 @@
 mod datacenters;
 mod executions;
 mod hybrid_clocks;
+mod levels;
 mod metadata;
 mod script;
 mod story;
@@ -85,6 +86,7 @@ pub fn all() -> Vec<Scenario> {
     let mut all = datacenters::all();
     all.extend(executions::all());
     all.extend(hybrid_clocks::all());
+    all.extend(levels::all());
     all.extend(metadata::all());
     all
 }
