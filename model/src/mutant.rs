@@ -121,7 +121,7 @@ mutants! {
     DeadlineIgnored = "deadline-ignored",
     /// Hints and operations are taken beyond their bounds.
     BoundsIgnored = "bounds-ignored",
-    /// Each link that is lost leaves a task behind.
+    /// A read that had to ask the disk leaves its task behind.
     TaskLeaked = "task-leaked",
     /// A node that was called down stays down.
     DownForEver = "down-for-ever",
@@ -144,6 +144,7 @@ impl Mutant {
         Self::RestampAnywhere,
         Self::EndlessRestamp,
         Self::DeadNotReplaced,
+        Self::ReadTiesReversed,
     ];
 
     /// True if this is the bug that the present thread runs with.

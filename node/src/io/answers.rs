@@ -326,9 +326,14 @@ impl IoLoop {
         let key = key.clone();
         tokio::spawn(async move {
             let read = shared.blocking(move |shared| shared.read_blocking(&key)).await;
-            let mut state = this.lock();
-            later(&this, &mut state, read);
-            this.push_local(&mut state);
+            {
+                let mut state = this.lock();
+                later(&this, &mut state, read);
+                this.push_local(&mut state);
+            }
+            if Mutant::TaskLeaked.is_on() {
+                std::future::pending::<()>().await;
+            }
         });
         None
     }

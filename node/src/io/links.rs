@@ -8,7 +8,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use hyper_util::rt::TokioIo;
-use model::{ClusterId, Mutant, NodeId, NodeIndex, OperationId};
+use model::{ClusterId, NodeId, NodeIndex, OperationId};
 use proto::{
     CallError, Reason,
     internal::{
@@ -139,9 +139,6 @@ impl Links {
                     self.gossip.met(member);
                     let status = self.run_frames(&io, node, Arc::clone(&outbox), frames).await;
                     tracing::debug!(%node, %status, "link lost");
-                    if Mutant::TaskLeaked.is_on() {
-                        tokio::spawn(std::future::pending::<()>());
-                    }
                     backoff = Backoff::default();
                 }
                 // Another node has taken the address; gossip tells where this one is now.
