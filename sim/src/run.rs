@@ -41,7 +41,7 @@ pub struct RunSettings {
     pub faults: Option<Vec<TimedFault>>,
     /// A deliberate bug.
     pub mutant: Option<Mutant>,
-    /// Keeps the log's lines and the history.
+    /// Keeps the log's lines.
     pub keep: bool,
     /// Clients that probe each level in every datacenter work too.
     pub probes: bool,
@@ -77,7 +77,7 @@ pub struct Report {
     pub lines: Vec<String>,
     /// What of it happened to the world, with its times, if the log was kept.
     pub story: Vec<(Duration, String)>,
-    /// The history, if it was kept.
+    /// What clients asked and were told; empty if the cluster was not set up.
     pub history: Vec<Operation>,
     /// What probes were told, if there were any.
     pub(crate) probes: Vec<Probe>,
