@@ -27,6 +27,7 @@ pub const STAGED: &[Mutant] = &[
     Mutant::PromiseForgotten,
     Mutant::HintsNotSynced,
     Mutant::HintForgottenWhenSent,
+    Mutant::DeadHintKept,
     Mutant::ScanLiveRowsOnly,
     Mutant::ScanBeyondCovered,
     Mutant::ExpiryByOwnClock,

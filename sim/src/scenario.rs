@@ -3,6 +3,7 @@
 
 mod datacenters;
 mod executions;
+mod hints;
 mod hybrid_clocks;
 mod levels;
 mod metadata;
@@ -85,6 +86,7 @@ pub struct Failure {
 pub fn all() -> Vec<Scenario> {
     let mut all = datacenters::all();
     all.extend(executions::all());
+    all.extend(hints::all());
     all.extend(hybrid_clocks::all());
     all.extend(levels::all());
     all.extend(metadata::all());

@@ -2,7 +2,6 @@
 //! them; the races of put and get themselves are searched exhaustively by `protocol_check`.
 
 use model::{ConsistencyLevel as L, Mutant};
-use node::commit::CommitStage;
 use proto::{Reason, v1};
 
 use super::{
@@ -82,7 +81,6 @@ fn clocks(three: &Shape, pair: &Shape) -> Vec<Scenario> {
 }
 
 fn data(three: &Shape) -> Vec<Scenario> {
-    let alone = Shape { replicas: 1, ..three.clone() };
     vec![
         steps(
             "ce5-writes-without-overlap",
@@ -101,28 +99,6 @@ fn data(three: &Shape) -> Vec<Scenario> {
             three,
             |it| Box::pin(ce10(it)),
             &[Shown { mutant: Mutant::AcknowledgedBeforeSync, says: "was lost: " }],
-        ),
-        steps(
-            "any-survives-power-loss",
-            "A write at ANY is acknowledged by a hint alone, its only replica being away. Then the \
-             coordinator loses its power. The hint is delivered all the same.",
-            &alone,
-            |it| Box::pin(any(it)),
-            &[Shown {
-                mutant: Mutant::HintsNotSynced,
-                says: "what was acknowledged at ANY never came",
-            }],
-        ),
-        steps(
-            "a-hint-is-kept-until-applied",
-            "The replica that a hint is for takes it and dies before it has written it. It gets the \
-             hint again.",
-            &alone,
-            |it| Box::pin(hint_again(it)),
-            &[Shown {
-                mutant: Mutant::HintForgottenWhenSent,
-                says: "what was acknowledged at ANY never came",
-            }],
         ),
         steps(
             "rot-is-never-served",
@@ -299,55 +275,6 @@ async fn s2(it: Script) -> Result<(), String> {
 /// Scans `rows` through n3 until it is answered, for ten seconds.
 async fn scan_soon(it: &Script, page_rows: u32, level: L) -> Result<Vec<bytes::Bytes>, String> {
     works("scan", it.within(10, async || it.scan(2, "rows", page_rows, level).await).await)
-}
-
-async fn any(it: Script) -> Result<(), String> {
-    let (replica, coordinator) = lone_replica(&it).await?;
-    it.end(replica, EndKind::PowerLoss).await;
-    it.put_soon(coordinator, "by-hint", L::Any).await?;
-    it.end(coordinator, EndKind::PowerLoss).await;
-    it.start(coordinator).await;
-    it.start(replica).await;
-    await_value(&it, replica, "by-hint").await
-}
-
-async fn hint_again(it: Script) -> Result<(), String> {
-    let (replica, coordinator) = lone_replica(&it).await?;
-    it.end(replica, EndKind::PowerLoss).await;
-    it.put_soon(coordinator, "by-hint", L::Any).await?;
-    it.start(replica).await;
-    // Whatever it is sent first, the hint or its own clock's ceiling, it does not write it.
-    it.freeze(replica, CommitStage::Taken).await;
-    it.wait(6_000).await;
-    it.end(replica, EndKind::PowerLoss).await;
-    it.start(replica).await;
-    await_value(&it, replica, "by-hint").await
-}
-
-/// Which node is the only replica of the key, and another one.
-async fn lone_replica(it: &Script) -> Result<(usize, usize), String> {
-    works("put", it.put(0, "key", "old", L::One).await)?;
-    for replica in 0..3 {
-        let mut others = vec!["n1", "n2", "n3"];
-        let alone = others.remove(replica);
-        it.cut(9, stop(&[alone], &others)).await;
-        let alone = it.get(replica, "key", L::One).await;
-        it.heal(9).await;
-        it.wait(3_000).await;
-        if alone.is_ok() {
-            return Ok((replica, (replica + 1) % 3));
-        }
-    }
-    Err("no node holds the key".to_owned())
-}
-
-async fn await_value(it: &Script, node: usize, value: &str) -> Result<(), String> {
-    it.within(20, async || {
-        let found = it.get(node, "key", L::One).await.ok().flatten();
-        let is_there = found.as_deref() == Some(value.as_bytes());
-        ensure(is_there, format!("what was acknowledged at ANY never came: {found:?}"))
-    })
-    .await
 }
 
 async fn rot(it: Script) -> Result<(), String> {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use model::{ConsistencyLevel, Mutant};
+use model::{ConsistencyLevel, Mutant, Record, Version};
 use node::{
     commit::CommitStage,
     storage::{RangeRequest, Space, memory::MemoryStorage},
@@ -116,6 +116,23 @@ impl Script {
             self.wait(1).await;
         }
         Err(format!("n{} never stored {bytes:?}", node + 1))
+    }
+
+    /// The version of the one row of data that a node's disk holds.
+    pub(super) fn stored_version(&self, node: usize) -> Option<Version> {
+        let page = self.disks[node].peek(&RangeRequest::prefix(Space::Data, Vec::new()));
+        let [(_, record)] = &page.rows[..] else { return None };
+        Record::parse(record.clone()).ok().map(|it| it.version())
+    }
+
+    /// Waits until a node knows that a replica of `key` is away.
+    pub(super) async fn until_missed(&self, node: usize) -> Result<(), String> {
+        self.within(10, async || {
+            let put = self.put(node, "key", "all", ConsistencyLevel::All).await;
+            let is_known = refused_for(&put, Reason::NotEnoughReplicas);
+            ensure(is_known, format!("n{} does not notice that a replica is away", node + 1))
+        })
+        .await
     }
 
     /// Tries something every tenth of a second until it works, for so many seconds. Else returns what
