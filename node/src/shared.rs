@@ -333,13 +333,9 @@ impl Shared {
         done: impl FnOnce(Result<(), StorageError>) + Send + 'static,
     ) {
         let item = CommitItem::System { key, value, done: Box::new(done) };
-        if let Err(rejected) = self.commits.push(|items| items.push(item)) {
-            let message = format!("not taken by the commit queue: {:?}", rejected.refusal);
-            for item in rejected.items {
-                if let CommitItem::System { done, .. } = item {
-                    done(Err(StorageError::Failed { message: message.clone() }));
-                }
-            }
+        if let Err(CommitItem::System { done, .. }) = self.commits.push_system(item) {
+            let message = "the commit path has ended".to_owned();
+            done(Err(StorageError::Failed { message }));
         }
     }
 
@@ -366,7 +362,7 @@ impl Shared {
         for dropped in known.iter().filter(|it| metadata.keyspace_of_id(it.id).is_none()) {
             let item = CommitItem::DropKeyspace { keyspace: dropped.id };
             // Never refused for lack of room; a closed queue is a node that ends.
-            let _ = self.commits.push(|items| items.push(item));
+            let _ = self.commits.push(|items| items.push_back(item));
         }
         tracing::info!(
             sequence = metadata.sequence(),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::thread::{Builder, JoinHandle};
 
-use super::{CommitAnswer, CommitItem, CommitQueue, Committer};
+use super::{CommitAnswer, CommitItem, CommitQueue, Committer, queue::GROUP_ITEMS_MAX};
 use crate::storage::{Storage, StorageError};
 
 /// Starts the commit thread. `deliver` gets the answers of one group and drains them; `failed` is
@@ -87,12 +87,10 @@ fn end_group<D>(
     deliver(answers);
     debug_assert!(answers.is_empty(), "deliver drains the answers");
     answers.clear();
-    group.shrink_to(KEPT_ITEMS_MAX);
-    answers.shrink_to(KEPT_ITEMS_MAX);
+    // A group was larger only by what the node wrote about itself.
+    group.shrink_to(GROUP_ITEMS_MAX);
+    answers.shrink_to(GROUP_ITEMS_MAX);
 }
-
-/// What the loop's buffers keep at most: a rare large group must not hold its memory for ever.
-const KEPT_ITEMS_MAX: usize = 4_096;
 
 /// Closes the queue when its consumer ends, by return, panic or cancellation.
 struct Consumer<D>(Arc<CommitQueue<D>>);

@@ -1,12 +1,17 @@
 //! The queue in front of the commit path: one short lock per frame, bounded, woken only when its
 //! consumer sleeps.
 
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use model::Refusal;
 
 use super::CommitItem;
+
+/// The most items of one group. More save no fsyncs worth speaking of, and make everybody wait: a node
+/// that has just started reads from disk before every write.
+pub(super) const GROUP_ITEMS_MAX: usize = 4_096;
 
 /// Bounds of a queue. A single item always fits an empty queue.
 #[derive(Clone, Copy, Debug)]
@@ -41,7 +46,9 @@ pub struct CommitQueue<D> {
 }
 
 struct State<D> {
-    items: Vec<CommitItem<D>>,
+    /// What the node has to know about itself, before everything else: no stamp is given meanwhile.
+    urgent: Vec<CommitItem<D>>,
+    items: VecDeque<CommitItem<D>>,
     bytes: usize,
     closed: bool,
     sleeper: Sleeper,
@@ -57,14 +64,20 @@ enum Sleeper {
 impl<D> CommitQueue<D> {
     /// An empty queue.
     pub fn new(limits: QueueLimits) -> Self {
-        let state = State { items: Vec::new(), bytes: 0, closed: false, sleeper: Sleeper::Nobody };
+        let state = State {
+            urgent: Vec::new(),
+            items: VecDeque::new(),
+            bytes: 0,
+            closed: false,
+            sleeper: Sleeper::Nobody,
+        };
         Self { state: Mutex::new(state), thread: Condvar::new(), limits }
     }
 
     /// Appends what `fill` pushes, whole frames at a time, and wakes the consumer if it sleeps.
     /// `fill` must only push. Mutations and hints beyond the limits come back, and so does
     /// everything when the queue is closed.
-    pub fn push(&self, fill: impl FnOnce(&mut Vec<CommitItem<D>>)) -> Result<(), Rejected<D>> {
+    pub fn push(&self, fill: impl FnOnce(&mut VecDeque<CommitItem<D>>)) -> Result<(), Rejected<D>> {
         let (rejected, sleeper) = {
             let mut state = self.lock();
             let before = state.items.len();
@@ -75,6 +88,23 @@ impl<D> CommitQueue<D> {
         };
         self.wake(sleeper);
         rejected.map_or(Ok(()), Err)
+    }
+
+    /// Appends a change of what the node knows about itself. It passes all that wait, except its like:
+    /// no mutation depends on its place, and a backlog of them must not hold up the clock's ceiling,
+    /// without which the node stamps nothing. Comes back when the queue is closed. Whoever sends it
+    /// bounds how many there are.
+    pub fn push_system(&self, item: CommitItem<D>) -> Result<(), CommitItem<D>> {
+        let sleeper = {
+            let mut state = self.lock();
+            if state.closed {
+                return Err(item);
+            }
+            state.urgent.push(item);
+            state.take_sleeper()
+        };
+        self.wake(sleeper);
+        Ok(())
     }
 
     /// Refuses all later items. What is queued is still written; then the consumer ends.
@@ -89,7 +119,8 @@ impl<D> CommitQueue<D> {
 
     /// Items waiting.
     pub fn len(&self) -> usize {
-        self.lock().items.len()
+        let state = self.lock();
+        state.urgent.len() + state.items.len()
     }
 
     /// True if no item waits.
@@ -97,11 +128,11 @@ impl<D> CommitQueue<D> {
         self.len() == 0
     }
 
-    /// Blocks until there are items and moves them all into the empty `group`; false when the queue
-    /// is closed and drained.
+    /// Blocks until there are items and moves them into the empty `group`, [`GROUP_ITEMS_MAX`] at
+    /// most and the urgent ones besides; false when the queue is closed and drained.
     pub(super) fn take_blocking(&self, group: &mut Vec<CommitItem<D>>) -> bool {
         let mut state = self.lock();
-        while state.items.is_empty() && !state.closed {
+        while state.is_empty() && !state.closed {
             state.sleeper = Sleeper::Thread;
             state = self.thread.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -115,7 +146,7 @@ impl<D> CommitQueue<D> {
         group: &mut Vec<CommitItem<D>>,
     ) -> Poll<bool> {
         let mut state = self.lock();
-        if state.items.is_empty() && !state.closed {
+        if state.is_empty() && !state.closed {
             state.sleeper = Sleeper::Task(context.waker().clone());
             return Poll::Pending;
         }
@@ -140,11 +171,11 @@ impl<D> State<D> {
     /// Counts the items from `before` on, and takes out again what may not stay.
     fn admit(&mut self, before: usize, limits: QueueLimits) -> Option<Rejected<D>> {
         if self.closed {
-            let items = self.items.split_off(before);
+            let items = self.items.split_off(before).into();
             return Some(Rejected { refusal: Refusal::Failed, items })
                 .filter(|it| !it.items.is_empty());
         }
-        let pushed: usize = self.items[before..].iter().map(CommitItem::bytes).sum();
+        let pushed: usize = self.items.range(before..).map(CommitItem::bytes).sum();
         if self.items.len() <= limits.items_max && self.bytes + pushed <= limits.bytes_max {
             self.bytes += pushed;
             return None;
@@ -156,7 +187,7 @@ impl<D> State<D> {
                 self.items.len() < limits.items_max && self.bytes + bytes <= limits.bytes_max;
             if fits || self.items.is_empty() || !item.is_refusable() {
                 self.bytes += bytes;
-                self.items.push(item);
+                self.items.push_back(item);
             } else {
                 items.push(item);
             }
@@ -164,12 +195,23 @@ impl<D> State<D> {
         Some(Rejected { refusal: Refusal::Overloaded, items }).filter(|it| !it.items.is_empty())
     }
 
-    /// Moves everything into `group`; false if there was nothing.
+    fn is_empty(&self) -> bool {
+        self.urgent.is_empty() && self.items.is_empty()
+    }
+
+    /// Moves the next group into `group`; false if there was nothing.
     fn take(&mut self, group: &mut Vec<CommitItem<D>>) -> bool {
         debug_assert!(group.is_empty(), "the committer drains its group");
         self.sleeper = Sleeper::Nobody;
-        self.bytes = 0;
-        std::mem::swap(&mut self.items, group);
+        group.append(&mut self.urgent);
+        let first = group.len();
+        group.extend(self.items.drain(..self.items.len().min(GROUP_ITEMS_MAX)));
+        if self.items.is_empty() {
+            self.bytes = 0;
+            self.items.shrink_to(GROUP_ITEMS_MAX);
+        } else {
+            self.bytes -= group[first..].iter().map(CommitItem::bytes).sum::<usize>();
+        }
         !group.is_empty()
     }
 
@@ -218,6 +260,36 @@ mod tests {
     }
 
     #[test]
+    fn a_backlog_goes_in_groups_and_what_the_node_needs_passes_it() {
+        let queue = CommitQueue::new(QueueLimits { items_max: 10_000, bytes_max: usize::MAX });
+        let backlog = std::iter::repeat_with(|| hint(0)).take(GROUP_ITEMS_MAX + 2).collect();
+        assert_eq!(push(&queue, backlog), (None, 0));
+        let mut group = Vec::new();
+        assert!(queue.take_blocking(&mut group));
+        assert_eq!(group.len(), GROUP_ITEMS_MAX);
+        assert!(queue.push_system(system(1)).is_ok());
+        assert!(queue.push_system(system(2)).is_ok());
+        assert_eq!(queue.len(), 4);
+        group.clear();
+        assert!(queue.take_blocking(&mut group));
+        let is_system = |it: &CommitItem<u8>| matches!(it, CommitItem::System { .. });
+        assert_eq!(group.iter().map(is_system).collect::<Vec<_>>(), [true, true, false, false]);
+        assert_eq!(queue.lock().bytes, 0, "what was taken counts no more");
+    }
+
+    #[test]
+    fn the_bytes_of_a_backlog_count_until_they_are_taken() {
+        let bytes_max = hint(100).bytes() * (GROUP_ITEMS_MAX + 1);
+        let queue = CommitQueue::new(QueueLimits { items_max: usize::MAX, bytes_max });
+        let backlog = std::iter::repeat_with(|| hint(100)).take(GROUP_ITEMS_MAX + 1).collect();
+        assert_eq!(push(&queue, backlog), (None, 0));
+        assert_eq!(push(&queue, vec![hint(100)]), (Some(Refusal::Overloaded), 1));
+        let mut group = Vec::new();
+        assert!(queue.take_blocking(&mut group));
+        assert_eq!(push(&queue, vec![hint(100)]), (None, 0), "room again");
+    }
+
+    #[test]
     fn bounded_in_bytes() {
         let queue = CommitQueue::new(QueueLimits { items_max: 100, bytes_max: 10_000 });
         assert_eq!(push(&queue, vec![hint(20_000)]), (None, 0), "one item always fits");
@@ -234,6 +306,7 @@ mod tests {
         assert_eq!(push(&queue, vec![system(1)]), (None, 0));
         queue.close();
         assert_eq!(push(&queue, vec![system(2), hint(0)]), (Some(Refusal::Failed), 2));
+        assert!(queue.push_system(system(3)).is_err());
         let mut group = Vec::new();
         assert!(queue.take_blocking(&mut group));
         assert_eq!(group.len(), 1);

@@ -283,7 +283,7 @@ impl IoLoop {
             return;
         }
         let local = &mut state.local;
-        let pushed = self.shared.commits.push(|items| items.append(local));
+        let pushed = self.shared.commits.push(|items| items.extend(local.drain(..)));
         if let Err(rejected) = pushed {
             self.refuse_local(state, rejected.refusal, rejected.items);
         }

@@ -126,7 +126,7 @@ impl IoLoop {
     fn drop_hint(&self, target: NodeId, key: StorageKey, version: Version) {
         let item = CommitItem::DropHint { target, key, version };
         // Not taken: the hint is delivered once more, which changes nothing.
-        let _ = self.shared.commits.push(|items| items.push(item));
+        let _ = self.shared.commits.push(|items| items.push_back(item));
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) fn sweep_dropped_keyspaces(shared: &Shared) -> Result<(), StorageErro
         if !shared.world.storage.range(&first)?.rows.is_empty() {
             let item = CommitItem::DropKeyspace { keyspace };
             // Never refused for lack of room; a closed queue is a node that ends.
-            let _ = shared.commits.push(|items| items.push(item));
+            let _ = shared.commits.push(|items| items.push_back(item));
         }
     }
     Ok(())

@@ -45,7 +45,7 @@ impl IoLoop {
         }
         if !items.is_empty() {
             add(&shared.counters.mutations_served, items.len());
-            if let Err(rejected) = shared.commits.push(|queue| queue.append(&mut items)) {
+            if let Err(rejected) = shared.commits.push(|queue| queue.extend(items)) {
                 answers.refuse(rejected.items, rejected.refusal);
             }
         }

@@ -79,9 +79,9 @@ fn a_thread_that_panics_closes_its_queue() {
     let (_, queue, committer) = setup();
     let deliver = |_: &mut Vec<(u64, CommitAnswer)>| panic!("told to");
     let thread = run_on_thread(Arc::clone(&queue), committer, deliver, |_| {}).unwrap();
-    assert!(queue.push(|it| it.push(put(1))).is_ok());
+    assert!(queue.push(|it| it.push_back(put(1))).is_ok());
     assert!(thread.join().is_err());
-    assert!(queue.push(|it| it.push(put(2))).is_err(), "nobody would answer it");
+    assert!(queue.push(|it| it.push_back(put(2))).is_err(), "nobody would answer it");
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_failed_disk_is_reported_and_everything_is_refused() {
     };
     let thread = run_on_thread(Arc::clone(&queue), committer, deliver, failed).unwrap();
     for number in [1, 2] {
-        assert!(queue.push(|it| it.push(put(number))).is_ok());
+        assert!(queue.push(|it| it.push_back(put(number))).is_ok());
         let refused = format!("{number} Mutation(Refused(Failed))");
         assert_eq!(
             [receiver.recv().unwrap(), receiver.recv().unwrap()],
@@ -166,7 +166,7 @@ fn the_task_sleeps_until_it_is_woken() {
     );
     let other = async {
         for number in 0..3 {
-            assert!(queue.push(|it| it.push(put(number))).is_ok());
+            assert!(queue.push(|it| it.push_back(put(number))).is_ok());
             while !answered.borrow().contains(&number) {
                 tokio::task::yield_now().await;
             }
