@@ -1,8 +1,9 @@
 //! What makes replicas agree in the background.
 //!
-//! Pure: no clock, no network, no files. So far it decides when a record is logically gone; hints,
-//! trees and exchanges join it here.
+//! Pure: no clock, no network, no files. It decides when a record is logically gone, and what trees of
+//! records look like that replicas compare.
 
+pub mod merkle;
 mod tombstone;
 
 pub use tombstone::purgeable;

@@ -122,6 +122,11 @@ impl Record {
         self.0
     }
 
+    /// Everything but the value, for which the checksum stands.
+    pub fn header(&self) -> &[u8] {
+        &self.0[..HEADER_BYTES]
+    }
+
     /// What the record says of its key.
     pub fn kind(&self) -> RecordKind {
         if self.0[1] == 0 { RecordKind::Value } else { RecordKind::Tombstone }
