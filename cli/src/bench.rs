@@ -15,6 +15,7 @@ pub(crate) mod process;
 mod report;
 mod run;
 mod target;
+mod trees;
 mod zipfian;
 
 use clap::Subcommand;
@@ -31,6 +32,7 @@ pub(crate) enum BenchCommand {
     Run(run::RunArgs),
     Floor(floor::FloorArgs),
     Bars(bars::BarsArgs),
+    Trees(trees::TreesArgs),
 }
 
 /// Runs one of the benchmarks.
@@ -43,5 +45,6 @@ pub(crate) async fn run(
         BenchCommand::Run(args) => run::run(args, global, output).await,
         BenchCommand::Floor(args) => floor::run(args, output).await,
         BenchCommand::Bars(args) => bars::run(args, global, output).await,
+        BenchCommand::Trees(args) => trees::run(&args, output),
     }
 }

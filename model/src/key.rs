@@ -129,18 +129,24 @@ impl StorageKey {
         partition: PartitionIndex,
         partitions: u32,
     ) -> (Bytes, Option<Bytes>) {
+        let (first, last) = (partition.first_token(partitions), partition.last_token(partitions));
+        Self::token_range(keyspace, first, last)
+    }
+
+    /// The first possible storage key of a range of tokens, and the first one after it. The end is
+    /// `None` only for the last token of the last keyspace id.
+    pub fn token_range(keyspace: KeyspaceId, first: Token, last: Token) -> (Bytes, Option<Bytes>) {
         let head = |keyspace: u32, token: Token| {
             let mut bytes = BytesMut::with_capacity(HEAD_BYTES);
             bytes.put_u32(keyspace);
             bytes.put_u64(token.0);
             bytes.freeze()
         };
-        let start = head(keyspace.0, partition.first_token(partitions));
-        let end = match partition.last_token(partitions).0.checked_add(1) {
+        let end = match last.0.checked_add(1) {
             Some(token) => Some(head(keyspace.0, Token(token))),
             None => keyspace.0.checked_add(1).map(|it| head(it, Token(0))),
         };
-        (start, end)
+        (head(keyspace.0, first), end)
     }
 
     /// The smallest byte string above every string with this prefix; `None` if there is none.

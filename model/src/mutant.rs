@@ -80,6 +80,10 @@ mutants! {
     HintsNotSynced = "hints-not-synced",
     /// A hint is removed when it has been sent, not when it has been applied.
     HintForgottenWhenSent = "hint-forgotten-when-sent",
+    /// M2 off: a tombstone changes no Merkle tree.
+    TreeForgetsTombstones = "tree-forgets-tombstones",
+    /// M2 off: leaves of Merkle trees are written one group after the records they stand for.
+    TreeWrittenLate = "tree-written-late",
     /// A failed sync is ignored.
     FailedSyncIgnored = "failed-sync-ignored",
     /// F9 off: a record that fails its checksum is served.

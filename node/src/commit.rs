@@ -13,7 +13,9 @@ mod driver;
 mod hints;
 mod overlay;
 mod queue;
+mod trees;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -28,6 +30,7 @@ pub use committer::Committer;
 pub use driver::{CommitStage, run_as_task, run_on_thread};
 pub use hints::{DirtyMark, Hint, HintPage, dirty_marks, hints_for};
 pub use queue::{CommitQueue, QueueLimits, Rejected};
+pub use trees::{TreeSettings, TreeStatistics, Trees, WrongTree};
 
 /// Called once a change of [`CommitItem::System`] is durable, or has failed. Runs on the commit
 /// thread: hand the news on and return.
@@ -145,20 +148,22 @@ pub enum CommitAnswerKind {
 }
 
 /// What a [`Committer`] is told once.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct CommitSettings {
     /// How groups are written. `Buffered` gives up rule G4 for keyspaces that agree to that.
     pub durability: Durability,
     /// The most bytes of hints kept for one target. Beyond it the exchange does the work, which
     /// moves less than a replay of many overwrites would.
     pub hint_bytes_per_target_max: u64,
+    /// The Merkle trees to keep; `None` keeps none, which only measurements do.
+    pub trees: Option<Arc<Trees>>,
 }
 
 impl Default for CommitSettings {
     /// Synced; 128 MiB of hints per target: some minutes of a replica's share of full load, which
-    /// covers a restart, and little against the data of a node.
+    /// covers a restart, and little against the data of a node. No trees.
     fn default() -> Self {
-        Self { durability: Durability::Synced, hint_bytes_per_target_max: 128 << 20 }
+        Self { durability: Durability::Synced, hint_bytes_per_target_max: 128 << 20, trees: None }
     }
 }
 
@@ -179,6 +184,10 @@ pub struct CommitCounters {
     pub corrupt: AtomicU64,
     /// Records of one version with different contents: a request id was used twice. Alarm.
     pub conflicting_records: AtomicU64,
+    /// Leaves of Merkle trees that were cut because they had grown.
+    pub leaves_cut: AtomicU64,
+    /// Leaves that were not what the data say, and are again. Alarm.
+    pub leaves_mended: AtomicU64,
     /// Hints kept.
     pub hints_stored: AtomicU64,
     /// Hints replaced by a dirty mark.
@@ -201,6 +210,8 @@ impl CommitCounters {
             ("superseded", read(&self.superseded)),
             ("corrupt", read(&self.corrupt)),
             ("conflicting_records", read(&self.conflicting_records)),
+            ("leaves_cut", read(&self.leaves_cut)),
+            ("leaves_mended", read(&self.leaves_mended)),
             ("hints_stored", read(&self.hints_stored)),
             ("hints_marked_dirty", read(&self.hints_marked_dirty)),
             ("groups_full", read(&self.groups_full)),

@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     clock::NodeClock,
     clock_watch::{ClockState, Reading},
-    commit::{CommitAnswer, CommitCounters, CommitItem, CommitQueue},
+    commit::{CommitAnswer, CommitCounters, CommitItem, CommitQueue, TreeSettings, Trees},
     config::NodeConfig,
     counters::Counters,
     io::{Blocking, Changes, ClockGate, Directory, World},
@@ -109,6 +109,8 @@ pub struct Shared {
     pub commits: Arc<CommitQueue<Destination>>,
     /// What the commit path has done.
     pub commit_counters: ArcSwap<CommitCounters>,
+    /// The Merkle trees of this node's data.
+    pub trees: Arc<Trees>,
     /// Every node that was ever met.
     pub directory: watch::Receiver<Directory>,
     /// What the node has done.
@@ -202,6 +204,7 @@ impl Shared {
             view: ArcSwap::from_pointee(view),
             commits,
             commit_counters: ArcSwap::default(),
+            trees: Arc::default(),
             directory,
             counters: Counters::default(),
             statuses: Mutex::default(),
@@ -219,7 +222,17 @@ impl Shared {
             started: Instant::now(),
         };
         shared.look_at_clock();
+        if let Some(metadata) = shared.view.load().metadata() {
+            shared.configure_trees(metadata);
+        }
         Arc::new(shared)
+    }
+
+    /// What trees depend on is the same in all metadata of a cluster.
+    fn configure_trees(&self, metadata: &Metadata) {
+        let cluster_key = metadata.cluster_key();
+        let partitions = metadata.layout().partitions();
+        self.trees.configure(TreeSettings { cluster_key, partitions });
     }
 
     /// Takes over the counters of the commit path that has been opened.
@@ -353,6 +366,8 @@ impl Shared {
         if before.sequence() >= metadata.sequence() {
             return false;
         }
+        // Before the first record can come.
+        self.configure_trees(&metadata);
         let datacenter = &self.config.datacenter;
         let view = View::new(Arc::clone(&metadata), self.identity.node, datacenter, &before);
         self.view.store(Arc::new(view));

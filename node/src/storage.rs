@@ -88,6 +88,8 @@ pub enum Space {
     Data,
     /// Target node (16 bytes), then storage key -> record ([`crate::commit::Hint`]).
     Hints,
+    /// Keyspace and first token -> a leaf of a Merkle tree ([`crate::commit::Trees`]).
+    Trees,
     /// What the node knows about itself. Keys that begin with a zero byte belong to `storage` and
     /// `commit`; the rest are the caller's.
     System,
@@ -95,7 +97,7 @@ pub enum Space {
 
 impl Space {
     /// Every space.
-    pub const ALL: [Self; 3] = [Self::Data, Self::Hints, Self::System];
+    pub const ALL: [Self; 4] = [Self::Data, Self::Hints, Self::Trees, Self::System];
 }
 
 /// The answer of a read that must not block.

@@ -1,5 +1,7 @@
 //! Looks into a world from outside, where no client could: disks, clocks, queues, tasks, members.
 
+mod trees;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::atomic::Ordering,
@@ -13,6 +15,8 @@ use node::{
     storage::{Change, RangePage, RangeRequest, Space},
 };
 use xxhash_rust::xxh3::Xxh3;
+
+pub use trees::trees_are_exact;
 
 use crate::{
     checker::Violation,
@@ -268,10 +272,10 @@ pub fn bounds(world: &World) -> Vec<Violation> {
     violations
 }
 
-/// What never happens among nodes of one build: two records of one version that differ, and messages
-/// that cannot be understood.
+/// What never happens among nodes of one build: two records of one version that differ, leaves of trees
+/// that are not what the data say, and messages that cannot be understood.
 pub fn alarms(counters: &[(&'static str, u64)]) -> Vec<Violation> {
-    let silent = ["conflicting_records", "peer_messages_malformed"];
+    let silent = ["conflicting_records", "leaves_mended", "peer_messages_malformed"];
     let rung = counters.iter().filter(|it| silent.contains(&it.0) && it.1 > 0);
     let told = rung.map(|(name, count)| format!("a node ended its life with {name} {count}"));
     told.map(|what| Violation::broken("alarm", None, what)).collect()

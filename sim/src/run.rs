@@ -255,6 +255,7 @@ impl Run {
     }
 
     fn judge(&mut self, read_back_from: u64, report: &mut Report) {
+        self.violations.extend(inspect::trees_are_exact(&self.world));
         let complaints = self.load.complaints.take();
         if complaints.is_empty() && self.world.rotten.is_none() {
             self.violations.extend(inspect::replicas_agree(&self.world));

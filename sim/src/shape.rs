@@ -137,7 +137,7 @@ impl Shape {
             races,
             think_ms: *[10, 30, 60, 120].choose(random).expect("it is not empty"),
             faults_ms: if large { 50_000 } else { 6_000 },
-            drains: random.random_ratio(1, 16),
+            drains: random.random_ratio(1, 8),
             ..Self::default()
         }
     }

@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::hints::{HintLedger, hint_bytes, hint_key};
 use super::overlay::Overlay;
+use super::trees::{Cut, TreeStage};
 use super::{
     CommitAnswer, CommitAnswerKind, CommitCounters, CommitItem, CommitSettings, DirtyMark,
     SystemDone,
@@ -24,6 +25,7 @@ pub struct Committer<S> {
     counters: Arc<CommitCounters>,
     recent: RecentVersions,
     ledger: HintLedger,
+    trees: Option<TreeStage>,
     failure: Option<StorageError>,
     group: Group,
 }
@@ -42,12 +44,13 @@ impl<S: Storage> Committer<S> {
     /// Takes over the writing of a storage, which nobody else may write from now on.
     pub fn open(storage: Arc<S>, settings: CommitSettings) -> Result<Self, StorageError> {
         let ledger = HintLedger::load(&*storage)?;
+        let trees = settings.trees.clone().map(|it| TreeStage::open(it, &*storage)).transpose()?;
         let batch = WriteBatch::new();
         let (records, hints) = (Overlay::new(), Overlay::new());
         let group = Group { batch, records, hints, done: Vec::new(), alone: false };
         let counters = Arc::default();
         let recent = RecentVersions::new();
-        Ok(Self { storage, settings, counters, recent, ledger, failure: None, group })
+        Ok(Self { storage, settings, counters, recent, ledger, trees, failure: None, group })
     }
 
     /// What this committer counts.
@@ -90,6 +93,9 @@ impl<S: Storage> Committer<S> {
             }
         }
         self.ledger.keep();
+        if let Some(trees) = self.trees.as_mut().filter(|_| written.is_ok()) {
+            trees.keep();
+        }
         self.group.batch.clear();
         self.group.records.clear();
         self.group.hints.clear();
@@ -97,6 +103,34 @@ impl<S: Storage> Committer<S> {
             done(written.clone());
         }
         written
+    }
+
+    /// What can wait until a group of so many items has been answered: cuts leaves of trees that have
+    /// grown. On an error the node must stop, as after [`Committer::commit`].
+    pub fn tend(&mut self, items: usize) -> Result<(), StorageError> {
+        let Some(trees) = self.trees.as_mut().filter(|_| self.failure.is_none()) else {
+            return Ok(());
+        };
+        // Each leaf that is cut has taken as many new records as half of it holds.
+        for _ in 0..=items / CUT_EVERY {
+            match trees.cut_one(&*self.storage) {
+                Ok(Cut::Nothing) => return Ok(()),
+                Ok(Cut::Done) => self.counters.leaves_cut.fetch_add(1, Ordering::Relaxed),
+                Ok(Cut::Mended { leaf }) => {
+                    tracing::error!(?leaf, "a leaf of a Merkle tree was not what the data say");
+                    self.counters.leaves_mended.fetch_add(1, Ordering::Relaxed)
+                }
+                Err(error @ StorageError::Failed { .. }) => {
+                    self.failure = Some(error.clone());
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a leaf of a Merkle tree stays as large as it is");
+                    return Ok(());
+                }
+            };
+        }
+        Ok(())
     }
 
     fn stage<D>(&mut self, item: CommitItem<D>, answers: &mut Vec<(D, CommitAnswer)>) {
@@ -147,7 +181,9 @@ impl<S: Storage> Committer<S> {
         let recent = &mut self.recent;
         let (answer, newest) = receive(hash, key.as_bytes(), stored.as_ref(), version, recent);
         if let Some(previous) = newest {
-            self.stage_record(hash, key, Stored { record, previous });
+            if !self.stage_record(hash, key, stored, Stored { record, previous }) {
+                return (WriteAnswer::Refused(Refusal::NotReady), None);
+            }
             return (answer, None);
         }
         let stored = stored.expect("without a record everything is the newest");
@@ -167,17 +203,32 @@ impl<S: Storage> Committer<S> {
         let (version, wins) = (record.version(), record.crc() > stored.record.crc());
         tracing::error!(?key, %version, wins, "two records of one version differ");
         if wins {
-            self.stage_record(hash, key, Stored { record, previous: stored.previous });
+            let previous = stored.previous;
+            self.stage_record(hash, key, Some(stored), Stored { record, previous });
         }
     }
 
-    fn stage_record(&mut self, hash: u64, key: &StorageKey, stored: Stored) {
+    /// False if the trees do not know of a cluster yet, and nothing was staged.
+    fn stage_record(
+        &mut self,
+        hash: u64,
+        key: &StorageKey,
+        replaced: Option<Stored>,
+        stored: Stored,
+    ) -> bool {
+        let replaced = replaced.as_ref().map(|it| &it.record);
+        if let Some(trees) = &mut self.trees
+            && !trees.change(key, replaced, &stored.record)
+        {
+            return false;
+        }
         let value = [&stored.record.as_bytes()[..], &stored.trailer()];
         self.group.batch.put(Space::Data, key.as_bytes(), value);
         self.counters.records_written.fetch_add(1, Ordering::Relaxed);
         if !self.group.alone {
             self.group.records.set(hash, key.as_bytes(), stored);
         }
+        true
     }
 
     /// What is stored for a key, the group's earlier items included.
@@ -306,6 +357,9 @@ impl<S: Storage> Committer<S> {
         // The overlay keeps what the group has written before: other keyspaces need it, and nothing
         // asks for this one again.
         self.group.batch.delete_range(Space::Data, &start, &end);
+        if let Some(trees) = &mut self.trees {
+            trees.drop_keyspace(keyspace);
+        }
     }
 
     fn write(&mut self) -> Result<(), StorageError> {
@@ -313,6 +367,9 @@ impl<S: Storage> Committer<S> {
             return Err(failure.clone());
         }
         self.ledger.stage(&mut self.group.batch);
+        if let Some(trees) = &mut self.trees {
+            trees.write(&mut self.group.batch);
+        }
         if self.group.batch.is_empty() {
             return Ok(());
         }
@@ -339,6 +396,9 @@ impl<S: Storage> Committer<S> {
     /// recent versions need nothing: one that does not end in what is stored is not used.
     fn undo(&mut self, error: &StorageError) {
         self.ledger.undo();
+        if let Some(trees) = &mut self.trees {
+            trees.undo();
+        }
         if let StorageError::Full { .. } = error {
             self.counters.groups_full.fetch_add(1, Ordering::Relaxed);
             tracing::error!(%error, "a group of writes was refused");
@@ -377,6 +437,9 @@ fn refusal_of(error: &StorageError) -> Refusal {
         StorageError::Corruption { .. } | StorageError::Failed { .. } => Refusal::Failed,
     }
 }
+
+/// One leaf may be cut for so many items of a group.
+const CUT_EVERY: usize = 32;
 
 /// Above every storage key: the head, an escaped partition key of 4 KiB, its end, a sort key of
 /// 1 KiB, and a byte.

@@ -30,8 +30,10 @@ pub fn run_on_thread<S: Storage, D: Send + 'static>(
         let consumer = Consumer(queue);
         let (mut group, mut answers) = (Vec::new(), Vec::new());
         while consumer.0.take_blocking(&mut group) {
+            let items = group.len();
             write_group(&mut committer, &mut group, &mut answers, &mut failed);
             end_group(&mut group, &mut answers, &mut deliver);
+            tend(&mut committer, items, &mut failed);
         }
         committer
     })
@@ -59,10 +61,12 @@ pub async fn run_as_task<S: Storage, D>(
     let consumer = Consumer(queue);
     let (mut group, mut answers) = (Vec::new(), Vec::new());
     while poll_fn(|context| consumer.0.poll_take(context, &mut group)).await {
+        let items = group.len();
         pace(CommitStage::Taken).await;
         write_group(&mut committer, &mut group, &mut answers, &mut failed);
         pace(CommitStage::Written).await;
         end_group(&mut group, &mut answers, &mut deliver);
+        tend(&mut committer, items, &mut failed);
         yield_once().await;
     }
     committer
@@ -75,6 +79,16 @@ fn write_group<S: Storage, D>(
     failed: &mut impl FnMut(&StorageError),
 ) {
     if let Err(error) = committer.commit(group, answers) {
+        failed(&error);
+    }
+}
+
+fn tend<S: Storage>(
+    committer: &mut Committer<S>,
+    items: usize,
+    failed: &mut impl FnMut(&StorageError),
+) {
+    if let Err(error) = committer.tend(items) {
         failed(&error);
     }
 }

@@ -66,6 +66,8 @@ impl AdminApi {
             ("mutations_superseded", &commits.superseded),
             ("records_corrupt", &commits.corrupt),
             ("records_conflicting", &commits.conflicting_records),
+            ("leaves_cut", &commits.leaves_cut),
+            ("leaves_mended", &commits.leaves_mended),
             ("hints_stored", &commits.hints_stored),
             ("hints_marked_dirty", &commits.hints_marked_dirty),
         ];
@@ -77,6 +79,10 @@ impl AdminApi {
         for (name, value) in commit_figures {
             counters.insert(name.to_owned(), value.load(Ordering::Relaxed));
         }
+        let trees = shared.trees.statistics();
+        counters.insert("tree_records".to_owned(), trees.records);
+        counters.insert("tree_leaves".to_owned(), trees.leaves);
+        counters.insert("tree_memory_bytes".to_owned(), trees.memory_bytes);
         counters.insert("connections".to_owned(), shared.connections.load(Ordering::Relaxed));
         // An alarm rings up to a tick late.
         let overdue = self.io.overdue(TICK_US);

@@ -350,7 +350,9 @@ impl Node {
     fn committer(&self) -> Result<Committer<Arc<dyn Storage>>, StorageError> {
         let storage = Arc::new(Arc::clone(&self.shared.world.storage));
         let hint_bytes_per_target_max = self.shared.config.hint_bytes_per_target_max;
-        let settings = CommitSettings { hint_bytes_per_target_max, ..CommitSettings::default() };
+        let trees = Some(Arc::clone(&self.shared.trees));
+        let settings =
+            CommitSettings { hint_bytes_per_target_max, trees, ..CommitSettings::default() };
         let committer = Committer::open(storage, settings)?;
         self.shared.set_commit_counters(committer.counters());
         Ok(committer)

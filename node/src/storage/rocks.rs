@@ -36,6 +36,7 @@ pub struct RocksStorage {
 
 /// Data rows are in the default column family: it alone is reached without looking up a name.
 const HINTS: &str = "hints";
+const TREES: &str = "trees";
 const SYSTEM: &str = "system";
 
 impl RocksStorage {
@@ -43,7 +44,7 @@ impl RocksStorage {
     /// another process has it open, or if its log has a hole: acknowledged writes may be behind it.
     pub fn open(path: &Path, shared: &RocksShared) -> Result<Self, OpenError> {
         let options = shared.options();
-        let families = ["default", HINTS, SYSTEM]
+        let families = ["default", HINTS, TREES, SYSTEM]
             .map(|name| ColumnFamilyDescriptor::new(name, shared.options()));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(|it| open_error(&it))?;
         let mut in_memory = ReadOptions::default();
@@ -60,6 +61,7 @@ impl RocksStorage {
         let name = match space {
             Space::Data => return None,
             Space::Hints => HINTS,
+            Space::Trees => TREES,
             Space::System => SYSTEM,
         };
         Some(self.db.cf_handle(name).expect("opened with every column family"))
@@ -142,11 +144,13 @@ impl Storage for RocksStorage {
         }
         let mut encoded =
             rocksdb::WriteBatch::with_capacity_bytes(batch.bytes() + 16 * batch.len() + 12);
-        let (hints, system) = (self.family(Space::Hints), self.family(Space::System));
+        let [hints, trees, system] =
+            [Space::Hints, Space::Trees, Space::System].map(|it| self.family(it));
         for (space, change) in batch.changes() {
             let family = match space {
                 Space::Data => None,
                 Space::Hints => hints,
+                Space::Trees => trees,
                 Space::System => system,
             };
             match (change, family) {

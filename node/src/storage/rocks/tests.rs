@@ -158,10 +158,10 @@ fn a_database_is_opened_once_and_only_in_its_own_format() {
     assert!(second.to_string().contains("lock"), "{second}");
 
     let mut batch = WriteBatch::new();
-    batch.put(Space::System, b"\0format", [&2_u32.to_be_bytes(), &1_u32.to_be_bytes()]);
+    batch.put(Space::System, b"\0format", [&9_u32.to_be_bytes(), &1_u32.to_be_bytes()]);
     storage.write(&batch, Durability::Synced).unwrap();
     drop(storage);
-    assert_eq!(open(folder.path()).err(), Some(OpenError::UnknownFormat { found: 2 }));
+    assert_eq!(open(folder.path()).err(), Some(OpenError::UnknownFormat { found: 9 }));
 }
 
 #[test]

@@ -1,0 +1,166 @@
+//! What one group changes of the trees, and the leaves that have grown too large.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use antientropy::merkle::{Leaf, LeafChange, TreeHash};
+use bytes::Bytes;
+use model::{KeyspaceId, Mutant, Record, RecordKind, StorageKey, Token};
+
+use super::{KEY_BYTES, Trees, put_leaf};
+use crate::storage::{Durability, Space, Storage, StorageError, WriteBatch};
+
+/// Most of the data that is read to cut one leaf, while nothing else is written: a leaf of larger
+/// records stays whole, and costs an exchange more.
+const CUT_BYTES_MAX: usize = 16 << 20;
+
+/// The trees' part of a commit path.
+pub(in crate::commit) struct TreeStage {
+    trees: Arc<Trees>,
+    /// By keyspace and the first token of the leaf.
+    changes: BTreeMap<LeafId, LeafChange>,
+    /// The leaves of this group, as they are once it is written.
+    staged: Vec<(KeyspaceId, Leaf)>,
+    dropped: Vec<KeyspaceId>,
+    /// Leaves to cut.
+    overfull: BTreeSet<LeafId>,
+    /// Leaves that could not be cut when they had so many records.
+    uncut: BTreeMap<LeafId, u32>,
+    /// Of a deliberate bug: leaves that are written with the next group.
+    late: Vec<(KeyspaceId, Leaf)>,
+}
+
+type LeafId = (KeyspaceId, Token);
+
+impl TreeStage {
+    /// Takes over the changing of trees, read from `storage`.
+    pub(in crate::commit) fn open(
+        trees: Arc<Trees>,
+        storage: &impl Storage,
+    ) -> Result<Self, StorageError> {
+        trees.load(storage)?;
+        Ok(Self {
+            trees,
+            changes: BTreeMap::new(),
+            staged: Vec::new(),
+            dropped: Vec::new(),
+            overfull: BTreeSet::new(),
+            uncut: BTreeMap::new(),
+            late: Vec::new(),
+        })
+    }
+
+    /// Notes that a record takes the place of another one. False if nothing is known yet of the
+    /// cluster: then nothing may be written either.
+    pub(in crate::commit) fn change(
+        &mut self,
+        key: &StorageKey,
+        old: Option<&Record>,
+        new: &Record,
+    ) -> bool {
+        let (keyspace, token) = (key.keyspace(), key.token());
+        let Some(settings) = self.trees.settings.get() else { return false };
+        let Some(leaf) = self.trees.leaf(keyspace, token) else { return false };
+        if Mutant::TreeForgetsTombstones.is_on() && new.kind() == RecordKind::Tombstone {
+            return true;
+        }
+        let hasher = settings.hasher();
+        let change = self.changes.entry((keyspace, leaf.first)).or_default();
+        change.hash ^= hasher.hash(key, new);
+        match old {
+            Some(old) => change.hash ^= hasher.hash(key, old),
+            None => change.records += 1,
+        }
+        true
+    }
+
+    /// Notes that a keyspace goes.
+    pub(in crate::commit) fn drop_keyspace(&mut self, keyspace: KeyspaceId) {
+        self.dropped.push(keyspace);
+    }
+
+    /// Puts the changed leaves into the group's batch.
+    pub(in crate::commit) fn write(&mut self, batch: &mut WriteBatch) {
+        let (trees, dropped) = (&self.trees, &self.dropped);
+        for ((keyspace, first), change) in std::mem::take(&mut self.changes) {
+            let leaf = trees.leaf(keyspace, first).filter(|_| !dropped.contains(&keyspace));
+            self.staged.extend(leaf.map(|it| (keyspace, it.after(change))));
+        }
+        for keyspace in &self.dropped {
+            let (start, end) = StorageKey::token_range(*keyspace, Token(0), Token(u64::MAX));
+            let end = end.unwrap_or_else(|| Bytes::from_static(&[0xff; KEY_BYTES + 1]));
+            batch.delete_range(Space::Trees, &start, &end);
+        }
+        if Mutant::TreeWrittenLate.is_on() {
+            self.late.drain(..).for_each(|it| put_leaf(batch, it.0, &it.1));
+            self.late.extend(&self.staged);
+            return;
+        }
+        self.staged.iter().for_each(|it| put_leaf(batch, it.0, &it.1));
+    }
+
+    /// The group is written: so are its leaves.
+    pub(in crate::commit) fn keep(&mut self) {
+        self.dropped.drain(..).for_each(|it| self.trees.remove(it));
+        for (keyspace, leaf) in self.staged.drain(..) {
+            self.trees.set(keyspace, &[leaf]);
+            let id = (keyspace, leaf.first);
+            let was_tried_at = self.uncut.get(&id).copied().unwrap_or(0);
+            if leaf.is_overfull() && leaf.records / 2 >= was_tried_at {
+                self.overfull.insert(id);
+            }
+        }
+    }
+
+    /// The group is not written.
+    pub(in crate::commit) fn undo(&mut self) {
+        self.changes.clear();
+        self.staged.clear();
+        self.dropped.clear();
+    }
+
+    /// Cuts one leaf that has grown too large. What it writes may be lost with the power, but never
+    /// without everything that is written after it.
+    pub(in crate::commit) fn cut_one(
+        &mut self,
+        storage: &impl Storage,
+    ) -> Result<Cut, StorageError> {
+        let Some(settings) = self.trees.settings.get() else { return Ok(Cut::Nothing) };
+        let Some((keyspace, first)) = self.overfull.pop_first() else { return Ok(Cut::Nothing) };
+        let leaf = self.trees.leaf(keyspace, first);
+        let Some(leaf) = leaf.filter(|it| it.first == first && it.is_overfull()) else {
+            return Ok(Cut::Nothing);
+        };
+        self.uncut.insert((keyspace, first), leaf.records);
+        let read = settings.read(storage, keyspace, &leaf, CUT_BYTES_MAX)?;
+        if !read.complete || read.damaged > 0 {
+            return Ok(Cut::Nothing);
+        }
+        let leaves = leaf.cut(&read.records);
+        let sum = leaves.iter().fold(TreeHash::ZERO, |sum, it| sum ^ it.hash);
+        let is_exact = sum == leaf.hash && read.records.len() == leaf.records as usize;
+        if leaves.len() == 1 && is_exact {
+            return Ok(Cut::Nothing);
+        }
+        let mut batch = WriteBatch::new();
+        leaves.iter().for_each(|it| put_leaf(&mut batch, keyspace, it));
+        storage.write(&batch, Durability::Buffered)?;
+        self.trees.set(keyspace, &leaves);
+        self.uncut.remove(&(keyspace, first));
+        Ok(if is_exact { Cut::Done } else { Cut::Mended { leaf } })
+    }
+}
+
+/// What became of a leaf that was to be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::commit) enum Cut {
+    /// There is none, or it stays whole.
+    Nothing,
+    /// It is now several.
+    Done,
+    /// So it is, but it was not what the data say. Alarm.
+    Mended {
+        /// What it was.
+        leaf: Leaf,
+    },
+}

@@ -1,0 +1,203 @@
+use std::sync::Arc;
+
+use model::{Hlc, Key, OperationId, Record, RequestId, Version, WriteAnswer};
+use proptest::prelude::*;
+
+use super::*;
+use crate::commit::{CommitAnswer, CommitAnswerKind, CommitItem, CommitSettings, Committer};
+use crate::storage::memory::{Access, Fault, MemoryStorage};
+
+const KEYSPACE: KeyspaceId = KeyspaceId(1);
+const SETTINGS: TreeSettings = TreeSettings { cluster_key: [7; 16], partitions: 4 };
+
+struct Replica {
+    storage: MemoryStorage,
+    trees: Arc<Trees>,
+    committer: Committer<MemoryStorage>,
+}
+
+impl Replica {
+    fn new() -> Self {
+        Self::open(MemoryStorage::new())
+    }
+
+    fn open(storage: MemoryStorage) -> Self {
+        let trees = Arc::new(Trees::default());
+        trees.configure(SETTINGS);
+        let settings =
+            CommitSettings { trees: Some(Arc::clone(&trees)), ..CommitSettings::default() };
+        let committer = Committer::open(Arc::new(storage.clone()), settings).unwrap();
+        Self { storage, trees, committer }
+    }
+
+    fn restart(&mut self) {
+        *self = Self::open(self.storage.clone());
+    }
+
+    fn commit(&mut self, mut items: Vec<CommitItem<usize>>) -> Vec<CommitAnswer> {
+        let (mut answers, count) = (Vec::new(), items.len());
+        // Refusals are in the answers.
+        let _ = self.committer.commit(&mut items, &mut answers);
+        let _ = self.committer.tend(count);
+        answers.into_iter().map(|it| it.1).collect()
+    }
+
+    fn wrong(&self) -> Vec<WrongTree> {
+        self.trees.verify(&self.storage, KEYSPACE).unwrap()
+    }
+
+    fn counted(&self, name: &str) -> u64 {
+        let values = self.committer.counters().values();
+        values.into_iter().find(|it| it.0 == name).expect("a counter").1
+    }
+}
+
+fn is_refused(answer: &CommitAnswer) -> bool {
+    matches!(answer.kind, CommitAnswerKind::Mutation(WriteAnswer::Refused(_)))
+}
+
+fn key_in(keyspace: KeyspaceId, number: u64) -> StorageKey {
+    let key = Key::new(number.to_string());
+    StorageKey::encode(keyspace, key.token(), &key)
+}
+
+fn put(number: u64, at: u64, value: Option<&[u8]>) -> CommitItem<usize> {
+    put_in(KEYSPACE, number, at, value)
+}
+
+fn put_in(keyspace: KeyspaceId, number: u64, at: u64, value: Option<&[u8]>) -> CommitItem<usize> {
+    let key = key_in(keyspace, number);
+    let version = Version { hlc: Hlc(at), request: RequestId(1) };
+    let record = Record::encode(&key, version, 0, value);
+    let operation = OperationId(1);
+    CommitItem::Mutation { destination: 0, operation, slot: 0, key, record, want_newest: false }
+}
+
+#[test]
+fn leaves_are_cut_as_they_grow_and_small_again_after_a_restart() {
+    let mut replica = Replica::new();
+    for group in 0..100 {
+        replica.commit((0..30).map(|it| put(group * 30 + it, 1, Some(b"v"))).collect());
+    }
+    let statistics = replica.trees.statistics();
+    assert_eq!(statistics.records, 3_000);
+    assert!((24..=80).contains(&statistics.leaves), "{statistics:?}");
+    assert!(statistics.memory_bytes < 3_000, "less than a byte a record: {statistics:?}");
+    assert_eq!((replica.counted("leaves_mended"), replica.wrong()), (0, vec![]));
+    replica.restart();
+    assert_eq!((replica.trees.statistics(), replica.wrong()), (statistics, vec![]));
+    assert_ne!(replica.trees.partition(KEYSPACE, PartitionIndex(0)), Some((TreeHash::ZERO, 0)));
+}
+
+#[test]
+fn equal_data_have_equal_trees_however_they_came() {
+    let (mut one, mut other) = (Replica::new(), Replica::new());
+    let (old, new) = (Some(&b"old"[..]), Some(&b"new"[..]));
+    for number in 0..1_000 {
+        one.commit(vec![put(number, 1, old), put(number, 2, new), put(number, 1, old)]);
+    }
+    for number in (0..1_000).rev() {
+        other.commit(vec![put(number, 2, new)]);
+    }
+    for partition in partitions(SETTINGS) {
+        let of = |it: &Replica| it.trees.partition(KEYSPACE, partition);
+        assert_eq!(of(&one), of(&other), "{partition:?}");
+    }
+    other.commit(vec![put(500, 3, None)]);
+    let differs = |it: &PartitionIndex| {
+        one.trees.partition(KEYSPACE, *it) != other.trees.partition(KEYSPACE, *it)
+    };
+    let token = key_in(KEYSPACE, 500).token();
+    let expected = [token.partition(SETTINGS.partitions)];
+    assert_eq!(partitions(SETTINGS).filter(differs).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_group_that_is_not_written_changes_no_tree() {
+    let mut replica = Replica::new();
+    replica.commit(vec![put(1, 1, Some(b"v"))]);
+    let before = replica.trees.partition(KEYSPACE, key_in(KEYSPACE, 1).token().partition(4));
+    let is_append = |access: Access<'_>| matches!(access, Access::Append(_));
+    replica.storage.set_faults(Some(Box::new(move |it| is_append(it).then_some(Fault::Full))));
+    let answers = replica.commit(vec![put(1, 2, Some(b"w")), put(2, 2, Some(b"w"))]);
+    assert!(answers.iter().all(is_refused));
+    let after = replica.trees.partition(KEYSPACE, key_in(KEYSPACE, 1).token().partition(4));
+    assert_eq!((before, replica.wrong()), (after, vec![]));
+    replica.storage.set_faults(None);
+    replica.commit(vec![put(1, 2, Some(b"w")), put(2, 2, Some(b"w"))]);
+    assert_eq!(replica.wrong(), []);
+}
+
+#[test]
+fn a_dropped_keyspace_leaves_no_tree() {
+    let mut replica = Replica::new();
+    let other = KeyspaceId(2);
+    let items = (0..200).flat_map(|it| [put(it, 1, None), put_in(other, it, 1, None)]).collect();
+    replica.commit(items);
+    replica.commit(vec![
+        put_in(other, 1, 9, None),
+        CommitItem::DropKeyspace { keyspace: other },
+        put(1, 9, None),
+    ]);
+    for _ in 0..2 {
+        assert_eq!(replica.trees.statistics().records, 200);
+        assert_eq!(replica.wrong(), []);
+        replica.restart();
+    }
+}
+
+#[test]
+fn a_damaged_tree_is_made_again() {
+    let mut replica = Replica::new();
+    replica.commit((0..600).map(|it| put(it, 1, Some(b"v"))).collect());
+    let before = replica.trees.statistics().records;
+    let leaves = replica.storage.range(&RangeRequest::prefix(Space::Trees, "")).unwrap().rows;
+    for (at, (key, value)) in leaves.iter().enumerate() {
+        match at % 3 {
+            0 => assert!(replica.storage.flip_bit(Space::Trees, key, at % (value.len() * 8))),
+            1 => assert!(replica.storage.lose_row(Space::Trees, key)),
+            _ => {}
+        }
+    }
+    replica.restart();
+    assert_eq!((replica.trees.statistics().records, replica.wrong()), (before, vec![]));
+    replica.commit((0..600).map(|it| put(it, 2, Some(b"w"))).collect());
+    replica.restart();
+    assert_eq!((replica.trees.statistics().records, replica.wrong()), (before, vec![]));
+}
+
+#[test]
+fn nothing_is_written_before_the_cluster_is_known() {
+    let storage = MemoryStorage::new();
+    let settings = CommitSettings { trees: Some(Arc::default()), ..CommitSettings::default() };
+    let mut committer = Committer::open(Arc::new(storage.clone()), settings).unwrap();
+    let (mut items, mut answers) = (vec![put(1, 1, None)], Vec::new());
+    committer.commit(&mut items, &mut answers).unwrap();
+    assert!(is_refused(&answers[0].1));
+    assert_eq!(storage.range(&RangeRequest::prefix(Space::Data, "")).unwrap().rows, []);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    /// Any groups, with power lost in between: the trees on disk are those of the data on disk.
+    #[test]
+    fn trees_are_exact_after_a_power_loss(
+        groups in prop::collection::vec(
+            prop::collection::vec((0..400u64, 1..9u64, any::<bool>()), 1..120), 1..12),
+        keep in 0..200usize,
+    ) {
+        let mut replica = Replica::new();
+        for group in groups {
+            let item = |(number, at, gone): (u64, u64, bool)| {
+                put(number, at * 2 + u64::from(gone), (!gone).then_some(&b"v"[..]))
+            };
+            replica.commit(group.into_iter().map(item).collect());
+            prop_assert_eq!(replica.wrong(), vec![]);
+        }
+        replica.storage.power_loss(|unsynced| keep.min(unsynced));
+        replica.restart();
+        prop_assert_eq!(replica.wrong(), vec![]);
+        prop_assert_eq!(replica.counted("leaves_mended"), 0);
+    }
+}
