@@ -137,6 +137,20 @@ impl Admin {
         self.call(v1::ExplainRequest { keyspace: keyspace.into(), key }).await
     }
 
+    /// The hints that the answering node keeps.
+    pub async fn hints(&self) -> Result<v1::GetHintsResponse, Error> {
+        self.call(v1::GetHintsRequest {}).await
+    }
+
+    /// Waits until the answering node has delivered the hints that it keeps now, or those that an earlier
+    /// answer's `barrier` names. Choose the node with [`Admin::at_node`]: barriers are of one node.
+    pub async fn wait_hints(
+        &self,
+        request: v1::WaitHintsRequest,
+    ) -> Result<v1::WaitHintsResponse, Error> {
+        self.call(request).await
+    }
+
     async fn call<C: Call>(&self, call: C) -> Result<C::Response, Error> {
         Ok(self.call_and_tell(call).await?.0)
     }
@@ -202,4 +216,6 @@ admin_calls! {
     PlanLayoutRequest => plan_layout -> PlanLayoutResponse, "plan layout", false, |_| 0;
     CommitLayoutRequest => commit_layout -> CommitLayoutResponse, "commit layout", true, |_| 0;
     ExplainRequest => explain -> ExplainResponse, "explain", false, |_| 0;
+    GetHintsRequest => get_hints -> GetHintsResponse, "hints", false, |_| 0;
+    WaitHintsRequest => wait_hints -> WaitHintsResponse, "wait for hints", false, |_| 0;
 }

@@ -162,6 +162,7 @@ fn advice(reason: Reason) -> &'static str {
         Reason::ChecksumMismatch => "read at a higher level, and check the disks of the replicas",
         Reason::NoLayout => "plan and commit the cluster's first layout",
         Reason::Starting | Reason::Draining | Reason::Overloaded => "try again in a moment",
+        Reason::AnyHintsFull => "bring back a replica of the key, or raise --any-hint-bytes-max",
         Reason::DiskFull => "make room on the node's disk",
         Reason::StorageFailed => "replace the node's disk; other nodes go on",
         Reason::ClusterMismatch => "connect to nodes of one cluster only",

@@ -49,7 +49,8 @@ pub(crate) fn decide(
     match error.reason {
         // The node's own state: another one is as good.
         Reason::Starting | Reason::Draining | Reason::StorageFailed => Decision::Elsewhere,
-        Reason::DiskFull | Reason::ClockAhead | Reason::ClockSkew => Decision::Elsewhere,
+        Reason::DiskFull | Reason::AnyHintsFull => Decision::Elsewhere,
+        Reason::ClockAhead | Reason::ClockSkew => Decision::Elsewhere,
         // The cluster's state, or how this node sees it.
         Reason::NotEnoughReplicas | Reason::NoLayout => pause,
         Reason::Overloaded if !writes || error.retry_after.is_some() => pause,
@@ -133,6 +134,7 @@ mod tests {
         (Reason::Starting, "ee"),
         (Reason::Draining, "ee"),
         (Reason::Overloaded, "a-"),
+        (Reason::AnyHintsFull, "ee"),
         (Reason::DiskFull, "ee"),
         (Reason::StorageFailed, "ee"),
         (Reason::ClusterMismatch, "--"),

@@ -37,6 +37,8 @@ pub struct Write {
     /// Those with a hint of the stamp in force.
     hinted: ReplicaMask,
     hint_durable: bool,
+    /// Those of them whose hint is known not to be kept.
+    unkept: ReplicaMask,
     refusals: Vec<(ReplicaIndex, Refusal)>,
     replied: bool,
 }
@@ -103,6 +105,12 @@ impl Write {
                     self.collect(effects);
                 }
             }
+            WriteEvent::HintNotKept { replica, hlc } => {
+                if self.phase == Phase::Collect && hlc == self.version().hlc {
+                    self.unkept.insert(replica);
+                    self.collect(effects);
+                }
+            }
             WriteEvent::Stamped(stamp) => {
                 if self.phase == Phase::Stamp {
                     assert!(stamp > self.highest, "stamp {stamp} is not above {}", self.highest);
@@ -113,6 +121,11 @@ impl Write {
             }
             WriteEvent::Deadline => self.deadline(effects),
         }
+    }
+
+    /// True for a write at ANY: a durable hint may acknowledge it.
+    pub fn is_any(&self) -> bool {
+        self.request.requirement.is_any()
     }
 
     /// True if nothing more is awaited: the operation's table entry can go.
@@ -139,6 +152,7 @@ impl Write {
             forwarders: ReplicaMask::EMPTY,
             hinted: ReplicaMask::EMPTY,
             hint_durable: false,
+            unkept: ReplicaMask::EMPTY,
             refusals: Vec::new(),
             replied: false,
         }
@@ -182,6 +196,7 @@ impl Write {
                 effects.push(send(to, pass_on, &record));
             }
         }
+        self.unkept = ReplicaMask::EMPTY;
         let of_dead_stamp = std::mem::take(&mut self.hinted);
         let mut hints = of_dead_stamp.or(self.replicas.all().without(self.alive));
         if Mutant::DeadHintKept.is_on() {
@@ -328,7 +343,7 @@ impl Write {
                     return;
                 }
                 // A hint on its way to the disk may still be the one that ANY requires.
-                Outcome::Lost if any && !self.hinted.is_empty() => {}
+                Outcome::Lost if any && !self.hinted.without(self.unkept).is_empty() => {}
                 // A second stamp that cannot be acknowledged would only add to what is unknown.
                 Outcome::Dead | Outcome::Lost => {
                     let failed = self.failed();

@@ -74,6 +74,12 @@ mutants! {
     UnknownSaidNotApplied = "unknown-said-not-applied",
     /// H2 off: a hint is not replaced with its stamp: the dead one is handed over (CE23).
     DeadHintKept = "dead-hint-kept",
+    /// H3 off: hints of ANY are given up as all others are (CE24).
+    AnyHintsGivenUp = "any-hints-given-up",
+    /// H3 off: a hint that is too old is dropped, and nothing is marked dirty.
+    AgedHintsUnmarked = "aged-hints-unmarked",
+    /// A barrier of hints is passed by the first clean pass, whenever it began.
+    BarrierPassedEarly = "barrier-passed-early",
     /// Writes are acknowledged before they are synced.
     AcknowledgedBeforeSync = "acknowledged-before-sync",
     /// Hints are not synced.

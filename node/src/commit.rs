@@ -9,7 +9,9 @@
 //! Decides nothing about levels, fences or clocks: who enqueues a mutation has checked these.
 
 mod committer;
+mod dirty;
 mod driver;
+mod hint_ledger;
 mod hints;
 mod overlay;
 mod queue;
@@ -27,8 +29,10 @@ use model::{
 use crate::storage::{Durability, StorageError};
 
 pub use committer::Committer;
+pub use dirty::{DirtyMark, dirty_marks};
 pub use driver::{CommitStage, run_as_task, run_on_thread};
-pub use hints::{DirtyMark, Hint, HintPage, dirty_marks, hints_for};
+pub use hint_ledger::{AGE_STEP_MS, HintSum, HintTotals, TargetHints};
+pub use hints::{Hint, HintClass, HintPage, hint_bytes_of, hints_for};
 pub use queue::{CommitQueue, QueueLimits, Rejected};
 pub use trees::{TreeSettings, TreeStatistics, Trees, WrongTree};
 
@@ -76,6 +80,8 @@ pub enum CommitItem<D> {
         key: StorageKey,
         /// The record.
         record: Record,
+        /// What may become of it.
+        class: HintClass,
         /// The dead stamp that this record's stamp replaces: its hint must not stay (rule H2).
         replaces: Option<Version>,
     },
@@ -88,8 +94,36 @@ pub enum CommitItem<D> {
         /// What the target holds. A newer hint stays.
         version: Version,
     },
+    /// A hint is given up: nothing happens to one of ANY, or to one that is newer than `version`.
+    EndHint {
+        /// The replica that is away.
+        target: NodeId,
+        /// The key.
+        key: StorageKey,
+        /// The hint's version, as it was found.
+        version: Version,
+        /// Why.
+        why: HintEnd,
+    },
+    /// A write for a replica that is away and for which no hints are kept.
+    MarkDirty {
+        /// The replica that is away.
+        target: NodeId,
+        /// The key.
+        key: StorageKey,
+    },
     /// The exchange of everything under a dirty mark with its target has ended.
     DropDirtyMark(DirtyMark),
+    /// A node has left the cluster: nothing is compared with it any more.
+    ForgetDirtyMarks {
+        /// The node.
+        target: NodeId,
+    },
+    /// Changes nothing: what was queued before it is durable, or was refused.
+    Settled {
+        /// Hears of it.
+        done: SystemDone,
+    },
     /// Removes every row of a dropped keyspace. Its hints go when they are replayed.
     DropKeyspace {
         /// The keyspace's id, which is never used again.
@@ -105,8 +139,13 @@ impl<D> CommitItem<D> {
                 key.as_bytes().len() + record.as_bytes().len()
             }
             Self::System { key, value, .. } => key.len() + value.as_ref().map_or(0, Bytes::len),
-            Self::DropHint { key, .. } => key.as_bytes().len(),
-            Self::DropDirtyMark(_) | Self::DropKeyspace { .. } => 0,
+            Self::DropHint { key, .. }
+            | Self::EndHint { key, .. }
+            | Self::MarkDirty { key, .. } => key.as_bytes().len(),
+            Self::DropDirtyMark(_)
+            | Self::ForgetDirtyMarks { .. }
+            | Self::Settled { .. }
+            | Self::DropKeyspace { .. } => 0,
         };
         held + size_of::<Self>()
     }
@@ -114,8 +153,17 @@ impl<D> CommitItem<D> {
     /// True for what clients cause, and a full queue refuses. The rest is bounded by who enqueues
     /// it, and refusing it would not help: a node that cannot raise its clock's ceiling stops.
     fn is_refusable(&self) -> bool {
-        matches!(self, Self::Mutation { .. } | Self::Hint { .. })
+        matches!(self, Self::Mutation { .. } | Self::Hint { .. } | Self::MarkDirty { .. })
     }
+}
+
+/// Why a hint is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HintEnd {
+    /// It is too old: a dirty mark takes its place.
+    Aged,
+    /// Its target is no replica of the key any more (CE26).
+    Orphaned,
 }
 
 /// What became of one mutation or hint. What it reports is durable.
@@ -155,15 +203,24 @@ pub struct CommitSettings {
     /// The most bytes of hints kept for one target. Beyond it the exchange does the work, which
     /// moves less than a replay of many overwrites would.
     pub hint_bytes_per_target_max: u64,
+    /// The most bytes of hints kept for writes at ANY, of all targets together. Beyond it a hint
+    /// acknowledges no write.
+    pub any_hint_bytes_max: u64,
     /// The Merkle trees to keep; `None` keeps none, which only measurements do.
     pub trees: Option<Arc<Trees>>,
 }
 
 impl Default for CommitSettings {
     /// Synced; 128 MiB of hints per target: some minutes of a replica's share of full load, which
-    /// covers a restart, and little against the data of a node. No trees.
+    /// covers a restart, and little against the data of a node. As much again for all of ANY. No
+    /// trees.
     fn default() -> Self {
-        Self { durability: Durability::Synced, hint_bytes_per_target_max: 128 << 20, trees: None }
+        Self {
+            durability: Durability::Synced,
+            hint_bytes_per_target_max: 128 << 20,
+            any_hint_bytes_max: 128 << 20,
+            trees: None,
+        }
     }
 }
 
@@ -192,6 +249,10 @@ pub struct CommitCounters {
     pub hints_stored: AtomicU64,
     /// Hints replaced by a dirty mark.
     pub hints_marked_dirty: AtomicU64,
+    /// Hints replaced by a dirty mark because they were too old.
+    pub hints_aged: AtomicU64,
+    /// Hints given up because their target is no replica of their key any more.
+    pub hints_orphaned: AtomicU64,
     /// Groups refused because the disk was full.
     pub groups_full: AtomicU64,
     /// Groups refused because the storage had failed.
@@ -214,6 +275,8 @@ impl CommitCounters {
             ("leaves_mended", read(&self.leaves_mended)),
             ("hints_stored", read(&self.hints_stored)),
             ("hints_marked_dirty", read(&self.hints_marked_dirty)),
+            ("hints_aged", read(&self.hints_aged)),
+            ("hints_orphaned", read(&self.hints_orphaned)),
             ("groups_full", read(&self.groups_full)),
             ("groups_failed", read(&self.groups_failed)),
         ]

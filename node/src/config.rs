@@ -53,6 +53,16 @@ pub struct NodeConfig {
     /// Bytes of hints kept for one target. Beyond it the exchange does the work, which moves less than
     /// a replay of many overwrites would.
     pub hint_bytes_per_target_max: u64,
+    /// How long a hint is kept, in milliseconds. Past it the exchange does the work: few of the keys that
+    /// were written so long ago have the same version still, and a target that returns gets the newer ones
+    /// sooner. Up to a sixteenth less.
+    pub hint_age_ms_max: u64,
+    /// Bytes of hints kept for writes at ANY, of all targets together. They are never given up: beyond
+    /// it a write at ANY is refused unless a replica is up.
+    pub any_hint_bytes_max: u64,
+    /// Datacenters for whose nodes no hints are kept, but for writes at ANY: what they miss is marked
+    /// dirty at once, and left to the exchange.
+    pub no_hints_for: Vec<String>,
     /// How long a connection may take to its first request, in milliseconds: half-open and idle
     /// strangers are closed then.
     pub first_request_timeout_ms: u64,
@@ -83,6 +93,9 @@ impl Default for NodeConfig {
             scans_max: 64,
             peer_queue_bytes_max: 64 << 20,
             hint_bytes_per_target_max: CommitSettings::default().hint_bytes_per_target_max,
+            hint_age_ms_max: 3 * 3_600_000,
+            any_hint_bytes_max: CommitSettings::default().any_hint_bytes_max,
+            no_hints_for: Vec::new(),
             first_request_timeout_ms: 10_000,
             shutdown_grace_ms: 5_000,
         }
@@ -131,6 +144,11 @@ impl NodeConfig {
             let problem = format!("{actual} is not within {least} to {most}");
             return error("clock_offset_max_ms", problem);
         }
+        let (actual, (least, most)) = (self.hint_age_ms_max, HINT_AGE_MS);
+        if actual < least || actual > most {
+            let problem = format!("{actual} is not within {least} to {most}");
+            return error("hint_age_ms_max", problem);
+        }
         let (limit, actual) = (self.limits.batch_bytes_max, self.limits.value_bytes_max);
         if actual == 0 || actual > limit {
             let problem = format!("{actual} is not within 1 to {limit}, the bytes of a batch");
@@ -155,6 +173,9 @@ const CONNECTIONS_MAX: usize = 1 << 20;
 
 /// Less, and a usual round trip would say nothing; more, and one wrong clock could carry the others far.
 const CLOCK_OFFSET_MS: (u64, u64) = (50, 60_000);
+
+/// Less, and hints are given up before they could be delivered; more, and dirty marks come too late.
+const HINT_AGE_MS: (u64, u64) = (60_000, 7 * 86_400_000);
 
 /// Requests must be over long before a fence can reach them (rule F1).
 const REQUEST_TIMEOUT_MS_MAX: u64 = 60_000;

@@ -74,6 +74,12 @@ counters! {
     connections_idle,
     /// Hints delivered.
     hints_delivered,
+    /// Hints that the full commit queue did not take, nor a dirty mark for them.
+    hints_refused,
+    /// Times that a replica refused a hint of ANY as below its fence: such a hint stays.
+    any_hints_stranded,
+    /// Writes at ANY refused because their hints have reached their bound.
+    calls_any_hints_full,
     /// Metadata adopted.
     metadata_adopted,
 }

@@ -2,8 +2,10 @@
 
 mod accept;
 mod admin;
+mod admin_hints;
 mod admin_view;
 mod answers;
+mod any_room;
 mod batch;
 mod call;
 mod change;
@@ -31,6 +33,7 @@ pub use crate::shared::StopReason;
 pub use change::Changes;
 pub use clocks::ClockGate;
 pub use gossip::{Directory, Gossip, GossipEvent};
+pub(crate) use handoff::HandoffBoard;
 pub use io_loop::IoLoop;
 pub use real::{SystemClock, TcpNetwork};
 pub use start::{Node, RunningNode, StartError, start};

@@ -153,8 +153,17 @@ pub struct HintReplay {
     pub key: StorageKey,
     /// The version that was kept.
     pub version: Version,
-    /// Told what the target said: `Ok` if the hint is no longer needed there.
-    pub done: oneshot::Sender<Result<(), Refusal>>,
+    /// Told what the target said.
+    pub done: oneshot::Sender<HintAnswer>,
+}
+
+/// What a target said to a hint.
+#[derive(Clone, Copy, Debug)]
+pub struct HintAnswer {
+    /// When its answer came, in microseconds since the node started.
+    pub answered_us: u64,
+    /// `Ok` if it durably holds the hint's version or a newer one.
+    pub judged: Result<(), Refusal>,
 }
 
 /// Something in flight.

@@ -18,10 +18,12 @@ use tokio::{
 use crate::{
     clock::NodeClock,
     clock_watch::{ClockState, Reading},
-    commit::{CommitAnswer, CommitCounters, CommitItem, CommitQueue, TreeSettings, Trees},
+    commit::{
+        CommitAnswer, CommitCounters, CommitItem, CommitQueue, HintTotals, TreeSettings, Trees,
+    },
     config::NodeConfig,
     counters::Counters,
-    io::{Blocking, Changes, ClockGate, Directory, World},
+    io::{Blocking, Changes, ClockGate, Directory, HandoffBoard, World},
     liveness::PeerStatus,
     outbox::{FrameStamp, Outbox},
     storage::StorageError,
@@ -109,6 +111,10 @@ pub struct Shared {
     pub commits: Arc<CommitQueue<Destination>>,
     /// What the commit path has done.
     pub commit_counters: ArcSwap<CommitCounters>,
+    /// How many hints are kept for whom.
+    pub hint_totals: ArcSwap<HintTotals>,
+    /// Where their handoff stands.
+    pub(crate) handoff: HandoffBoard,
     /// The Merkle trees of this node's data.
     pub trees: Arc<Trees>,
     /// Every node that was ever met.
@@ -204,6 +210,8 @@ impl Shared {
             view: ArcSwap::from_pointee(view),
             commits,
             commit_counters: ArcSwap::default(),
+            hint_totals: ArcSwap::default(),
+            handoff: HandoffBoard::default(),
             trees: Arc::default(),
             directory,
             counters: Counters::default(),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use model::{
-    ConsistencyLevel, DcIndex, Keyspace, Metadata, NodeId, NodeIndex, PartitionIndex, ReplicaSet,
-    Token, overlaps, satisfies_require_overlap,
+    ConsistencyLevel, DcIndex, Keyspace, KeyspaceId, Metadata, NodeId, NodeIndex, PartitionIndex,
+    ReplicaSet, Token, overlaps, satisfies_require_overlap,
 };
 
 /// The metadata in force, as one node sees it.
@@ -84,6 +84,11 @@ impl View {
     /// The place of a node in the layout.
     pub fn node_index(&self, node: NodeId) -> Option<NodeIndex> {
         self.metadata.as_ref()?.layout().node_index(node)
+    }
+
+    /// A keyspace by id.
+    pub fn keyspace_of_id(&self, id: KeyspaceId) -> Option<&Arc<KeyspaceView>> {
+        self.keyspaces.iter().find(|it| it.keyspace.id == id)
     }
 
     /// A keyspace by name.

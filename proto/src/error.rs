@@ -122,6 +122,8 @@ reasons! {
     Draining = "DRAINING", Unavailable;
     /// The node has as much work as it takes: `limit`.
     Overloaded = "OVERLOADED", ResourceExhausted;
+    /// No replica is up for a write at ANY, and its hints have reached their bound: `limit`, `actual`.
+    AnyHintsFull = "ANY_HINTS_FULL", ResourceExhausted;
     /// The disk is full: writes are refused, reads go on.
     DiskFull = "DISK_FULL", ResourceExhausted;
     /// The node's disk has failed, and it takes no writes.

@@ -251,14 +251,15 @@ pub fn bounds(world: &World) -> Vec<Violation> {
         if queued > limit {
             violated("bounded", format!("{queued} items wait to be written, {limit} allowed"));
         }
-        for (target, bytes) in hint_bytes(it) {
-            let limit = shared.config.hint_bytes_per_target_max;
+        for (whose, bytes) in hint_bytes(it) {
+            let (what, limit) = match whose {
+                Some(target) => {
+                    (format!("for {}", NodeId(target)), shared.config.hint_bytes_per_target_max)
+                }
+                None => ("of ANY".to_owned(), shared.config.any_hint_bytes_max),
+            };
             if bytes > limit {
-                let target = NodeId(target);
-                violated(
-                    "bounded",
-                    format!("{bytes} bytes of hints for {target}, {limit} allowed"),
-                );
+                violated("bounded", format!("{bytes} bytes of hints {what}, {limit} allowed"));
             }
         }
         let (highest, before) = (shared.clock.highest().0, it.ceiling_before);
@@ -281,12 +282,13 @@ pub fn alarms(counters: &[(&'static str, u64)]) -> Vec<Violation> {
     told.map(|what| Violation::broken("alarm", None, what)).collect()
 }
 
-/// The bytes of the hints on a node's disk, for each target.
-fn hint_bytes(node: &SimNode) -> BTreeMap<u128, u64> {
+/// The bytes of the hints on a node's disk, for each target; those of ANY together, for nobody.
+fn hint_bytes(node: &SimNode) -> BTreeMap<Option<u128>, u64> {
     let mut bytes = BTreeMap::new();
     for (row, value) in node.disk.peek(&RangeRequest::prefix(Space::Hints, Vec::new())).rows {
         let target = row[..NODE_BYTES].try_into().map(u128::from_be_bytes).unwrap_or_default();
-        *bytes.entry(target).or_default() += (row.len() + value.len()) as u64;
+        let whose = (value.first() == Some(&ORDINARY_CLASS)).then_some(target);
+        *bytes.entry(whose).or_default() += (row.len() + value.len()) as u64;
     }
     bytes
 }
@@ -320,7 +322,10 @@ pub fn hints_are_final(world: &World, history: &[Operation]) -> Vec<Violation> {
         }
         for (row, value) in it.disk.peek(&RangeRequest::prefix(Space::Hints, Vec::new())).rows {
             let Some(key) = StorageKey::parse(row.slice(NODE_BYTES..)) else { continue };
-            let Ok(record) = Record::check(&key, value) else { continue };
+            let Some(record) = value.get(CLASS_BYTES..).map(|it| value.slice_ref(it)) else {
+                continue;
+            };
+            let Ok(record) = Record::check(&key, record) else { continue };
             let Some(written) = decode(&record.value()) else { continue };
             let until_us = now_us.saturating_sub(HINT_REPLACED_US);
             let acknowledged =
@@ -422,6 +427,9 @@ pub fn nothing_is_left(world: &World, shape: &Shape) -> Vec<Violation> {
 
 /// What precedes the key in a hint's row: whom it is for.
 const NODE_BYTES: usize = 16;
+/// What precedes the record: whether it is one of ANY.
+const CLASS_BYTES: usize = 1;
+const ORDINARY_CLASS: u8 = 0;
 /// How long the disk may take to replace a hint after its write was acknowledged.
 const HINT_REPLACED_US: u64 = 2_000_000;
 /// Hints that a node has under way to another, at most.

@@ -51,6 +51,12 @@ pub struct Bounds {
     pub peer_queue_bytes: usize,
     /// Bytes of hints kept for one target.
     pub hint_bytes: u64,
+    /// How long hints are kept, except those of ANY.
+    pub hint_age_ms: u64,
+    /// Bytes of hints kept for writes at ANY.
+    pub any_hint_bytes: u64,
+    /// True if no hints are kept at all, except those of ANY.
+    pub no_hints: bool,
 }
 
 impl Default for Bounds {
@@ -61,6 +67,9 @@ impl Default for Bounds {
             operations: config.operations_in_flight_max,
             peer_queue_bytes: config.peer_queue_bytes_max,
             hint_bytes: config.hint_bytes_per_target_max,
+            hint_age_ms: config.hint_age_ms_max,
+            any_hint_bytes: config.any_hint_bytes_max,
+            no_hints: false,
         }
     }
 }

@@ -9,6 +9,7 @@ mod commands;
 mod dataset;
 mod durability;
 mod harness;
+mod hints;
 mod levels;
 mod python;
 mod restart;

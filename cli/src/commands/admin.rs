@@ -1,6 +1,7 @@
 //! `quorate admin`: looks at a cluster and changes its shape.
 
 mod explain;
+mod hints;
 mod keyspace;
 mod layout;
 mod status;
@@ -25,6 +26,7 @@ pub(crate) enum AdminCommand {
     #[command(subcommand)]
     Keyspace(keyspace::KeyspaceCommand),
     Explain(explain::ExplainArgs),
+    Hints(hints::HintsArgs),
 }
 
 /// Runs one of the admin commands.
@@ -40,6 +42,7 @@ pub(crate) async fn run(
         AdminCommand::Layout(command) => layout::run(command, &admin, output).await?,
         AdminCommand::Keyspace(command) => keyspace::run(command, &admin, output).await?,
         AdminCommand::Explain(args) => explain::run(args, &admin, output).await?,
+        AdminCommand::Hints(args) => hints::run(args, &admin, output).await?,
     }
     Ok(Exit::Ok)
 }

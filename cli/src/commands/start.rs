@@ -88,6 +88,24 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "N")]
     connections_max: Option<usize>,
 
+    /// Bytes of hints kept for one node that is away; beyond it parts of the ring are marked dirty
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    hint_bytes_max: Option<usize>,
+
+    /// How long a hint is kept before what it covers is marked dirty [default: 3h]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    hint_age_max: Option<Duration>,
+
+    /// Bytes of hints kept for writes at ANY, which are never given up; beyond it these are refused
+    /// unless a replica is up
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    any_hint_bytes_max: Option<usize>,
+
+    /// Keep no hints for the nodes of these datacenters, except those of writes at ANY: what they
+    /// miss is marked dirty at once
+    #[arg(long, value_name = "DC[,DC]", value_delimiter = ',')]
+    no_hints_for: Vec<String>,
+
     /// How long a graceful stop waits for what has begun
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
     shutdown_grace: Duration,
@@ -186,6 +204,7 @@ impl StartArgs {
             datacenter: self.dc.clone(),
             rack: self.rack.clone(),
             join: self.join.clone(),
+            no_hints_for: self.no_hints_for.clone(),
             cluster_name: self.cluster_name.clone(),
             capacity: self.capacity,
             io_threads: self.io_threads,
@@ -199,6 +218,15 @@ impl StartArgs {
         }
         if let Some(it) = self.connections_max {
             config.connections_max = it;
+        }
+        if let Some(it) = self.hint_bytes_max {
+            config.hint_bytes_per_target_max = u64::try_from(it).unwrap_or(u64::MAX);
+        }
+        if let Some(it) = self.any_hint_bytes_max {
+            config.any_hint_bytes_max = u64::try_from(it).unwrap_or(u64::MAX);
+        }
+        if let Some(it) = self.hint_age_max {
+            config.hint_age_ms_max = milliseconds("--hint-age-max", it)?;
         }
         config.validate().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(config)

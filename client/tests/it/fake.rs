@@ -524,6 +524,20 @@ impl AdminService for Service {
     ) -> Result<Response<wire::ExplainResponse>, Status> {
         Err(Status::unimplemented("not scripted"))
     }
+
+    async fn get_hints(
+        &self,
+        _: Request<wire::GetHintsRequest>,
+    ) -> Result<Response<wire::GetHintsResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn wait_hints(
+        &self,
+        _: Request<wire::WaitHintsRequest>,
+    ) -> Result<Response<wire::WaitHintsResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
 }
 
 /// A connection that breaks on command, and is counted while it is open.

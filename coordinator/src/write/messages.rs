@@ -62,6 +62,13 @@ pub enum WriteEvent {
         /// The clock of its stamp.
         hlc: Hlc,
     },
+    /// No hint is kept for a replica.
+    HintNotKept {
+        /// The replica.
+        replica: ReplicaIndex,
+        /// The clock of its stamp.
+        hlc: Hlc,
+    },
     /// A stamp above the one asked for by `NeedStamp`.
     Stamped(Hlc),
     /// The client's time is over.

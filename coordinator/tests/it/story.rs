@@ -195,6 +195,7 @@ fn write_event(line: &Line, stamp: Hlc) -> WriteEvent {
         "unreachable" => WriteEvent::Unreachable { replicas: mask(&letters(line.word(1))) },
         "not-passed-on" => WriteEvent::NotPassedOn { from: from() },
         "hint-stored" => WriteEvent::HintStored { replica: from(), hlc: line.stamp(stamp) },
+        "hint-lost" => WriteEvent::HintNotKept { replica: from(), hlc: line.stamp(stamp) },
         "stamped" => WriteEvent::Stamped(Hlc::from_ms(line.word(1).parse().unwrap())),
         "deadline" => WriteEvent::Deadline,
         verb => {

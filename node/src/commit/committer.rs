@@ -1,14 +1,17 @@
 //! Judges and writes one group at a time.
 
+mod hinting;
+
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use model::{KeyspaceId, Mutant, NodeId, Record, Refusal, StorageKey, Version, WriteAnswer};
+use model::{KeyspaceId, Mutant, Record, Refusal, StorageKey, WriteAnswer};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::hints::{HintLedger, hint_bytes, hint_key};
+use super::hint_ledger::{HintLedger, HintTotals};
 use super::overlay::Overlay;
 use super::trees::{Cut, TreeStage};
 use super::{
@@ -17,6 +20,7 @@ use super::{
 };
 use crate::replica::{RecentVersions, Stored, decode_stored, receive};
 use crate::storage::{Durability, Space, Storage, StorageError, WriteBatch};
+use hinting::Kept;
 
 /// The one writer of a storage.
 pub struct Committer<S> {
@@ -34,7 +38,9 @@ pub struct Committer<S> {
 struct Group {
     batch: WriteBatch,
     records: Overlay<Stored>,
-    hints: Overlay<Option<Record>>,
+    hints: Overlay<Option<Kept>>,
+    /// Dirty marks put or removed.
+    marks: BTreeMap<DirtyMark, bool>,
     done: Vec<SystemDone>,
     /// A lone item needs no overlay.
     alone: bool,
@@ -47,7 +53,8 @@ impl<S: Storage> Committer<S> {
         let trees = settings.trees.clone().map(|it| TreeStage::open(it, &*storage)).transpose()?;
         let batch = WriteBatch::new();
         let (records, hints) = (Overlay::new(), Overlay::new());
-        let group = Group { batch, records, hints, done: Vec::new(), alone: false };
+        let marks = BTreeMap::new();
+        let group = Group { batch, records, hints, marks, done: Vec::new(), alone: false };
         let counters = Arc::default();
         let recent = RecentVersions::new();
         Ok(Self { storage, settings, counters, recent, ledger, trees, failure: None, group })
@@ -56,6 +63,11 @@ impl<S: Storage> Committer<S> {
     /// What this committer counts.
     pub fn counters(&self) -> Arc<CommitCounters> {
         Arc::clone(&self.counters)
+    }
+
+    /// How many hints are kept for whom.
+    pub fn hint_totals(&self) -> Arc<HintTotals> {
+        self.ledger.published()
     }
 
     /// The storage.
@@ -99,6 +111,7 @@ impl<S: Storage> Committer<S> {
         self.group.batch.clear();
         self.group.records.clear();
         self.group.hints.clear();
+        self.group.marks.clear();
         for done in self.group.done.drain(..) {
             done(written.clone());
         }
@@ -142,9 +155,18 @@ impl<S: Storage> Committer<S> {
                 answers
                     .push((destination, CommitAnswer { operation, slot, version, kind, newest }));
             }
-            CommitItem::Hint { destination, operation, slot, target, key, record, replaces } => {
+            CommitItem::Hint {
+                destination,
+                operation,
+                slot,
+                target,
+                key,
+                record,
+                class,
+                replaces,
+            } => {
                 let version = record.version();
-                let kind = self.stage_hint(target, &key, record, replaces);
+                let kind = self.stage_hint(target, &key, record, class, replaces);
                 answers.push((
                     destination,
                     CommitAnswer { operation, slot, version, kind, newest: None },
@@ -158,9 +180,13 @@ impl<S: Storage> Committer<S> {
                 self.group.done.push(done);
             }
             CommitItem::DropHint { target, key, version } => self.stage_drop(target, &key, version),
-            CommitItem::DropDirtyMark(mark) => {
-                self.group.batch.delete(Space::System, &mark.system_key());
+            CommitItem::EndHint { target, key, version, why } => {
+                self.stage_end(target, &key, version, why);
             }
+            CommitItem::MarkDirty { target, key } => self.mark_dirty(target, &key),
+            CommitItem::DropDirtyMark(mark) => self.unmark(mark),
+            CommitItem::ForgetDirtyMarks { target } => self.forget_marks(target),
+            CommitItem::Settled { done } => self.group.done.push(done),
             CommitItem::DropKeyspace { keyspace } => self.stage_drop_keyspace(keyspace),
         }
     }
@@ -263,91 +289,6 @@ impl<S: Storage> Committer<S> {
         Refusal::Corrupt
     }
 
-    /// Keeps a hint, or a dirty mark past the bound. Of two hints for a key the newer one stays:
-    /// versions commute.
-    fn stage_hint(
-        &mut self,
-        target: NodeId,
-        key: &StorageKey,
-        record: Record,
-        replaces: Option<Version>,
-    ) -> CommitAnswerKind {
-        let row = hint_key(target, key);
-        let hash = xxh3_64(&row);
-        let (old, damaged_bytes) = match self.stored_hint(hash, &row, key) {
-            Ok(StoredHint::Absent) => (None, 0),
-            Ok(StoredHint::Sound(old)) => (Some(old), 0),
-            Ok(StoredHint::Damaged { bytes }) => (None, bytes),
-            Err(refusal) => return CommitAnswerKind::HintRefused(refusal),
-        };
-        if old.as_ref().is_some_and(|it| it.version() >= record.version()) {
-            return CommitAnswerKind::HintStored;
-        }
-        let old_bytes = old.as_ref().map_or(damaged_bytes, |it| hint_bytes(&row, it.as_bytes()));
-        let new_bytes = hint_bytes(&row, record.as_bytes());
-        let bytes = self.ledger.bytes(target).saturating_sub(old_bytes) + new_bytes;
-        if damaged_bytes > 0 {
-            // What it said is lost, and it may have been the newer one.
-            self.mark_dirty(target, key);
-        }
-        let fits = bytes <= self.settings.hint_bytes_per_target_max;
-        if fits || Mutant::BoundsIgnored.is_on() {
-            self.group.batch.put(Space::Hints, &row, [record.as_bytes()]);
-            self.group.hints.set(hash, &row, Some(record));
-            self.ledger.change(target, old_bytes, new_bytes);
-            self.counters.hints_stored.fetch_add(1, Ordering::Relaxed);
-            return CommitAnswerKind::HintStored;
-        }
-        if old.is_some_and(|it| Some(it.version()) == replaces) {
-            self.remove_hint(hash, &row, target, old_bytes);
-        }
-        self.mark_dirty(target, key);
-        CommitAnswerKind::HintMarkedDirty
-    }
-
-    fn stage_drop(&mut self, target: NodeId, key: &StorageKey, version: Version) {
-        let row = hint_key(target, key);
-        let hash = xxh3_64(&row);
-        match self.stored_hint(hash, &row, key) {
-            Ok(StoredHint::Sound(hint)) if hint.version() <= version => {
-                self.remove_hint(hash, &row, target, hint_bytes(&row, hint.as_bytes()));
-            }
-            Ok(StoredHint::Damaged { bytes }) => {
-                self.remove_hint(hash, &row, target, bytes);
-                self.mark_dirty(target, key);
-            }
-            // A hint that cannot be dropped is replayed once more: versions commute.
-            Ok(StoredHint::Absent | StoredHint::Sound(_)) | Err(_) => {}
-        }
-    }
-
-    fn remove_hint(&mut self, hash: u64, row: &Bytes, target: NodeId, bytes: u64) {
-        self.group.batch.delete(Space::Hints, row);
-        self.group.hints.set(hash, row, None);
-        self.ledger.change(target, bytes, 0);
-    }
-
-    fn mark_dirty(&mut self, target: NodeId, key: &StorageKey) {
-        let mark = DirtyMark::of(target, key).system_key();
-        self.group.batch.put(Space::System, &mark, []);
-        self.counters.hints_marked_dirty.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn stored_hint(&self, hash: u64, row: &[u8], key: &StorageKey) -> Result<StoredHint, Refusal> {
-        if let Some(hint) = self.group.hints.get(hash, row) {
-            return Ok(hint.clone().map_or(StoredHint::Absent, StoredHint::Sound));
-        }
-        let Some(bytes) = self.read(Space::Hints, row)? else { return Ok(StoredHint::Absent) };
-        let counted = hint_bytes(row, &bytes);
-        Ok(match Record::check(key, bytes) {
-            Ok(record) => StoredHint::Sound(record),
-            Err(error) => {
-                self.note_corrupt(row, &error);
-                StoredHint::Damaged { bytes: counted }
-            }
-        })
-    }
-
     fn stage_drop_keyspace(&mut self, keyspace: KeyspaceId) {
         let start = keyspace.0.to_be_bytes();
         let end = match keyspace.0.checked_add(1) {
@@ -410,12 +351,6 @@ impl<S: Storage> Committer<S> {
             self.failure = Some(error.clone());
         }
     }
-}
-
-enum StoredHint {
-    Absent,
-    Sound(Record),
-    Damaged { bytes: u64 },
 }
 
 impl CommitAnswer {

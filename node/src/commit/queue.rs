@@ -225,6 +225,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::commit::HintClass;
 
     fn system(done: u8) -> CommitItem<u8> {
         let key = Bytes::copy_from_slice(&[done]);
@@ -236,7 +237,16 @@ mod tests {
         let key = model::StorageKey::encode(model::KeyspaceId(1), key.token(), &key);
         let record = model::Record::encode(&key, model::Version::ABSENT, 0, Some(&vec![0; bytes]));
         let (operation, slot, target) = Default::default();
-        CommitItem::Hint { destination: 0, operation, slot, target, key, record, replaces: None }
+        CommitItem::Hint {
+            destination: 0,
+            operation,
+            slot,
+            target,
+            key,
+            record,
+            class: HintClass::Ordinary,
+            replaces: None,
+        }
     }
 
     fn push(queue: &CommitQueue<u8>, items: Vec<CommitItem<u8>>) -> (Option<Refusal>, usize) {

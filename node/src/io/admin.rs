@@ -384,6 +384,21 @@ impl AdminService for AdminApi {
         }))
     }
 
+    async fn get_hints(
+        &self,
+        _: Request<v1::GetHintsRequest>,
+    ) -> Result<Response<v1::GetHintsResponse>, Status> {
+        Ok(Response::new(self.hints()))
+    }
+
+    async fn wait_hints(
+        &self,
+        request: Request<v1::WaitHintsRequest>,
+    ) -> Result<Response<v1::WaitHintsResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        Ok(Response::new(self.wait_for_hints(&metadata, request).await?))
+    }
+
     async fn explain(
         &self,
         request: Request<v1::ExplainRequest>,

@@ -70,6 +70,8 @@ impl AdminApi {
             ("leaves_mended", &commits.leaves_mended),
             ("hints_stored", &commits.hints_stored),
             ("hints_marked_dirty", &commits.hints_marked_dirty),
+            ("hints_aged", &commits.hints_aged),
+            ("hints_orphaned", &commits.hints_orphaned),
         ];
         let storage = shared.world.storage.statistics();
         let mut counters: BTreeMap<String, u64> = BTreeMap::new();

@@ -17,7 +17,7 @@ use crate::{
     commit::{CommitAnswer, CommitAnswerKind, CommitItem},
     counters::Counters,
     local_read::LocalRead,
-    operation::{Operation, ReadRound, Token},
+    operation::{HintAnswer, Operation, ReadRound, Token},
     shared::{Destination, Shared},
 };
 
@@ -44,11 +44,24 @@ impl IoLoop {
                     let hlc = answer.version.hlc;
                     self.write_event(&mut state, token, WriteEvent::HintStored { replica, hlc });
                 }
-                // A hint that was not kept changes nothing: it promised nothing (H1).
-                CommitAnswerKind::HintMarkedDirty | CommitAnswerKind::HintRefused(_) => {}
+                // Of no consequence but for ANY: it promised nothing (H1).
+                CommitAnswerKind::HintMarkedDirty | CommitAnswerKind::HintRefused(_) => {
+                    self.hint_not_kept(
+                        &mut state,
+                        answer.operation,
+                        answer.slot,
+                        answer.version.hlc,
+                    );
+                }
             }
         }
         self.push_local(&mut state);
+    }
+
+    fn hint_not_kept(&self, state: &mut LoopState, operation: OperationId, slot: u32, hlc: Hlc) {
+        let (token, _) = Token::of(operation);
+        let replica = ReplicaIndex(u8::try_from(slot).unwrap_or(u8::MAX));
+        self.write_event(state, token, WriteEvent::HintNotKept { replica, hlc });
     }
 
     /// Answers what the commit queue did not take.
@@ -58,11 +71,22 @@ impl IoLoop {
         refusal: Refusal,
         items: Vec<CommitItem<Destination>>,
     ) {
-        let Some(own) = state.peers.own() else { return };
+        let own = state.peers.own();
         for item in items {
-            if let CommitItem::Mutation { destination: Destination::Loop(_), operation, .. } = item
-            {
-                self.mutation_answer(state, own, operation, WriteAnswer::Refused(refusal), None);
+            match item {
+                CommitItem::Mutation { destination: Destination::Loop(_), operation, .. } => {
+                    let Some(own) = own else { continue };
+                    let refused = WriteAnswer::Refused(refusal);
+                    self.mutation_answer(state, own, operation, refused, None);
+                }
+                CommitItem::Hint { operation, slot, record, .. } => {
+                    Counters::count(&self.shared.counters.hints_refused);
+                    self.hint_not_kept(state, operation, slot, record.version().hlc);
+                }
+                CommitItem::MarkDirty { .. } => {
+                    Counters::count(&self.shared.counters.hints_refused);
+                }
+                _ => {}
             }
         }
         // What the refusals caused is not pushed again: the queue has just been full.
@@ -190,13 +214,12 @@ impl IoLoop {
             }
             Some(Operation::Hint(hint)) if hint.target == node => {
                 if let Some(Operation::Hint(hint)) = state.operations.remove(token) {
-                    // Deleted after a durable answer, or when the fence says it is too old (H2).
-                    let settled = match answer {
-                        WriteAnswer::Refused(Refusal::BelowFence) => Ok(()),
+                    let judged = match answer {
                         WriteAnswer::Refused(refusal) => Err(refusal),
                         _ => Ok(()),
                     };
-                    let _ = hint.done.send(settled);
+                    // A failed send is a pass that has ended.
+                    let _ = hint.done.send(HintAnswer { answered_us: self.now_us(), judged });
                 }
             }
             _ => {}

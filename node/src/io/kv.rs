@@ -127,6 +127,7 @@ impl KvApi {
             requirement,
             query_first: false,
         };
+        self.io.check_any_room(&call.view, &request, replicas)?;
         Ok((request, Arc::clone(replicas)))
     }
 

@@ -1,11 +1,13 @@
 //! Where requests leave a loop: to this node's commit path, or to a peer's queue.
 
 use bytes::Bytes;
-use model::{NodeIndex, OperationId, Record, ReplicaIndex, ReplicaMask, StorageKey, Version};
+use model::{
+    Mutant, NodeIndex, OperationId, Record, ReplicaIndex, ReplicaMask, StorageKey, Version,
+};
 use proto::internal::{Mutation, MutationKind, Query};
 
 use crate::{
-    commit::CommitItem,
+    commit::{CommitItem, HintClass},
     liveness::Peers,
     operation::{NO_ANSWER, ReadOperation, Token, WriteOperation},
     shared::{Destination, Shared},
@@ -132,13 +134,26 @@ impl Outlet<'_> {
     ) {
         let view = self.shared.view.load();
         let Some(metadata) = view.metadata() else { return };
+        let node = metadata.layout().node(write.replicas.node(to));
+        let (target, key) = (node.id, write.key.clone());
+        let class = match write.machine.is_any() && !Mutant::AnyHintsGivenUp.is_on() {
+            true => HintClass::Any,
+            false => HintClass::Ordinary,
+        };
+        let no_hints_for = &self.shared.config.no_hints_for;
+        // Those of ANY are no accelerator.
+        if class == HintClass::Ordinary && no_hints_for.contains(&node.datacenter) {
+            self.local.push(CommitItem::MarkDirty { target, key });
+            return;
+        }
         self.local.push(CommitItem::Hint {
             destination: Destination::Loop(self.io_loop),
             operation: token.with_sequence(0),
             slot: u32::from(to.0),
-            target: metadata.layout().node(write.replicas.node(to)).id,
-            key: write.key.clone(),
+            target,
+            key,
             record,
+            class,
             replaces,
         });
     }

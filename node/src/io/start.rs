@@ -350,11 +350,17 @@ impl Node {
     fn committer(&self) -> Result<Committer<Arc<dyn Storage>>, StorageError> {
         let storage = Arc::new(Arc::clone(&self.shared.world.storage));
         let hint_bytes_per_target_max = self.shared.config.hint_bytes_per_target_max;
+        let any_hint_bytes_max = self.shared.config.any_hint_bytes_max;
         let trees = Some(Arc::clone(&self.shared.trees));
-        let settings =
-            CommitSettings { hint_bytes_per_target_max, trees, ..CommitSettings::default() };
+        let settings = CommitSettings {
+            hint_bytes_per_target_max,
+            any_hint_bytes_max,
+            trees,
+            ..CommitSettings::default()
+        };
         let committer = Committer::open(storage, settings)?;
         self.shared.set_commit_counters(committer.counters());
+        self.shared.hint_totals.store(committer.hint_totals());
         Ok(committer)
     }
 

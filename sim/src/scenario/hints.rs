@@ -1,7 +1,14 @@
 //! What becomes of a write that was kept for a replica that was away.
 
-use model::{ConsistencyLevel as L, Mutant};
-use node::{commit::CommitStage, storage::Space};
+use model::{
+    ConsistencyLevel as L, Hlc, Key, KeyspaceId, Mutant, NodeId, Record, RequestId, StorageKey,
+    Version,
+};
+use node::{
+    commit::{CommitStage, HintClass},
+    storage::Space,
+};
+use proto::v1;
 
 use super::{
     Scenario, Shown,
@@ -9,7 +16,7 @@ use super::{
     script::{Script, ensure, works},
 };
 use crate::{
-    shape::Shape,
+    shape::{Bounds, Shape},
     world::{Cut, CutKind, EndKind},
 };
 
@@ -17,6 +24,7 @@ pub(super) fn all() -> Vec<Scenario> {
     let three = Shape { disk_ms: 1, clock_offset_ms: 0, ..Shape::default() };
     let four = Shape { datacenters: vec![4], ..three.clone() };
     let alone = Shape { replicas: 1, ..three.clone() };
+    let aging = Bounds { hint_age_ms: 5_000, ..Bounds::default() };
     vec![
         steps(
             "any-survives-power-loss",
@@ -47,6 +55,62 @@ pub(super) fn all() -> Vec<Scenario> {
             &four,
             |it| Box::pin(ce23(it)),
             &[Shown { mutant: Mutant::DeadHintKept, says: "a dead stamp was handed over" }],
+        ),
+        steps(
+            "ce24-any-outlives-the-bound",
+            "A write at ANY is acknowledged by a hint alone, and its replica stays away for longer than \
+             hints are kept. It gets the write when it is back.",
+            &Shape { bounds: aging, ..alone.clone() },
+            |it| Box::pin(ce24(it)),
+            &[Shown {
+                mutant: Mutant::AnyHintsGivenUp,
+                says: "what was acknowledged at ANY never came",
+            }],
+        ),
+        steps(
+            "an-aged-hint-leaves-a-mark",
+            "A replica is away for longer than hints are kept. What it has missed is marked dirty at \
+             the moment the hint is gone.",
+            &Shape { bounds: aging, ..three.clone() },
+            |it| Box::pin(aged(it)),
+            &[Shown {
+                mutant: Mutant::AgedHintsUnmarked,
+                says: "a hint is gone, and nothing is dirty",
+            }],
+        ),
+        steps(
+            "ce25-a-hint-is-kept-until-durable",
+            "The replica that a hint is for answers it, the hint is dropped, and the replica loses its \
+             power. It has the write.",
+            &alone,
+            |it| Box::pin(ce25(it)),
+            &[Shown {
+                mutant: Mutant::AcknowledgedBeforeSync,
+                says: "what was acknowledged at ANY never came",
+            }],
+        ),
+        steps(
+            "ce26-a-hint-for-nobody",
+            "A node keeps hints for one that no layout names. The hint of a put goes, and that of a \
+             write at ANY goes to a replica that there is.",
+            &three,
+            |it| Box::pin(ce26(it)),
+            &[],
+        ),
+        steps(
+            "a-barrier-waits-for-what-was-there",
+            "A replica that has been away and is away again is owed hints. A barrier behind them lets \
+             nobody through before it has them on its disk.",
+            &three,
+            |it| Box::pin(barrier(it)),
+            &[Shown { mutant: Mutant::BarrierPassedEarly, says: "before a hint was delivered" }],
+        ),
+        steps(
+            "no-hints-but-marks",
+            "No hints are kept for the nodes of a datacenter. What one of them misses is marked dirty.",
+            &Shape { bounds: Bounds { no_hints: true, ..Bounds::default() }, ..three.clone() },
+            |it| Box::pin(switched_off(it)),
+            &[],
         ),
     ]
 }
@@ -133,4 +197,112 @@ async fn ce23(it: Script) -> Result<(), String> {
     it.until_stored(away, Space::Data, b"first").await?;
     let handed = it.stored_version(away);
     ensure(handed == acknowledged, format!("a dead stamp was handed over: {handed:?}"))
+}
+
+/// Longer than hints are kept, and than ages are rounded by.
+const TOO_LONG_MS: u64 = 20_000;
+
+async fn ce24(it: Script) -> Result<(), String> {
+    let (replica, coordinator) = lone_replica(&it).await?;
+    it.end(replica, EndKind::PowerLoss).await;
+    it.put_soon(coordinator, "by-hint", L::Any).await?;
+    it.wait(TOO_LONG_MS).await;
+    it.start(replica).await;
+    await_value(&it, replica, "by-hint").await
+}
+
+async fn aged(it: Script) -> Result<(), String> {
+    it.end(2, EndKind::PowerLoss).await;
+    it.until_missed(0).await?;
+    it.put_soon(0, "missed", L::Quorum).await?;
+    it.until_stored(0, Space::Hints, b"missed").await?;
+    for _ in 0..TOO_LONG_MS {
+        match it.hints_and_marks(0) {
+            (0, 0) => return Err("a hint is gone, and nothing is dirty".to_owned()),
+            (0, _) => return Ok(()),
+            _ => it.wait(1).await,
+        }
+    }
+    Err("a hint is kept for longer than it may be".to_owned())
+}
+
+async fn ce25(it: Script) -> Result<(), String> {
+    let (replica, coordinator) = lone_replica(&it).await?;
+    // Whatever else the replica has just written for itself makes its data durable, too.
+    for value in ["first", "second", "third"] {
+        it.end(replica, EndKind::PowerLoss).await;
+        it.put_soon(coordinator, value, L::Any).await?;
+        it.start(replica).await;
+        for _ in 0..20_000 {
+            if it.hints_and_marks(coordinator) == (0, 0) {
+                break;
+            }
+            it.wait(1).await;
+        }
+        it.end(replica, EndKind::PowerLoss).await;
+        it.start(replica).await;
+        await_value(&it, replica, value).await?;
+    }
+    Ok(())
+}
+
+async fn ce26(it: Script) -> Result<(), String> {
+    it.put_soon(0, "old", L::All).await?;
+    let stored = it.stored_version(0).ok_or("n1 does not hold the key alone")?;
+    let listed = it.admin(1).list_keyspaces(v1::ListKeyspacesRequest {}).await;
+    let listed = listed.map_err(|error| error.to_string())?.into_inner();
+    let keyspace = KeyspaceId(listed.keyspaces.first().ok_or("there is no keyspace")?.id);
+    it.end(0, EndKind::PowerLoss).await;
+    for (name, value, class) in
+        [("key", "kept for any", HintClass::Any), ("other", "kept for put", HintClass::Ordinary)]
+    {
+        let key = Key::new(name.as_bytes());
+        let key = StorageKey::encode(keyspace, key.token(), &key);
+        let version = Version { hlc: Hlc(stored.hlc.0 + 1), request: RequestId(7) };
+        let record = Record::encode(&key, version, 0, Some(value.as_bytes()));
+        it.plant_hint(0, NodeId(7), &key, record, class)?;
+    }
+    it.start(0).await;
+    it.within(20, async || {
+        let left = it.hints_and_marks(0);
+        ensure(left == (0, 0), format!("hints for a node that is none are left: {left:?}"))
+    })
+    .await?;
+    let holds = |value: &[u8]| (0..3).any(|node| it.holds(node, value));
+    ensure(holds(b"kept for any"), "a write at ANY went with its target")?;
+    ensure(!holds(b"kept for put"), "a hint went to a node that it is not for")
+}
+
+async fn barrier(it: Script) -> Result<(), String> {
+    for value in ["first", "second"] {
+        it.end(2, EndKind::PowerLoss).await;
+        it.until_missed(0).await?;
+        it.put_soon(0, value, L::Quorum).await?;
+        let early = it.hints_delivered(0, 1_000).await?;
+        ensure(!early, format!("a barrier let through before a hint was delivered: {value}"))?;
+        it.start(2).await;
+        let mut delivered = false;
+        for _ in 0..20 {
+            delivered = it.hints_delivered(0, 1_000).await?;
+            if delivered {
+                break;
+            }
+        }
+        ensure(delivered, "a barrier let nobody through for twenty seconds")?;
+        let held = it.holds(2, value.as_bytes());
+        ensure(held, format!("a barrier let through before a hint was delivered: {value}"))?;
+    }
+    Ok(())
+}
+
+async fn switched_off(it: Script) -> Result<(), String> {
+    it.end(2, EndKind::PowerLoss).await;
+    it.until_missed(0).await?;
+    it.put_soon(0, "missed", L::Quorum).await?;
+    it.within(5, async || {
+        let (hints, marks) = it.hints_and_marks(0);
+        ensure(hints == 0, format!("{hints} hints are kept"))?;
+        ensure(marks > 0, "nothing is marked dirty".to_owned())
+    })
+    .await
 }

@@ -7,17 +7,20 @@ use std::{
     future::Future,
     pin::Pin,
     rc::Rc,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use bytes::Bytes;
-use model::{ConsistencyLevel, Mutant, Record, Version};
+use model::{ConsistencyLevel, Mutant, NodeId, OperationId, Record, StorageKey, Version};
 use node::{
-    commit::CommitStage,
+    commit::{CommitItem, CommitSettings, CommitStage, Committer, HintClass},
     storage::{RangeRequest, Space, memory::MemoryStorage},
 };
-use proto::{CallError, Reason, v1::admin_service_client::AdminServiceClient};
+use proto::{
+    CallError, Reason,
+    v1::{WaitHintsRequest, admin_service_client::AdminServiceClient},
+};
 use tonic::transport::Channel;
 
 use super::story::{Told, lines};
@@ -32,6 +35,9 @@ use crate::{
     workload::Load,
     world::{Cut, EndKind, World},
 };
+
+/// What the keys of dirty marks begin with.
+const DIRTY_PREFIX: &[u8] = b"\0dirty/";
 
 /// A script while it plays: what it found wrong, if anything.
 pub(super) type Playing = Pin<Box<dyn Future<Output = Result<(), String>>>>;
@@ -116,6 +122,54 @@ impl Script {
             self.wait(1).await;
         }
         Err(format!("n{} never stored {bytes:?}", node + 1))
+    }
+
+    /// How many hints a node's disk holds, and how many dirty marks.
+    pub(super) fn hints_and_marks(&self, node: usize) -> (usize, usize) {
+        let rows = |space, prefix: &'static [u8]| {
+            self.disks[node].peek(&RangeRequest::prefix(space, prefix)).rows.len()
+        };
+        (rows(Space::Hints, b""), rows(Space::System, DIRTY_PREFIX))
+    }
+
+    /// True if a row of a node's data holds these bytes.
+    pub(super) fn holds(&self, node: usize, bytes: &[u8]) -> bool {
+        let rows = self.disks[node].peek(&RangeRequest::prefix(Space::Data, Vec::new())).rows;
+        rows.iter().any(|it| it.1.windows(bytes.len()).any(|it| it == bytes))
+    }
+
+    /// Puts a hint on the disk of a node that is down, as if it had kept it for `target`.
+    pub(super) fn plant_hint(
+        &self,
+        node: usize,
+        target: NodeId,
+        key: &StorageKey,
+        record: Record,
+        class: HintClass,
+    ) -> Result<(), String> {
+        let disk = Arc::new(self.disks[node].clone());
+        let mut committer = Committer::open(disk, CommitSettings::default())
+            .map_err(|error| format!("the disk of n{}: {error}", node + 1))?;
+        let mut group = vec![CommitItem::Hint {
+            destination: (),
+            operation: OperationId(0),
+            slot: 0,
+            target,
+            key: key.clone(),
+            record,
+            class,
+            replaces: None,
+        }];
+        committer.commit(&mut group, &mut Vec::new()).map_err(|error| error.to_string())
+    }
+
+    /// Waits at a node's barrier of hints for so long, and says whether it lets through.
+    pub(super) async fn hints_delivered(&self, node: usize, wait_ms: u32) -> Result<bool, String> {
+        let request = WaitHintsRequest { wait_ms: Some(wait_ms), ..WaitHintsRequest::default() };
+        let told = self.admin(node).wait_hints(request).await;
+        let told = told.map_err(|it| CallError::from(&it)).map(|it| it.into_inner().delivered);
+        self.log(&format!("wait {wait_ms} ms for the hints of n{}", node + 1), &told);
+        works("wait for hints", told)
     }
 
     /// The version of the one row of data that a node's disk holds.

@@ -33,6 +33,8 @@ pub(crate) struct HostSettings {
     pub name: String,
     /// The datacenter.
     pub datacenter: String,
+    /// All datacenters.
+    pub datacenters: Vec<String>,
     /// The rack.
     pub rack: String,
     /// Hosts to find the cluster through.
@@ -84,6 +86,9 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
         operations_in_flight_max: settings.bounds.operations,
         peer_queue_bytes_max: settings.bounds.peer_queue_bytes,
         hint_bytes_per_target_max: settings.bounds.hint_bytes,
+        hint_age_ms_max: settings.bounds.hint_age_ms,
+        any_hint_bytes_max: settings.bounds.any_hint_bytes,
+        no_hints_for: if settings.bounds.no_hints { settings.datacenters } else { Vec::new() },
         ..NodeConfig::default()
     };
     let world = World {

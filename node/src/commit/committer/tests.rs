@@ -1,13 +1,15 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 
-use model::{Hlc, Key, OperationId, RequestId};
+use model::{Hlc, Key, NodeId, OperationId, RequestId, Version};
 use proptest::prelude::*;
 
 use super::*;
-use crate::commit::{dirty_marks, hints_for};
+use crate::commit::{HintClass, TargetHints, dirty_marks, hints_for};
 use crate::storage::RangeRequest;
 use crate::storage::memory::{Access, Fault, MemoryStorage};
+
+mod hints;
 
 const TARGET: NodeId = NodeId(77);
 
@@ -42,11 +44,15 @@ fn mutation(key: &StorageKey, version: Version, value: &str) -> CommitItem<usize
 }
 
 fn hint(name: &str, at: &str, replaces: Option<&str>) -> CommitItem<usize> {
+    hint_of(HintClass::Ordinary, name, at, replaces)
+}
+
+fn hint_of(class: HintClass, name: &str, at: &str, replaces: Option<&str>) -> CommitItem<usize> {
     let key = key(name);
     let record = Record::encode(&key, version(at), 0, Some(&[b'v'; 100]));
     let replaces = replaces.map(version);
     let (operation, target) = (OperationId(5), TARGET);
-    CommitItem::Hint { destination: 0, operation, slot: 9, target, key, record, replaces }
+    CommitItem::Hint { destination: 0, operation, slot: 9, target, key, record, class, replaces }
 }
 
 fn drop_hint(name: &str, at: &str) -> CommitItem<usize> {
@@ -64,9 +70,12 @@ impl Replica {
     }
 
     fn open(storage: MemoryStorage) -> Self {
-        // Four hints of this file fit.
-        let settings =
-            CommitSettings { hint_bytes_per_target_max: 900, ..CommitSettings::default() };
+        // Four hints of this file fit, and two of ANY.
+        let settings = CommitSettings {
+            hint_bytes_per_target_max: 920,
+            any_hint_bytes_max: 460,
+            ..CommitSettings::default()
+        };
         let committer = Committer::open(Arc::new(storage.clone()), settings).unwrap();
         Self { storage, committer }
     }
@@ -108,6 +117,11 @@ impl Replica {
     /// Clock and previous clock, in seconds.
     fn clocks(&self, name: &str) -> Option<(u64, u64)> {
         self.stored(name).map(|it| (seconds(it.record.version().hlc), seconds(it.previous)))
+    }
+
+    /// What the ledger says of the hints, as readers see it.
+    fn kept(&self) -> TargetHints {
+        self.committer.hint_totals().of(TARGET)
     }
 
     fn hints(&self) -> String {
@@ -301,7 +315,7 @@ fn a_full_disk_refuses_and_recovers() {
     let mut replica = Replica::new();
     replica.commit(vec![put("k", "10a"), hint("h", "10a", None)]);
     assert_eq!(replica.commit(vec![put("k", "12a")]), "applied");
-    let hint_bytes = replica.committer.ledger.bytes(TARGET);
+    let kept = replica.kept();
     replica.storage.set_bytes_max(Some(0));
     let items =
         vec![put("k", "14a"), put("k", "16a"), hint("i", "20a", None), hint("j", "20a", None)];
@@ -314,98 +328,14 @@ fn a_full_disk_refuses_and_recovers() {
     replica.storage.set_bytes_max(None);
 
     // Nothing in memory testifies for the group that was refused.
-    assert_eq!(replica.committer.ledger.bytes(TARGET), hint_bytes);
+    assert_eq!(replica.kept(), kept);
     assert_eq!(replica.commit(vec![put("k", "18a")]), "applied");
     assert_eq!(replica.clocks("k"), Some((18, 12)));
     assert_eq!(replica.commit(vec![put("k", "14a")]), "never:18");
     assert_eq!(replica.commit(vec![put("k", "12a")]), "held");
     assert_eq!(replica.committer.counters().groups_full.load(Ordering::Relaxed), 1);
     replica.restart();
-    assert_eq!(replica.committer.ledger.bytes(TARGET), hint_bytes);
-}
-
-#[test]
-fn hints_keep_the_newest_version() {
-    let mut replica = Replica::new();
-    let items = vec![hint("a", "10a", None), hint("b", "10a", None), hint("a", "20a", None)];
-    assert_eq!(replica.commit(items), "HintStored HintStored HintStored");
-    assert_eq!(replica.commit(vec![hint("a", "15a", None)]), "HintStored");
-    assert_eq!(replica.hints(), "a20 b10 +0");
-    replica.commit(vec![drop_hint("a", "19a"), drop_hint("b", "11a"), drop_hint("c", "1a")]);
-    assert_eq!(replica.hints(), "a20 +0", "a newer hint stays");
-    replica.commit(vec![hint("d", "1a", None), drop_hint("d", "1a"), drop_hint("a", "20a")]);
-    assert_eq!(replica.hints(), " +0");
-    assert_eq!(replica.committer.ledger.bytes(TARGET), 0);
-    replica.restart();
-    assert_eq!(replica.committer.ledger.bytes(TARGET), 0);
-}
-
-#[test]
-fn hints_past_the_bound_leave_a_mark() {
-    let mut replica = Replica::new();
-    let names = ["a", "b", "c", "d"];
-    let stored = replica.commit(names.map(|it| hint(it, "10a", None)).into());
-    assert_eq!(stored, "HintStored HintStored HintStored HintStored");
-    assert_eq!(replica.commit(vec![hint("e", "10a", None)]), "HintMarkedDirty");
-    assert_eq!(replica.commit(vec![hint("a", "20a", None)]), "HintStored", "in place of the older");
-    replica.restart();
-    assert_eq!(
-        replica.commit(vec![hint("e", "11a", None)]),
-        "HintMarkedDirty",
-        "the bound outlives us"
-    );
-    assert_eq!(replica.hints(), "a20 b10 c10 d10 +1");
-
-    let mark = dirty_marks(&replica.storage, TARGET).unwrap()[0];
-    assert_eq!(mark, DirtyMark::of(TARGET, &key("e")));
-    assert!(dirty_marks(&replica.storage, NodeId(78)).unwrap().is_empty());
-    replica.commit(vec![CommitItem::DropDirtyMark(mark), drop_hint("b", "10a")]);
-    assert_eq!(replica.commit(vec![hint("e", "11a", None)]), "HintStored");
-    assert_eq!(replica.hints(), "a20 c10 d10 e11 +0");
-}
-
-#[test]
-fn the_hint_of_a_dead_stamp_never_stays() {
-    let mut replica = Replica::new();
-    replica.commit(["a", "b", "c", "d"].map(|it| hint(it, "10a", None)).into());
-    replica.commit(vec![hint("a", "30a", Some("10a"))]);
-    assert_eq!(replica.hints(), "a30 b10 c10 d10 +0");
-    // CE23: the next stamp's hint does not fit, and the dead one's goes all the same.
-    replica.committer.settings.hint_bytes_per_target_max = 0;
-    assert_eq!(replica.commit(vec![hint("b", "30a", Some("10a"))]), "HintMarkedDirty");
-    assert_eq!(replica.commit(vec![hint("c", "30a", Some("9a"))]), "HintMarkedDirty");
-    assert_eq!(replica.hints(), "a30 c10 d10 +2");
-}
-
-#[test]
-fn hints_are_read_in_pages_and_damaged_ones_named() {
-    let mut replica = Replica::new();
-    replica.commit(["a", "b", "c", "d"].map(|it| hint(it, "10a", None)).into());
-    let mut names = Vec::new();
-    let mut after = None;
-    loop {
-        let page = hints_for(&replica.storage, TARGET, after.as_ref(), 3).unwrap();
-        names.extend(page.hints.iter().map(|it| it.key.clone()));
-        after = page.next;
-        if after.is_none() {
-            break;
-        }
-    }
-    let mut expected = ["a", "b", "c", "d"].map(key);
-    expected.sort();
-    assert_eq!(names, expected);
-    assert!(hints_for(&replica.storage, NodeId(78), None, 9).unwrap().hints.is_empty());
-
-    for name in ["a", "b"] {
-        assert!(replica.storage.flip_bit(Space::Hints, &hint_key(TARGET, &key(name)), 400));
-    }
-    let page = hints_for(&replica.storage, TARGET, None, 9).unwrap();
-    let damaged = expected.iter().filter(|it| [key("a"), key("b")].contains(it)).cloned();
-    assert_eq!(page.damaged, Vec::from_iter(damaged));
-    replica.commit(vec![drop_hint("a", "1a"), hint("b", "11a", None)]);
-    assert_eq!(replica.hints(), "b11 c10 d10 +2", "what they said is left to the exchange");
-    replica.commit(["b", "c", "d"].map(|it| drop_hint(it, "99a")).into());
-    assert_eq!(replica.committer.ledger.bytes(TARGET), 0);
+    assert_eq!(replica.kept(), kept);
 }
 
 #[test]

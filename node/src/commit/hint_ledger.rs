@@ -1,0 +1,410 @@
+//! How many hints and dirty marks each target has, how large the hints are and how old.
+//!
+//! Kept in memory and written in the batch that changes it, so that neither opening nor asking scans
+//! the hints. A row of it counts a target's hints of one class whose stamps lie within ten seconds:
+//! `prefix | target (16) | class (1) | ten seconds (8)` -> `hints (8) | bytes (8)`. The marks are one
+//! row more.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use model::NodeId;
+
+use super::hints::{HintClass, malformed};
+use crate::storage::{RangeRequest, Space, Storage, StorageError, WriteBatch};
+
+const LEDGER_PREFIX: &[u8] = b"\0hint-ledger/";
+
+/// The stamps that one row counts together: ages are known to this.
+pub const AGE_STEP_MS: u64 = 10_000;
+
+/// Hints of one target and class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HintSum {
+    /// How many.
+    pub hints: u64,
+    /// Their bytes, as the bounds count them.
+    pub bytes: u64,
+    /// The clock of the oldest stamp, rounded down to [`AGE_STEP_MS`]; `None` if there is no hint.
+    pub oldest_ms: Option<u64>,
+}
+
+/// What is kept for one target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TargetHints {
+    /// Hints that a dirty mark may replace.
+    pub ordinary: HintSum,
+    /// Hints of writes at ANY.
+    pub any: HintSum,
+    /// Parts of the ring that are dirty.
+    pub dirty_marks: u64,
+}
+
+impl TargetHints {
+    /// Hints of both classes.
+    pub fn hints(&self) -> u64 {
+        self.ordinary.hints + self.any.hints
+    }
+
+    /// The clock of the oldest hint of either class.
+    pub fn oldest_ms(&self) -> Option<u64> {
+        self.ordinary.oldest_ms.into_iter().chain(self.any.oldest_ms).min()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.hints() == 0 && self.dirty_marks == 0
+    }
+}
+
+/// The ledger as it is on disk, for whoever asks.
+#[derive(Debug, Default)]
+pub struct HintTotals {
+    targets: Mutex<BTreeMap<NodeId, TargetHints>>,
+}
+
+impl HintTotals {
+    /// What is kept for one target.
+    pub fn of(&self, target: NodeId) -> TargetHints {
+        self.lock().get(&target).copied().unwrap_or_default()
+    }
+
+    /// Every target for which something is kept.
+    pub fn all(&self) -> BTreeMap<NodeId, TargetHints> {
+        self.lock().clone()
+    }
+
+    /// The bytes of all hints of writes at ANY.
+    pub fn any_bytes(&self) -> u64 {
+        self.lock().values().map(|it| it.any.bytes).sum()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, TargetHints>> {
+        self.targets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Names a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    target: NodeId,
+    kind: Kind,
+    step: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Ordinary,
+    Any,
+    Marks,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    number: u64,
+    bytes: u64,
+}
+
+/// The ledger of the one who writes the hints.
+#[derive(Debug, Default)]
+pub(super) struct HintLedger {
+    counts: BTreeMap<Place, Count>,
+    sums: BTreeMap<(NodeId, Kind), Count>,
+    /// What the places that this group has changed had before it.
+    before: BTreeMap<Place, Count>,
+    published: Arc<HintTotals>,
+}
+
+impl HintLedger {
+    pub(super) fn load(storage: &impl Storage) -> Result<Self, StorageError> {
+        let rows = storage.range(&RangeRequest::prefix(Space::System, LEDGER_PREFIX))?.rows;
+        let mut ledger = Self::default();
+        for (key, value) in rows {
+            let place = Place::parse(&key).ok_or_else(|| malformed(&key))?;
+            ledger.set(place, Count::parse(&value).ok_or_else(|| malformed(&key))?);
+        }
+        ledger.keep();
+        Ok(ledger)
+    }
+
+    /// What readers see: the ledger as of the last group that was written.
+    pub(super) fn published(&self) -> Arc<HintTotals> {
+        Arc::clone(&self.published)
+    }
+
+    /// The bytes of a target's ordinary hints.
+    pub(super) fn ordinary_bytes(&self, target: NodeId) -> u64 {
+        self.sum(target, Kind::Ordinary).bytes
+    }
+
+    /// The bytes of all hints of writes at ANY.
+    pub(super) fn any_bytes(&self) -> u64 {
+        self.sums.iter().filter(|it| it.0.1 == Kind::Any).map(|it| it.1.bytes).sum()
+    }
+
+    /// A hint is put.
+    pub(super) fn add(&mut self, target: NodeId, class: HintClass, stamp_ms: u64, bytes: u64) {
+        let place = Place { target, kind: class.into(), step: stamp_ms / AGE_STEP_MS };
+        let before = self.count(place);
+        let count = Count { number: before.number + 1, bytes: before.bytes.saturating_add(bytes) };
+        self.set(place, count);
+    }
+
+    /// A hint is removed. `stamp_ms` is `None` if it was damaged: then it counts as one of the oldest.
+    pub(super) fn remove(
+        &mut self,
+        target: NodeId,
+        class: HintClass,
+        stamp_ms: Option<u64>,
+        bytes: u64,
+    ) {
+        let kind = class.into();
+        let known = stamp_ms.map(|it| Place { target, kind, step: it / AGE_STEP_MS });
+        let known = known.filter(|it| self.counts.contains_key(it));
+        let Some(place) = known.or_else(|| self.oldest(target, kind)) else { return };
+        let before = self.count(place);
+        let number = before.number.saturating_sub(1);
+        let bytes = if number == 0 { 0 } else { before.bytes.saturating_sub(bytes) };
+        self.set(place, Count { number, bytes });
+    }
+
+    /// A part of the ring becomes dirty.
+    pub(super) fn add_mark(&mut self, target: NodeId) {
+        self.set_marks(target, self.sum(target, Kind::Marks).number + 1);
+    }
+
+    /// A part of the ring is clean again.
+    pub(super) fn remove_mark(&mut self, target: NodeId) {
+        self.set_marks(target, self.sum(target, Kind::Marks).number.saturating_sub(1));
+    }
+
+    /// All of a target's marks go.
+    pub(super) fn forget_marks(&mut self, target: NodeId) {
+        self.set_marks(target, 0);
+    }
+
+    /// Adds the group's changes to its batch.
+    pub(super) fn stage(&self, batch: &mut WriteBatch) {
+        for place in self.before.keys() {
+            let (key, count) = (place.key(), self.count(*place));
+            match count.number {
+                0 => batch.delete(Space::System, &key),
+                number => {
+                    let value = [number.to_be_bytes(), count.bytes.to_be_bytes()];
+                    batch.put(Space::System, &key, [&value[0], &value[1]]);
+                }
+            }
+        }
+    }
+
+    /// The group is durable: readers see it.
+    pub(super) fn keep(&mut self) {
+        if self.before.is_empty() {
+            return;
+        }
+        let targets: BTreeSet<_> = self.before.keys().map(|it| it.target).collect();
+        self.before.clear();
+        let mut published = self.published.lock();
+        for target in targets {
+            let hints = TargetHints {
+                ordinary: self.hint_sum(target, Kind::Ordinary),
+                any: self.hint_sum(target, Kind::Any),
+                dirty_marks: self.sum(target, Kind::Marks).number,
+            };
+            if hints.is_empty() {
+                published.remove(&target);
+            } else {
+                published.insert(target, hints);
+            }
+        }
+    }
+
+    /// The group was not written.
+    pub(super) fn undo(&mut self) {
+        for (place, count) in std::mem::take(&mut self.before) {
+            self.apply(place, count);
+        }
+    }
+
+    fn set_marks(&mut self, target: NodeId, number: u64) {
+        self.set(Place { target, kind: Kind::Marks, step: 0 }, Count { number, bytes: 0 });
+    }
+
+    fn set(&mut self, place: Place, count: Count) {
+        let before = self.count(place);
+        self.before.entry(place).or_insert(before);
+        self.apply(place, count);
+    }
+
+    fn apply(&mut self, place: Place, count: Count) {
+        let before = if count.number == 0 {
+            self.counts.remove(&place)
+        } else {
+            self.counts.insert(place, count)
+        };
+        let before = before.unwrap_or_default();
+        let sum = self.sums.entry((place.target, place.kind)).or_default();
+        sum.number = sum.number.saturating_sub(before.number) + count.number;
+        sum.bytes = sum.bytes.saturating_sub(before.bytes).saturating_add(count.bytes);
+        if sum.number == 0 {
+            self.sums.remove(&(place.target, place.kind));
+        }
+    }
+
+    fn count(&self, place: Place) -> Count {
+        self.counts.get(&place).copied().unwrap_or_default()
+    }
+
+    fn sum(&self, target: NodeId, kind: Kind) -> Count {
+        self.sums.get(&(target, kind)).copied().unwrap_or_default()
+    }
+
+    fn hint_sum(&self, target: NodeId, kind: Kind) -> HintSum {
+        let sum = self.sum(target, kind);
+        let oldest_ms = self.oldest(target, kind).map(|it| it.step.saturating_mul(AGE_STEP_MS));
+        HintSum { hints: sum.number, bytes: sum.bytes, oldest_ms }
+    }
+
+    fn oldest(&self, target: NodeId, kind: Kind) -> Option<Place> {
+        let [first, last] = [0, u64::MAX].map(|step| Place { target, kind, step });
+        self.counts.range(first..=last).next().map(|it| *it.0)
+    }
+}
+
+impl Place {
+    fn key(self) -> Bytes {
+        let kind = match self.kind {
+            Kind::Ordinary => HintClass::Ordinary.to_byte(),
+            Kind::Any => HintClass::Any.to_byte(),
+            Kind::Marks => MARKS_BYTE,
+        };
+        let (target, step) = (self.target.to_bytes(), self.step.to_be_bytes());
+        [LEDGER_PREFIX, &target, &[kind], &step].concat().into()
+    }
+
+    fn parse(key: &[u8]) -> Option<Self> {
+        let body: &[u8; 25] = key.strip_prefix(LEDGER_PREFIX)?.try_into().ok()?;
+        let kind = match body[16] {
+            0 => Kind::Ordinary,
+            1 => Kind::Any,
+            MARKS_BYTE => Kind::Marks,
+            _ => return None,
+        };
+        let step = u64::from_be_bytes(body[17..].try_into().ok()?);
+        Some(Self { target: NodeId::from_slice(&body[..16])?, kind, step })
+    }
+}
+
+const MARKS_BYTE: u8 = 2;
+
+impl Count {
+    fn parse(value: &[u8]) -> Option<Self> {
+        let (number, bytes) = value.split_at_checked(8)?;
+        let [number, bytes] = [number, bytes].map(|it| it.try_into().map(u64::from_be_bytes).ok());
+        Some(Self { number: number?, bytes: bytes? })
+    }
+}
+
+impl From<HintClass> for Kind {
+    fn from(class: HintClass) -> Self {
+        match class {
+            HintClass::Ordinary => Self::Ordinary,
+            HintClass::Any => Self::Any,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::storage::{Durability, memory::MemoryStorage};
+
+    const NODES: [NodeId; 2] = [NodeId(1), NodeId(2)];
+
+    #[test]
+    fn rows_are_frozen_and_strangers_refused() {
+        let place = Place { target: NodeId(3), kind: Kind::Any, step: 258 };
+        let expected = [LEDGER_PREFIX, &[0; 15], &[3, 1, 0, 0, 0, 0, 0, 0, 1, 2]].concat();
+        assert_eq!(place.key(), expected);
+        assert_eq!(Place::parse(&expected), Some(place));
+        assert_eq!(Place::parse(&expected[..expected.len() - 1]), None);
+        let storage = MemoryStorage::new();
+        let mut batch = WriteBatch::new();
+        batch.put(Space::System, &expected, [&[0; 15][..]]);
+        storage.write(&batch, Durability::Synced).unwrap();
+        assert!(HintLedger::load(&storage).is_err());
+    }
+
+    #[test]
+    fn a_damaged_hint_counts_as_one_of_the_oldest() {
+        let mut ledger = HintLedger::default();
+        let [it, _] = NODES;
+        ledger.add(it, HintClass::Ordinary, 10_000, 7);
+        ledger.add(it, HintClass::Ordinary, 20_000, 9);
+        ledger.remove(it, HintClass::Ordinary, None, 9);
+        ledger.remove(it, HintClass::Ordinary, Some(10_000), 7);
+        ledger.keep();
+        assert_eq!(ledger.published().all(), BTreeMap::new());
+    }
+
+    proptest! {
+        /// Against a list of what is there, over groups that are not written, and restarts.
+        #[test]
+        fn counts_what_is_there(
+            steps in proptest::collection::vec(
+                (0..2_usize, 0..4_u8, 0..40_000_u64, 1..99_u64, 0..6_u8), 1..60)
+        ) {
+            let storage = MemoryStorage::new();
+            let mut ledger = HintLedger::default();
+            let (mut there, mut durable) = (Vec::new(), Vec::new());
+            for (node, what, stamp_ms, bytes, end) in steps {
+                let target = NODES[node];
+                match what {
+                    0 | 1 => {
+                        let class = [HintClass::Ordinary, HintClass::Any][usize::from(what)];
+                        ledger.add(target, class, stamp_ms, bytes);
+                        there.push((target, class, stamp_ms, bytes));
+                    }
+                    2 if !there.is_empty() => {
+                        let (target, class, stamp_ms, bytes) = there.remove(node % there.len());
+                        ledger.remove(target, class, Some(stamp_ms), bytes);
+                    }
+                    _ => ledger.add_mark(target),
+                }
+                match end {
+                    0 => {
+                        ledger.undo();
+                        there.clone_from(&durable);
+                    }
+                    1 | 2 => {
+                        let mut batch = WriteBatch::new();
+                        ledger.stage(&mut batch);
+                        storage.write(&batch, Durability::Synced).unwrap();
+                        ledger.keep();
+                        durable.clone_from(&there);
+                    }
+                    _ => continue,
+                }
+                let reopened = HintLedger::load(&storage).unwrap();
+                prop_assert_eq!(&reopened.counts, &ledger.counts);
+                prop_assert_eq!(&reopened.sums, &ledger.sums);
+                prop_assert_eq!(reopened.published().all(), ledger.published().all());
+                for target in NODES {
+                    let of = |class| {
+                        let it = there.iter().filter(move |it| it.0 == target && it.1 == class);
+                        let oldest_ms = it.clone().map(|it| it.2 / AGE_STEP_MS * AGE_STEP_MS).min();
+                        let bytes = it.clone().map(|it| it.3).sum();
+                        HintSum { hints: it.count() as u64, bytes, oldest_ms }
+                    };
+                    let found = ledger.published().of(target);
+                    prop_assert_eq!(found.ordinary, of(HintClass::Ordinary));
+                    prop_assert_eq!(found.any, of(HintClass::Any));
+                }
+            }
+        }
+    }
+}
