@@ -44,8 +44,13 @@ impl RocksStorage {
     /// another process has it open, or if its log has a hole: acknowledged writes may be behind it.
     pub fn open(path: &Path, shared: &RocksShared) -> Result<Self, OpenError> {
         let options = shared.options();
-        let families = ["default", HINTS, TREES, SYSTEM]
-            .map(|name| ColumnFamilyDescriptor::new(name, shared.options()));
+        let families = [
+            ("default", shared.options()),
+            (HINTS, shared.options()),
+            (TREES, shared.tree_options()),
+            (SYSTEM, shared.options()),
+        ]
+        .map(|(name, options)| ColumnFamilyDescriptor::new(name, options));
         let db = DB::open_cf_descriptors(&options, path, families).map_err(|it| open_error(&it))?;
         let mut in_memory = ReadOptions::default();
         in_memory.set_read_tier(ReadTier::BlockCache);
