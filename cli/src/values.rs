@@ -93,6 +93,24 @@ pub(crate) fn spell_duration(duration: Duration) -> String {
     }
 }
 
+/// Spells a time since the Unix epoch, in UTC: `2026-11-21 18:56:31`.
+pub(crate) fn spell_time(since_epoch: Duration) -> String {
+    let seconds = since_epoch.as_secs();
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years that begin in March have their odd day at the end; 400 of them have always as many days.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let leap_days = day_of_era / 1_460 + day_of_era / 146_096 - day_of_era / 36_524;
+    let year_of_era = (day_of_era - leap_days) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (month, next_year) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = era * 400 + year_of_era + next_year;
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+}
+
 /// Spells a number of bytes for people.
 pub(crate) fn spell_bytes(bytes: u64) -> String {
     let mut rest = bytes;
@@ -173,6 +191,22 @@ mod tests {
             ["0", "999", "1,000", "34,924", "1,234,567"]
         );
         assert_eq!([10, 20_480, 52_428_800].map(spell_bytes), ["10 B", "20 KiB", "50 MiB"]);
+    }
+
+    #[test]
+    fn times() {
+        let spelled = [0, 951_782_400, 1_763_751_391, 4_107_542_399, 4_107_542_400]
+            .map(|seconds| spell_time(Duration::from_secs(seconds)));
+        assert_eq!(
+            spelled,
+            [
+                "1970-01-01 00:00:00",
+                "2000-02-29 00:00:00",
+                "2025-11-21 18:56:31",
+                "2100-02-28 23:59:59",
+                "2100-03-01 00:00:00",
+            ]
+        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Administration: looks at the cluster and changes its shape. Requests and answers are the messages
 //! of the wire.
 
+mod snapshot;
+
 use std::sync::Arc;
 
 use proto::{
@@ -216,6 +218,10 @@ admin_calls! {
     PlanLayoutRequest => plan_layout -> PlanLayoutResponse, "plan layout", false, |_| 0;
     CommitLayoutRequest => commit_layout -> CommitLayoutResponse, "commit layout", true, |_| 0;
     ExplainRequest => explain -> ExplainResponse, "explain", false, |_| 0;
+    ListSnapshotsRequest => list_snapshots -> ListSnapshotsResponse,
+        "list snapshots", false, |_| 0;
+    DeleteSnapshotRequest => delete_snapshot -> DeleteSnapshotResponse,
+        "delete snapshot", true, |_| 0;
     GetHintsRequest => get_hints -> GetHintsResponse, "hints", false, |_| 0;
     WaitHintsRequest => wait_hints -> WaitHintsResponse, "wait for hints", false, |_| 0;
 }

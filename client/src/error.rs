@@ -171,6 +171,11 @@ fn advice(reason: Reason) -> &'static str {
         Reason::PlanChanged => "plan again, and commit the new plan",
         Reason::LayoutInvalid => "look at what the message says of the members",
         Reason::AgreementFailed => "look at the present state, and try again",
+        Reason::SnapshotExists => "choose another name, or delete that snapshot",
+        Reason::SnapshotNotFound => "list the snapshots",
+        Reason::SnapshotLimit => "delete a snapshot, or raise the limit of the node",
+        Reason::SnapshotUnsupported => "ask a node that keeps its data on disk",
+        Reason::SnapshotFailed => "look at the node's disk",
         Reason::ConnectionLost => "check that the nodes run and can be reached",
         Reason::Other => "look at the message, and at the node's log",
     }

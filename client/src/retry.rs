@@ -143,6 +143,11 @@ mod tests {
         (Reason::PlanChanged, "--"),
         (Reason::LayoutInvalid, "--"),
         (Reason::AgreementFailed, "--"),
+        (Reason::SnapshotExists, "--"),
+        (Reason::SnapshotNotFound, "--"),
+        (Reason::SnapshotLimit, "--"),
+        (Reason::SnapshotUnsupported, "--"),
+        (Reason::SnapshotFailed, "--"),
         (Reason::ConnectionLost, "e-"),
         (Reason::Other, "e-"),
     ];

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use model::{Layout, Limits};
 
-use crate::commit::CommitSettings;
+use crate::{commit::CommitSettings, snapshot::SnapshotFolder};
 
 /// The settings of one node.
 #[derive(Clone, Debug)]
@@ -63,6 +63,8 @@ pub struct NodeConfig {
     /// Datacenters for whose nodes no hints are kept, but for writes at ANY: what they miss is marked
     /// dirty at once, and left to the exchange.
     pub no_hints_for: Vec<String>,
+    /// Snapshots kept at once. Each holds on to data files that the database has replaced since.
+    pub snapshots_max: usize,
     /// How long a connection may take to its first request, in milliseconds: half-open and idle
     /// strangers are closed then.
     pub first_request_timeout_ms: u64,
@@ -96,6 +98,7 @@ impl Default for NodeConfig {
             hint_age_ms_max: 3 * 3_600_000,
             any_hint_bytes_max: CommitSettings::default().any_hint_bytes_max,
             no_hints_for: Vec::new(),
+            snapshots_max: 16,
             first_request_timeout_ms: 10_000,
             shutdown_grace_ms: 5_000,
         }
@@ -161,12 +164,19 @@ impl NodeConfig {
                 format!("{actual} is not within 1 to {CONNECTIONS_MAX}"),
             );
         }
+        if self.snapshots_max > SNAPSHOTS_MAX {
+            let actual = self.snapshots_max;
+            return error("snapshots_max", format!("{actual} is not within 0 to {SNAPSHOTS_MAX}"));
+        }
         Ok(())
     }
 }
 
 /// Loops have four bits in the id of an operation.
 pub const IO_THREADS_MAX: usize = 16;
+
+/// As many as are listed at once.
+const SNAPSHOTS_MAX: usize = SnapshotFolder::LISTED_MAX;
 
 /// More than a process has file descriptors for.
 const CONNECTIONS_MAX: usize = 1 << 20;

@@ -3,6 +3,7 @@
 mod accept;
 mod admin;
 mod admin_hints;
+mod admin_snapshot;
 mod admin_view;
 mod answers;
 mod any_room;

@@ -19,6 +19,7 @@ mod outbox;
 pub mod replica;
 mod reply;
 mod shared;
+pub mod snapshot;
 pub mod storage;
 mod view;
 mod wheel;

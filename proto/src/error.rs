@@ -140,6 +140,16 @@ reasons! {
     LayoutInvalid = "LAYOUT_INVALID", FailedPrecondition;
     /// Another change of layout or keyspaces won, or too few members took part to decide.
     AgreementFailed = "AGREEMENT_FAILED", Aborted;
+    /// The node has a snapshot of this name: `name`.
+    SnapshotExists = "SNAPSHOT_EXISTS", AlreadyExists;
+    /// The node has no snapshot of this name: `name`.
+    SnapshotNotFound = "SNAPSHOT_NOT_FOUND", NotFound;
+    /// The node has as many snapshots as it keeps: `limit`, `actual`.
+    SnapshotLimit = "SNAPSHOT_LIMIT", ResourceExhausted;
+    /// The node's storage keeps no snapshots.
+    SnapshotUnsupported = "SNAPSHOT_UNSUPPORTED", Unimplemented;
+    /// The node could not read, write or remove the files of a snapshot.
+    SnapshotFailed = "SNAPSHOT_FAILED", Internal;
     /// The connection broke or could not be made: nothing is known of the call's fate. Client only.
     ConnectionLost = "CONNECTION_LOST", Unavailable;
     /// An error that carries no reason of ours.

@@ -14,3 +14,4 @@ mod levels;
 mod python;
 mod restart;
 mod scans;
+mod snapshots;

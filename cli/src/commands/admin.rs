@@ -4,6 +4,7 @@ mod explain;
 mod hints;
 mod keyspace;
 mod layout;
+mod snapshot;
 mod status;
 
 use clap::Subcommand;
@@ -26,6 +27,8 @@ pub(crate) enum AdminCommand {
     #[command(subcommand)]
     Keyspace(keyspace::KeyspaceCommand),
     Explain(explain::ExplainArgs),
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     Hints(hints::HintsArgs),
 }
 
@@ -42,6 +45,7 @@ pub(crate) async fn run(
         AdminCommand::Layout(command) => layout::run(command, &admin, output).await?,
         AdminCommand::Keyspace(command) => keyspace::run(command, &admin, output).await?,
         AdminCommand::Explain(args) => explain::run(args, &admin, output).await?,
+        AdminCommand::Snapshot(command) => snapshot::run(command, &admin, output).await?,
         AdminCommand::Hints(args) => hints::run(args, &admin, output).await?,
     }
     Ok(Exit::Ok)

@@ -88,6 +88,10 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "N")]
     connections_max: Option<usize>,
 
+    /// Snapshots of the node kept at once
+    #[arg(long, value_name = "N")]
+    snapshots_max: Option<usize>,
+
     /// Bytes of hints kept for one node that is away; beyond it parts of the ring are marked dirty
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     hint_bytes_max: Option<usize>,
@@ -218,6 +222,9 @@ impl StartArgs {
         }
         if let Some(it) = self.connections_max {
             config.connections_max = it;
+        }
+        if let Some(it) = self.snapshots_max {
+            config.snapshots_max = it;
         }
         if let Some(it) = self.hint_bytes_max {
             config.hint_bytes_per_target_max = u64::try_from(it).unwrap_or(u64::MAX);

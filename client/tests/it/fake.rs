@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use client::{CallError, Client, ClientConfig, Keyspace, wire};
+use client::{CallError, Client, ClientConfig, Keyspace, Reason, wire};
 use futures_util::{FutureExt, StreamExt, stream};
 use proto::v1::{
     admin_service_server::{AdminService, AdminServiceServer},
@@ -447,6 +447,8 @@ fn error_for(answer: &Answer, name: &str) -> Option<wire::KeyError> {
     Some(error.1.clone().into_key_error())
 }
 
+type Steps<T> = stream::BoxStream<'static, Result<T, Status>>;
+
 #[tonic::async_trait]
 impl AdminService for Service {
     async fn get_topology(
@@ -536,6 +538,58 @@ impl AdminService for Service {
         &self,
         _: Request<wire::WaitHintsRequest>,
     ) -> Result<Response<wire::WaitHintsResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    type CreateSnapshotStream = Steps<wire::CreateSnapshotResponse>;
+
+    async fn create_snapshot(
+        &self,
+        request: Request<wire::CreateSnapshotRequest>,
+    ) -> Result<Response<Self::CreateSnapshotStream>, Status> {
+        use wire::create_snapshot_response::Step;
+        self.answer("create_snapshot", &request, 0, Vec::new()).await?;
+        let name = request.into_inner().name;
+        let progress = |files_done| {
+            let progress = wire::SnapshotProgress { files_done, files: 2, ..Default::default() };
+            wire::CreateSnapshotResponse { step: Some(Step::Progress(progress)) }
+        };
+        let mut steps = vec![Ok(progress(1)), Ok(progress(2))];
+        match &*name {
+            "cut-off" => {}
+            "full" => {
+                let full = CallError::new(Reason::DiskFull, "no room");
+                steps.push(Err(full.into()));
+            }
+            _ => {
+                let created = wire::Snapshot { name, ..wire::Snapshot::default() };
+                let created = Some(Step::Created(created));
+                steps.push(Ok(wire::CreateSnapshotResponse { step: created }));
+            }
+        }
+        Ok(Response::new(stream::iter(steps).boxed()))
+    }
+
+    async fn list_snapshots(
+        &self,
+        _: Request<wire::ListSnapshotsRequest>,
+    ) -> Result<Response<wire::ListSnapshotsResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    type VerifySnapshotStream = Steps<wire::VerifySnapshotResponse>;
+
+    async fn verify_snapshot(
+        &self,
+        _: Request<wire::VerifySnapshotRequest>,
+    ) -> Result<Response<Self::VerifySnapshotStream>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        _: Request<wire::DeleteSnapshotRequest>,
+    ) -> Result<Response<wire::DeleteSnapshotResponse>, Status> {
         Err(Status::unimplemented("not scripted"))
     }
 }

@@ -5,4 +5,5 @@ mod cluster;
 mod fake;
 mod reads;
 mod scans;
+mod snapshots;
 mod writes;

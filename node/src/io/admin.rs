@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
+    admin_snapshot::{Snapshots, Steps},
     admin_view::{
         assignments, clock_state, cluster_id, created, keyspaces, node_info, replica_state,
     },
@@ -164,6 +165,10 @@ impl AdminApi {
         let metadata =
             self.change(Change::AlterKeyspace { name: name.clone(), change, accept_weak });
         created(&*metadata.await?, &name)
+    }
+
+    fn snapshots(&self) -> Snapshots {
+        Snapshots(Arc::clone(&self.io.shared))
     }
 
     async fn drop_keyspace_call(&self, name: String) -> Result<(), CallError> {
@@ -405,6 +410,38 @@ impl AdminService for AdminApi {
     ) -> Result<Response<v1::ExplainResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         Ok(Response::new(self.explain_call(&metadata, request).await?))
+    }
+
+    type CreateSnapshotStream = Steps<v1::CreateSnapshotResponse>;
+
+    async fn create_snapshot(
+        &self,
+        request: Request<v1::CreateSnapshotRequest>,
+    ) -> Result<Response<Self::CreateSnapshotStream>, Status> {
+        Ok(Response::new(self.snapshots().create(&request.get_ref().name)?))
+    }
+
+    async fn list_snapshots(
+        &self,
+        _: Request<v1::ListSnapshotsRequest>,
+    ) -> Result<Response<v1::ListSnapshotsResponse>, Status> {
+        Ok(Response::new(self.snapshots().list().await?))
+    }
+
+    type VerifySnapshotStream = Steps<v1::VerifySnapshotResponse>;
+
+    async fn verify_snapshot(
+        &self,
+        request: Request<v1::VerifySnapshotRequest>,
+    ) -> Result<Response<Self::VerifySnapshotStream>, Status> {
+        Ok(Response::new(self.snapshots().verify(&request.get_ref().name)?))
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<v1::DeleteSnapshotRequest>,
+    ) -> Result<Response<v1::DeleteSnapshotResponse>, Status> {
+        Ok(Response::new(self.snapshots().delete(&request.get_ref().name).await?))
     }
 }
 

@@ -30,6 +30,7 @@ use crate::{
     config::{ConfigError, NodeConfig},
     membership::Member,
     shared::{Shared, StopReason, system_key},
+    snapshot::SnapshotFolder,
     storage::{
         OpenError, Space, Storage, StorageError,
         cached::CachedStorage,
@@ -104,10 +105,15 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
     std::fs::create_dir_all(&config.data)?;
     let engine = RocksStorage::open(&config.data.join("rocksdb"), resources)?;
     let storage = CachedStorage::new(engine, resources.row_cache_bytes());
+    let snapshots = SnapshotFolder::new(&config.data, config.snapshots_max);
+    if let Err(error) = snapshots.sweep() {
+        tracing::warn!(%error, "what a crash has left of a snapshot stays for now");
+    }
     let world = World {
         clock: Arc::new(SystemClock),
         network: Arc::new(TcpNetwork { shared_ports: config.io_threads > 1 }),
         storage: Arc::new(storage),
+        snapshots: Some(Arc::new(snapshots)),
         seed: system_seed()?,
         blocking: Blocking::Threads,
     };

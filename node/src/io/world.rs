@@ -8,7 +8,7 @@ use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc};
 use model::Timestamp;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::storage::Storage;
+use crate::{snapshot::SnapshotFolder, storage::Storage};
 
 /// A future in a box, as these traits need it to be used as objects.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -69,6 +69,8 @@ pub struct World {
     pub network: Arc<dyn Network>,
     /// Its storage, opened.
     pub storage: Arc<dyn Storage>,
+    /// Its snapshots; `None` if its storage has no files.
+    pub snapshots: Option<Arc<SnapshotFolder>>,
     /// The seed of all randomness in the node.
     pub seed: u64,
     /// Where work that blocks is done.

@@ -74,6 +74,7 @@ impl TestNode {
             clock: Arc::clone(&clock) as Arc<dyn WallClock>,
             network,
             storage: Arc::new(MemoryStorage::new()),
+            snapshots: None,
             seed,
             blocking: Blocking::Threads,
         };

@@ -24,18 +24,18 @@ use tonic::transport::{Channel, Endpoint};
 use super::{get, put};
 
 /// A cluster of one, whose keyspace "test" takes ANY.
-struct Alone {
+pub(super) struct Alone {
     disk: MemoryStorage,
     /// While true, no group of writes ends.
     stalled: watch::Sender<bool>,
     node: Node,
     kv: KvServiceClient<Channel>,
-    admin: AdminServiceClient<Channel>,
+    pub(super) admin: AdminServiceClient<Channel>,
 }
 
 impl Alone {
     /// Runs it on the present thread, for as long as the test does.
-    async fn start(config: NodeConfig) -> Self {
+    pub(super) async fn start(config: NodeConfig) -> Self {
         let network = Arc::new(TcpNetwork { shared_ports: false });
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let clients = network.listen(any).await.unwrap();
@@ -47,6 +47,7 @@ impl Alone {
             clock: Arc::new(SystemClock),
             network,
             storage: Arc::new(disk.clone()),
+            snapshots: None,
             seed: 1,
             blocking: Blocking::Threads,
         };

@@ -4,6 +4,7 @@
 
 mod clocks;
 mod disk;
+mod snapshots;
 
 use std::{net::SocketAddr, time::Duration};
 

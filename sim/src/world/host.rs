@@ -95,6 +95,7 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
         clock: Arc::new(SimClock(Arc::clone(&controls))),
         network: Arc::new(SimNetwork(Some(Arc::clone(&controls)))),
         storage: Arc::new(CachedStorage::new(settings.disk, settings.row_cache_bytes)),
+        snapshots: None,
         seed: settings.seed,
         blocking: Blocking::Simulated(Arc::clone(&controls) as Arc<dyn DiskPace>),
     };
