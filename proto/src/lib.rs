@@ -12,6 +12,10 @@ pub use error::{CallError, CallOutcome, Reason};
 #[expect(missing_docs, reason = "generated; the documentation stands in the .proto files")]
 #[expect(unused_qualifications, reason = "generated")]
 #[expect(clippy::allow_attributes_without_reason, clippy::too_many_lines, reason = "generated")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "generated; one message of each kind is alive at once"
+)]
 pub mod v1 {
     tonic::include_proto!("quorate.v1");
 }

@@ -4,10 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 
-use crate::harness::{
-    binary::{run, run_ok},
-    cluster::{Cluster, Keyspace, Options, datacenters},
-};
+use crate::harness::{Cluster, Keyspace, Options, datacenters, run, run_ok};
 
 /// Runs a snapshot command that may fail: its exit code, its document, and what it said of a failure.
 fn snapshot(node: &str, arguments: &[&str]) -> (Option<i32>, Value, String) {
