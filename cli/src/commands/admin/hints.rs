@@ -388,7 +388,8 @@ mod tests {
         let table = table(targets.iter().map(|it| ("127.0.0.1:7400", it)));
         assert_eq!(
             table.separated(),
-            "127.0.0.1:7400\t127.0.0.1:7404\tfra\t1,234\t1205 KiB\t1m15s\t-\t3\trefused DISK_FULL
+            "kept by\tfor\tdc\thints\tbytes\toldest\tof ANY\tdirty\tdelivery
+127.0.0.1:7400\t127.0.0.1:7404\tfra\t1,234\t1205 KiB\t1m15s\t-\t3\trefused DISK_FULL
 127.0.0.1:7400\t07070707-0707-0707-0707-070707070707\tfra\t0\t0 B\t1m15s\t12 (11 KiB)\t3\taway, not in the layout\n"
         );
     }
