@@ -40,6 +40,11 @@ pub(super) fn advice(error: &CallError, attempt: &Attempt, unknown: bool) -> Vec
             advice.push("a quorum level, such as --consistency QUORUM".to_owned());
         }
         Reason::KeyspaceInvalid => advice.push("quorate admin keyspace create --help".to_owned()),
+        Reason::SnapshotNotFound => advice.push("quorate admin snapshot list".to_owned()),
+        Reason::SnapshotLimit => {
+            advice.push("quorate admin snapshot delete NAME".to_owned());
+            advice.push("a higher --snapshots-max of the node".to_owned());
+        }
         Reason::PlanChanged => advice.push("quorate admin layout plan".to_owned()),
         Reason::ReadTimeout | Reason::ReadFailed | Reason::DeadlinePassed if !unknown => {
             advice.push(retry);

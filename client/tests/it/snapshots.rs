@@ -6,7 +6,7 @@ use crate::fake::{Answer, Fake};
 
 /// Makes a snapshot on one node: the files done that were told, and the end.
 async fn create(fake: &Fake, name: &str) -> (Vec<u64>, Result<String, Error>) {
-    let admin = fake.client().await.admin().at_node(&fake.address(0)).unwrap();
+    let admin = fake.client().await.admin().at_node(fake.address(0)).expect("an address");
     let mut told = Vec::new();
     let made = admin.create_snapshot(name, |it| told.push(it.files_done)).await;
     (told, made.map(|it| it.name))

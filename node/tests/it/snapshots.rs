@@ -68,7 +68,7 @@ async fn made_listed_verified_and_deleted() {
     assert!(made.clock >= status.clock && made.files > 0 && made.bytes > 0, "{made:?}");
 
     let listed = admin.list_snapshots(v1::ListSnapshotsRequest {}).await.unwrap().into_inner();
-    assert_eq!(listed.snapshots, [made.clone()]);
+    assert_eq!(listed.snapshots, std::slice::from_ref(&made));
     let report = verify(&mut admin, "first").await.unwrap();
     assert_eq!((report.snapshot, report.findings), (Some(made), vec![]));
 
