@@ -55,7 +55,7 @@ pub struct Bounds {
     pub hint_age_ms: u64,
     /// Bytes of hints kept for writes at ANY.
     pub any_hint_bytes: u64,
-    /// True if no hints are kept at all, except those of ANY.
+    /// True if no hints are kept for nodes of a node's own datacenter, except those of ANY.
     pub no_hints: bool,
 }
 

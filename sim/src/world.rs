@@ -114,7 +114,6 @@ impl World {
             let settings = HostSettings {
                 name: name.clone(),
                 datacenter: datacenter_name(datacenter),
-                datacenters: (0..shape.datacenter_count()).map(datacenter_name).collect(),
                 rack: format!("r{}", nodes.len() % 3),
                 join: names.iter().take(3).cloned().collect(),
                 seed: random.random(),

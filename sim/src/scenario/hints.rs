@@ -24,8 +24,7 @@ pub(super) fn all() -> Vec<Scenario> {
     let three = Shape { disk_ms: 1, clock_offset_ms: 0, ..Shape::default() };
     let four = Shape { datacenters: vec![4], ..three.clone() };
     let alone = Shape { replicas: 1, ..three.clone() };
-    let aging = Bounds { hint_age_ms: 5_000, ..Bounds::default() };
-    vec![
+    let mut all = vec![
         steps(
             "any-survives-power-loss",
             "A write at ANY is acknowledged by a hint alone, its only replica being away. Then the \
@@ -56,6 +55,15 @@ pub(super) fn all() -> Vec<Scenario> {
             |it| Box::pin(ce23(it)),
             &[Shown { mutant: Mutant::DeadHintKept, says: "a dead stamp was handed over" }],
         ),
+    ];
+    all.extend(given_up(&three, &alone));
+    all
+}
+
+/// Hints that cannot be delivered in time, or at all, and who waits for the others.
+fn given_up(three: &Shape, alone: &Shape) -> Vec<Scenario> {
+    let aging = Bounds { hint_age_ms: 5_000, ..Bounds::default() };
+    vec![
         steps(
             "ce24-any-outlives-the-bound",
             "A write at ANY is acknowledged by a hint alone, and its replica stays away for longer than \
@@ -82,7 +90,7 @@ pub(super) fn all() -> Vec<Scenario> {
             "ce25-a-hint-is-kept-until-durable",
             "The replica that a hint is for answers it, the hint is dropped, and the replica loses its \
              power. It has the write.",
-            &alone,
+            alone,
             |it| Box::pin(ce25(it)),
             &[Shown {
                 mutant: Mutant::AcknowledgedBeforeSync,
@@ -93,7 +101,7 @@ pub(super) fn all() -> Vec<Scenario> {
             "ce26-a-hint-for-nobody",
             "A node keeps hints for one that no layout names. The hint of a put goes, and that of a \
              write at ANY goes to a replica that there is.",
-            &three,
+            three,
             |it| Box::pin(ce26(it)),
             &[],
         ),
@@ -101,7 +109,7 @@ pub(super) fn all() -> Vec<Scenario> {
             "a-barrier-waits-for-what-was-there",
             "A replica that has been away and is away again is owed hints. A barrier behind them lets \
              nobody through before it has them on its disk.",
-            &three,
+            three,
             |it| Box::pin(barrier(it)),
             &[Shown { mutant: Mutant::BarrierPassedEarly, says: "before a hint was delivered" }],
         ),

@@ -33,8 +33,6 @@ pub(crate) struct HostSettings {
     pub name: String,
     /// The datacenter.
     pub datacenter: String,
-    /// All datacenters.
-    pub datacenters: Vec<String>,
     /// The rack.
     pub rack: String,
     /// Hosts to find the cluster through.
@@ -77,6 +75,8 @@ pub(crate) async fn run_host(settings: HostSettings) {
 async fn live(settings: HostSettings) -> Result<(), HostError> {
     let controls = settings.controls;
     let address = |port| SocketAddr::new(turmoil::lookup(settings.name.as_str()), port);
+    let mut no_hints_for = vec![settings.datacenter.clone()];
+    no_hints_for.retain(|_| settings.bounds.no_hints);
     let config = NodeConfig {
         listen: address(CLIENT_PORT),
         peer_listen: address(PEER_PORT),
@@ -88,7 +88,7 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
         hint_bytes_per_target_max: settings.bounds.hint_bytes,
         hint_age_ms_max: settings.bounds.hint_age_ms,
         any_hint_bytes_max: settings.bounds.any_hint_bytes,
-        no_hints_for: if settings.bounds.no_hints { settings.datacenters } else { Vec::new() },
+        no_hints_for,
         ..NodeConfig::default()
     };
     let world = World {
