@@ -28,7 +28,8 @@ fn kept(document: &Value, target: &str) -> u64 {
     let nodes = document["nodes"].as_array().expect("nodes");
     let targets = nodes.iter().flat_map(|it| it["targets"].as_array().expect("targets"));
     let own = targets.filter(|it| it["target"] == target);
-    own.map(|it| it["hints"].as_u64().unwrap() + it["any_hints"].as_u64().unwrap()).sum()
+    let count = |it: &Value, name: &str| it[name].as_u64().expect("a count");
+    own.map(|it| count(it, "hints") + count(it, "any_hints")).sum()
 }
 
 #[tokio::test]
