@@ -24,7 +24,7 @@ pub(crate) const PURE: &[&str] = &["model", "coordinator", "antientropy"];
 
 /// What pure crates may use from outside: data structures, hashes and errors.
 const PURE_DEPENDENCIES: &[&str] =
-    &["bytes", "crc32c", "slab", "smallvec", "thiserror", "uuid", "xxhash-rust"];
+    &["bytes", "crc32c", "siphasher", "slab", "smallvec", "thiserror", "uuid", "xxhash-rust"];
 
 /// Dependencies that only generated code names.
 const NAMED_BY_GENERATED_CODE: &[(&str, &str)] = &[("proto", "tonic-prost")];
