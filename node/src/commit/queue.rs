@@ -23,8 +23,8 @@ pub struct QueueLimits {
 }
 
 impl Default for QueueLimits {
-    /// 64 Ki items and 64 MiB: some hundred milliseconds of work, more than any deadline waits for
-    /// with profit.
+    /// 64 Ki items and 64 MiB: some hundred milliseconds of work while what they replace is in memory,
+    /// and seconds when it has to be read first. More than any deadline waits for with profit.
     fn default() -> Self {
         Self { items_max: 64 << 10, bytes_max: 64 << 20 }
     }

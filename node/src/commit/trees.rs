@@ -148,7 +148,8 @@ impl Trees {
                 Some(tree) => tree,
                 None => settings.make_again(storage, keyspace, partition)?,
             };
-            trees_of(&mut forest, *settings, keyspace)[partition.index()] = tree;
+            let first = partition.first_token(settings.partitions);
+            *tree_of(&mut forest, *settings, keyspace, first) = tree;
         }
         *self.lock() = forest;
         Ok(())
@@ -163,11 +164,19 @@ impl Trees {
         Some(tree.map_or_else(|| Tree::root(partition, settings.partitions), |it| it.leaf(token)))
     }
 
-    /// Puts leaves, each in the place of the one with its range.
-    fn set(&self, keyspace: KeyspaceId, leaves: &[Leaf]) {
+    /// Puts leaves in the place of the one whose range they tile.
+    fn replace(&self, keyspace: KeyspaceId, leaves: &[Leaf]) {
         let (Some(settings), [first, ..]) = (self.settings.get(), leaves) else { return };
-        let partition = first.first.partition(settings.partitions);
-        trees_of(&mut self.lock(), *settings, keyspace)[partition.index()].replace(leaves);
+        tree_of(&mut self.lock(), *settings, keyspace, first.first).replace(leaves);
+    }
+
+    /// Puts leaves, each in the place of the one with its range.
+    fn set_each(&self, leaves: impl ExactSizeIterator<Item = (KeyspaceId, Leaf)>) {
+        let Some(settings) = self.settings.get().filter(|_| leaves.len() > 0) else { return };
+        let mut forest = self.lock();
+        for (keyspace, leaf) in leaves {
+            tree_of(&mut forest, *settings, keyspace, leaf.first).replace(&[leaf]);
+        }
     }
 
     fn remove(&self, keyspace: KeyspaceId) {
@@ -247,9 +256,7 @@ impl TreeSettings {
         let whole = Tree::root(partition, self.partitions);
         let leaves = whole.cut(&self.read(storage, keyspace, &whole, usize::MAX)?.records);
         let mut batch = WriteBatch::new();
-        let (start, end) = StorageKey::token_range(keyspace, whole.first, whole.last());
-        let end = end.unwrap_or_else(|| Bytes::from_static(&[0xff; KEY_BYTES + 1]));
-        batch.delete_range(Space::Trees, &start, &end);
+        delete_leaves(&mut batch, keyspace, whole.first, whole.last());
         leaves.iter().for_each(|it| put_leaf(&mut batch, keyspace, it));
         storage.write(&batch, Durability::Buffered)?;
         Ok(Tree::from_leaves(partition, self.partitions, leaves)
@@ -262,10 +269,23 @@ fn partitions(settings: TreeSettings) -> impl Iterator<Item = PartitionIndex> {
     (0..=last).map(PartitionIndex)
 }
 
-fn trees_of(forest: &mut Forest, settings: TreeSettings, keyspace: KeyspaceId) -> &mut Vec<Tree> {
-    forest.entry(keyspace).or_insert_with(|| {
+fn tree_of(
+    forest: &mut Forest,
+    settings: TreeSettings,
+    keyspace: KeyspaceId,
+    token: Token,
+) -> &mut Tree {
+    let trees = forest.entry(keyspace).or_insert_with(|| {
         partitions(settings).map(|it| Tree::empty(it, settings.partitions)).collect()
-    })
+    });
+    &mut trees[token.partition(settings.partitions).index()]
+}
+
+/// Removes the leaves that begin within a range of tokens.
+fn delete_leaves(batch: &mut WriteBatch, keyspace: KeyspaceId, first: Token, last: Token) {
+    let (start, end) = StorageKey::token_range(keyspace, first, last);
+    let end = end.unwrap_or_else(|| Bytes::from_static(&[0xff; KEY_BYTES + 1]));
+    batch.delete_range(Space::Trees, &start, &end);
 }
 
 fn put_leaf(batch: &mut WriteBatch, keyspace: KeyspaceId, leaf: &Leaf) {

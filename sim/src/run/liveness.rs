@@ -9,27 +9,29 @@ use std::{
 
 use model::ConsistencyLevel as L;
 use proto::{CallError, CallOutcome};
+use tokio::sync::Notify;
 
 use crate::{log::Log, raw::RawNode, recorder::now};
 
 /// The calls that a run makes through each of its nodes, and what was wrong with them.
 #[derive(Default)]
 pub(super) struct Serving {
-    begun: Cell<bool>,
-    left: Cell<usize>,
+    begun: Notify,
+    /// Nodes whose calls have not ended; `None` before the beginning.
+    left: Cell<Option<usize>>,
     complaints: RefCell<Vec<String>>,
 }
 
 impl Serving {
     /// Calls begin.
     pub(super) fn begin(&self, nodes: usize) {
-        self.left.set(nodes);
-        self.begun.set(true);
+        self.left.set(Some(nodes));
+        self.begun.notify_one();
     }
 
     /// True once every call has been answered or given up.
     pub(super) fn is_over(&self) -> bool {
-        self.begun.get() && self.left.get() == 0
+        self.left.get() == Some(0)
     }
 
     /// What was wrong.
@@ -39,16 +41,14 @@ impl Serving {
 
     /// Waits for the beginning, and calls through so many nodes at a time.
     pub(super) async fn ask(self: Rc<Self>, nodes: usize, log: Log) {
-        while !self.begun.get() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        self.begun.notified().await;
         for node in 0..nodes {
             let (it, log) = (Rc::clone(&self), log.clone());
             tokio::task::spawn_local(async move {
                 if let Err(what) = serves(node, &log).await {
                     it.complaints.borrow_mut().push(what);
                 }
-                it.left.set(it.left.get() - 1);
+                it.left.update(|left| left.map(|it| it - 1));
             });
         }
     }

@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use antientropy::merkle::{Leaf, LeafChange, TreeHash};
-use bytes::Bytes;
 use model::{KeyspaceId, Mutant, Record, RecordKind, StorageKey, Token};
 
-use super::{KEY_BYTES, Trees, put_leaf};
-use crate::storage::{Durability, Space, Storage, StorageError, WriteBatch};
+use super::{Trees, delete_leaves, put_leaf};
+use crate::storage::{Durability, Storage, StorageError, WriteBatch};
 
 /// Most of the data that is read to cut one leaf, while nothing else is written: a leaf of larger
 /// records stays whole, and costs an exchange more.
@@ -17,10 +16,8 @@ const CUT_BYTES_MAX: usize = 16 << 20;
 /// The trees' part of a commit path.
 pub(in crate::commit) struct TreeStage {
     trees: Arc<Trees>,
-    /// By keyspace and the first token of the leaf.
-    changes: BTreeMap<LeafId, LeafChange>,
-    /// The leaves of this group, as they are once it is written.
-    staged: Vec<(KeyspaceId, Leaf)>,
+    /// The leaves that this group changes, as they are once it is written.
+    changed: BTreeMap<LeafId, Leaf>,
     dropped: Vec<KeyspaceId>,
     /// Leaves to cut.
     overfull: BTreeSet<LeafId>,
@@ -30,6 +27,7 @@ pub(in crate::commit) struct TreeStage {
     late: Vec<(KeyspaceId, Leaf)>,
 }
 
+/// A keyspace and the first token of a leaf.
 type LeafId = (KeyspaceId, Token);
 
 impl TreeStage {
@@ -41,8 +39,7 @@ impl TreeStage {
         trees.load(storage)?;
         Ok(Self {
             trees,
-            changes: BTreeMap::new(),
-            staged: Vec::new(),
+            changed: BTreeMap::new(),
             dropped: Vec::new(),
             overfull: BTreeSet::new(),
             uncut: BTreeMap::new(),
@@ -65,12 +62,14 @@ impl TreeStage {
             return true;
         }
         let hasher = settings.hasher();
-        let change = self.changes.entry((keyspace, leaf.first)).or_default();
-        change.hash ^= hasher.hash(key, new);
+        let mut change = LeafChange { hash: hasher.hash(key, new), records: 0 };
         match old {
             Some(old) => change.hash ^= hasher.hash(key, old),
-            None => change.records += 1,
+            None => change.records = 1,
         }
+        // Leaves are cut between groups only: the one of the first change is that of all.
+        let changed = self.changed.entry((keyspace, leaf.first)).or_insert(leaf);
+        *changed = changed.after(change);
         true
     }
 
@@ -81,41 +80,36 @@ impl TreeStage {
 
     /// Puts the changed leaves into the group's batch.
     pub(in crate::commit) fn write(&mut self, batch: &mut WriteBatch) {
-        let (trees, dropped) = (&self.trees, &self.dropped);
-        for ((keyspace, first), change) in std::mem::take(&mut self.changes) {
-            let leaf = trees.leaf(keyspace, first).filter(|_| !dropped.contains(&keyspace));
-            self.staged.extend(leaf.map(|it| (keyspace, it.after(change))));
-        }
-        for keyspace in &self.dropped {
-            let (start, end) = StorageKey::token_range(*keyspace, Token(0), Token(u64::MAX));
-            let end = end.unwrap_or_else(|| Bytes::from_static(&[0xff; KEY_BYTES + 1]));
-            batch.delete_range(Space::Trees, &start, &end);
+        let dropped = &self.dropped;
+        self.changed.retain(|id, _| !dropped.contains(&id.0));
+        for keyspace in dropped {
+            delete_leaves(batch, *keyspace, Token(0), Token(u64::MAX));
         }
         if Mutant::TreeWrittenLate.is_on() {
             self.late.drain(..).for_each(|it| put_leaf(batch, it.0, &it.1));
-            self.late.extend(&self.staged);
+            self.late.extend(self.changed.iter().map(|(id, leaf)| (id.0, *leaf)));
             return;
         }
-        self.staged.iter().for_each(|it| put_leaf(batch, it.0, &it.1));
+        self.changed.iter().for_each(|(id, leaf)| put_leaf(batch, id.0, leaf));
     }
 
     /// The group is written: so are its leaves.
     pub(in crate::commit) fn keep(&mut self) {
         self.dropped.drain(..).for_each(|it| self.trees.remove(it));
-        for (keyspace, leaf) in self.staged.drain(..) {
-            self.trees.set(keyspace, &[leaf]);
-            let id = (keyspace, leaf.first);
-            let was_tried_at = self.uncut.get(&id).copied().unwrap_or(0);
-            if leaf.is_overfull() && leaf.records / 2 >= was_tried_at {
-                self.overfull.insert(id);
+        self.trees.set_each(self.changed.iter().map(|(id, leaf)| (id.0, *leaf)));
+        for (id, leaf) in std::mem::take(&mut self.changed) {
+            if leaf.is_overfull() {
+                let was_tried_at = self.uncut.get(&id).copied().unwrap_or(0);
+                if leaf.records / 2 >= was_tried_at {
+                    self.overfull.insert(id);
+                }
             }
         }
     }
 
     /// The group is not written.
     pub(in crate::commit) fn undo(&mut self) {
-        self.changes.clear();
-        self.staged.clear();
+        self.changed.clear();
         self.dropped.clear();
     }
 
@@ -145,7 +139,7 @@ impl TreeStage {
         let mut batch = WriteBatch::new();
         leaves.iter().for_each(|it| put_leaf(&mut batch, keyspace, it));
         storage.write(&batch, Durability::Buffered)?;
-        self.trees.set(keyspace, &leaves);
+        self.trees.replace(keyspace, &leaves);
         self.uncut.remove(&(keyspace, first));
         Ok(if is_exact { Cut::Done } else { Cut::Mended { leaf } })
     }
