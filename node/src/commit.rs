@@ -26,7 +26,10 @@ use model::{
     WriteAnswer,
 };
 
-use crate::storage::{Durability, StorageError};
+use crate::{
+    counters::counters,
+    storage::{Durability, StorageError},
+};
 
 pub use committer::Committer;
 pub use dirty::{DirtyMark, dirty_marks};
@@ -224,64 +227,43 @@ impl Default for CommitSettings {
     }
 }
 
-/// What a commit path has done since it was opened.
-#[derive(Debug, Default)]
-pub struct CommitCounters {
+counters! {
+    /// What a commit path has done since it was opened.
+    CommitCounters;
+
     /// Groups written or judged.
-    pub groups: AtomicU64,
+    groups = "commit_groups",
     /// Items in them.
-    pub items: AtomicU64,
+    items = "commit_items",
     /// The most items of one group.
-    pub group_items_max: AtomicU64,
+    group_items_max = "commit_group_items_max" as Gauge,
     /// Records written.
-    pub records_written: AtomicU64,
+    records_written,
     /// Mutations answered `Superseded`.
-    pub superseded: AtomicU64,
+    superseded = "mutations_superseded",
     /// Items refused because the stored bytes of their key are damaged. Alarm.
-    pub corrupt: AtomicU64,
+    corrupt = "records_corrupt",
     /// Records of one version with different contents: a request id was used twice. Alarm.
-    pub conflicting_records: AtomicU64,
+    conflicting_records = "records_conflicting",
     /// Leaves of Merkle trees that were cut because they had grown.
-    pub leaves_cut: AtomicU64,
+    leaves_cut,
     /// Leaves that were not what the data say, and are again. Alarm.
-    pub leaves_mended: AtomicU64,
+    leaves_mended,
     /// Hints kept.
-    pub hints_stored: AtomicU64,
+    hints_stored,
     /// Hints replaced by a dirty mark.
-    pub hints_marked_dirty: AtomicU64,
+    hints_marked_dirty,
     /// Hints replaced by a dirty mark because they were too old.
-    pub hints_aged: AtomicU64,
+    hints_aged,
     /// Hints given up because their target is no replica of their key any more.
-    pub hints_orphaned: AtomicU64,
+    hints_orphaned,
     /// Groups refused because the disk was full.
-    pub groups_full: AtomicU64,
+    groups_full = "commit_groups_full",
     /// Groups refused because the storage had failed.
-    pub groups_failed: AtomicU64,
+    groups_failed = "commit_groups_failed",
 }
 
 impl CommitCounters {
-    /// All of them, by name.
-    pub fn values(&self) -> Vec<(&'static str, u64)> {
-        let read = |it: &AtomicU64| it.load(Ordering::Relaxed);
-        vec![
-            ("groups", read(&self.groups)),
-            ("items", read(&self.items)),
-            ("group_items_max", read(&self.group_items_max)),
-            ("records_written", read(&self.records_written)),
-            ("superseded", read(&self.superseded)),
-            ("corrupt", read(&self.corrupt)),
-            ("conflicting_records", read(&self.conflicting_records)),
-            ("leaves_cut", read(&self.leaves_cut)),
-            ("leaves_mended", read(&self.leaves_mended)),
-            ("hints_stored", read(&self.hints_stored)),
-            ("hints_marked_dirty", read(&self.hints_marked_dirty)),
-            ("hints_aged", read(&self.hints_aged)),
-            ("hints_orphaned", read(&self.hints_orphaned)),
-            ("groups_full", read(&self.groups_full)),
-            ("groups_failed", read(&self.groups_failed)),
-        ]
-    }
-
     fn add(counter: &AtomicU64, count: usize) {
         counter.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Ordering::Relaxed);
     }

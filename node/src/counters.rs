@@ -2,24 +2,78 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Declares counters once: each line is the field, and its sentence the help of the metric.
+///
+/// `= "name"` shows a counter by another name than its field's, and `as Gauge` is for a figure that
+/// is no sum of events.
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a node has done since it started.
+    (
+        $(#[doc = $about:literal])*
+        $table:ident;
+        $($(#[doc = $help:literal])* $field:ident $(= $shown:literal)? $(as $kind:ident)?,)*
+    ) => {
+        $(#[doc = $about])*
         #[derive(Debug, Default)]
-        pub struct Counters {
-            $($(#[$doc])* pub $name: AtomicU64,)*
+        pub struct $table {
+            $($(#[doc = $help])* pub $field: std::sync::atomic::AtomicU64,)*
         }
 
-        impl Counters {
-            /// All of them, by name.
+        impl $table {
+            /// All of them, by field.
             pub fn values(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name.load(Ordering::Relaxed)),)*]
+                let read = |it: &std::sync::atomic::AtomicU64| {
+                    it.load(std::sync::atomic::Ordering::Relaxed)
+                };
+                vec![$((stringify!($field), read(&self.$field)),)*]
+            }
+
+            /// All of them, as status and metrics show them.
+            pub fn figures(&self) -> Vec<$crate::counters::Figure> {
+                let mut figures = Vec::new();
+                $(figures.push($crate::counters::Figure {
+                    name: $crate::counters::counters!(@shown $field $($shown)?),
+                    help: concat!($($help),*).trim_ascii_start(),
+                    kind: $crate::counters::counters!(@kind $($kind)?),
+                    value: self.$field.load(std::sync::atomic::Ordering::Relaxed),
+                });)*
+                figures
             }
         }
     };
+    (@shown $field:ident) => { stringify!($field) };
+    (@shown $field:ident $shown:literal) => { $shown };
+    (@kind) => { $crate::counters::FigureKind::Counter };
+    (@kind $kind:ident) => { $crate::counters::FigureKind::$kind };
+}
+
+pub(crate) use counters;
+
+/// One figure of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figure {
+    /// As status and metrics show it.
+    pub name: &'static str,
+    /// What it says, in a sentence.
+    pub help: &'static str,
+    /// What becomes of it in the course of time.
+    pub kind: FigureKind,
+    /// Its value now.
+    pub value: u64,
+}
+
+/// What becomes of a figure in the course of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FigureKind {
+    /// It only rises, from zero at the node's start.
+    Counter,
+    /// It goes up and down, or is no sum.
+    Gauge,
 }
 
 counters! {
+    /// What a node has done since it started.
+    Counters;
+
     /// Writes acknowledged.
     writes_acknowledged,
     /// Writes answered with an unknown outcome.
@@ -88,5 +142,38 @@ impl Counters {
     /// Adds one.
     pub fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+#[expect(unreachable_pub, reason = "tables are public")]
+mod tests {
+    use super::*;
+
+    counters! {
+        /// A sample.
+        Sample;
+
+        /// What is counted,
+        /// on two lines.
+        plain,
+        /// Renamed.
+        own = "shown",
+        /// The most of it.
+        most = "shown_max" as Gauge,
+    }
+
+    #[test]
+    fn a_line_of_the_table_says_everything() {
+        let sample = Sample::default();
+        Counters::count(&sample.own);
+        let figure = |name, help, kind, value| Figure { name, help, kind, value };
+        let expected = [
+            figure("plain", "What is counted, on two lines.", FigureKind::Counter, 0),
+            figure("shown", "Renamed.", FigureKind::Counter, 1),
+            figure("shown_max", "The most of it.", FigureKind::Gauge, 0),
+        ];
+        assert_eq!(sample.figures(), expected);
+        assert_eq!(sample.values(), [("plain", 0), ("own", 1), ("most", 0)]);
     }
 }

@@ -58,29 +58,11 @@ impl AdminApi {
 
     pub(super) fn counters(&self) -> BTreeMap<String, u64> {
         let shared = &self.io.shared;
-        let commits = shared.commit_counters.load();
-        let commit_figures = [
-            ("commit_groups", &commits.groups),
-            ("commit_items", &commits.items),
-            ("records_written", &commits.records_written),
-            ("mutations_superseded", &commits.superseded),
-            ("records_corrupt", &commits.corrupt),
-            ("records_conflicting", &commits.conflicting_records),
-            ("leaves_cut", &commits.leaves_cut),
-            ("leaves_mended", &commits.leaves_mended),
-            ("hints_stored", &commits.hints_stored),
-            ("hints_marked_dirty", &commits.hints_marked_dirty),
-            ("hints_aged", &commits.hints_aged),
-            ("hints_orphaned", &commits.hints_orphaned),
-        ];
+        let mut figures = shared.counters.figures();
+        figures.extend(shared.commit_counters.load().figures());
+        let mut counters: BTreeMap<_, _> =
+            figures.into_iter().map(|it| (it.name.to_owned(), it.value)).collect();
         let storage = shared.world.storage.statistics();
-        let mut counters: BTreeMap<String, u64> = BTreeMap::new();
-        for (name, value) in shared.counters.values() {
-            counters.insert(name.to_owned(), value);
-        }
-        for (name, value) in commit_figures {
-            counters.insert(name.to_owned(), value.load(Ordering::Relaxed));
-        }
         let trees = shared.trees.statistics();
         counters.insert("tree_records".to_owned(), trees.records);
         counters.insert("tree_leaves".to_owned(), trees.leaves);
