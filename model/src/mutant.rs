@@ -90,6 +90,10 @@ mutants! {
     TreeForgetsTombstones = "tree-forgets-tombstones",
     /// M2 off: leaves of Merkle trees are written one group after the records they stand for.
     TreeWrittenLate = "tree-written-late",
+    /// The comparison of two trees leaves out the last leaf.
+    CompareSkipsLastLeaf = "compare-skips-last-leaf",
+    /// H1 off: replicas are not compared.
+    ExchangeOff = "exchange-off",
     /// A failed sync is ignored.
     FailedSyncIgnored = "failed-sync-ignored",
     /// F9 off: a record that fails its checksum is served.
