@@ -36,6 +36,17 @@ pub enum ClockState {
 }
 
 impl ClockState {
+    /// Every state.
+    pub const ALL: [Self; 7] = [
+        Self::Alone,
+        Self::Unverified,
+        Self::Good,
+        Self::Disputed,
+        Self::Jumped,
+        Self::Off,
+        Self::Behind,
+    ];
+
     /// True if the node may stamp and coordinate.
     pub fn coordinates(self) -> bool {
         matches!(self, Self::Alone | Self::Good | Self::Disputed)

@@ -16,6 +16,9 @@ pub struct NodeConfig {
     /// Where nodes connect. A separate port, so that it can be closed to clients and so that a
     /// flood of clients cannot keep nodes apart.
     pub peer_listen: SocketAddr,
+    /// Where Prometheus asks for metrics; `None` serves none. A separate port, so that it can be
+    /// closed to clients and opened to who watches.
+    pub metrics_listen: Option<SocketAddr>,
     /// What clients are told to connect to, if not `listen`: behind address translation, or when
     /// listening on all interfaces.
     pub advertise: Option<SocketAddr>,
@@ -78,6 +81,7 @@ impl Default for NodeConfig {
             data: PathBuf::from("quorate-data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
             peer_listen: SocketAddr::from(([127, 0, 0, 1], 7401)),
+            metrics_listen: None,
             advertise: None,
             peer_advertise: None,
             datacenter: "dc1".to_owned(),
@@ -186,6 +190,15 @@ const CLOCK_OFFSET_MS: (u64, u64) = (50, 60_000);
 
 /// Less, and hints are given up before they could be delivered; more, and dirty marks come too late.
 const HINT_AGE_MS: (u64, u64) = (60_000, 7 * 86_400_000);
+
+/// Less, and comparing costs more than it finds; more, and replicas differ for long.
+const EXCHANGE_INTERVAL_MS: (u64, u64) = (100, 3_600_000);
+
+/// Less than a write takes to reach all its replicas, and it is sent twice.
+const EXCHANGE_SETTLE_MS: (u64, u64) = (100, 600_000);
+
+/// Less is not measured; more is no target.
+const FOREGROUND_P99_MS: (u64, u64) = (1, 10_000);
 
 /// Requests must be over long before a fence can reach them (rule F1).
 const REQUEST_TIMEOUT_MS_MAX: u64 = 60_000;

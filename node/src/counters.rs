@@ -29,14 +29,12 @@ macro_rules! counters {
 
             /// All of them, as status and metrics show them.
             pub fn figures(&self) -> Vec<$crate::counters::Figure> {
-                let mut figures = Vec::new();
-                $(figures.push($crate::counters::Figure {
+                vec![$($crate::counters::Figure {
                     name: $crate::counters::counters!(@shown $field $($shown)?),
                     help: concat!($($help),*).trim_ascii_start(),
                     kind: $crate::counters::counters!(@kind $($kind)?),
                     value: self.$field.load(std::sync::atomic::Ordering::Relaxed),
-                });)*
-                figures
+                },)*]
             }
         }
     };

@@ -14,6 +14,7 @@ mod latency;
 mod liveness;
 mod local_read;
 mod membership;
+mod metrics;
 mod operation;
 mod outbox;
 pub mod replica;

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -33,6 +33,8 @@ pub struct PeerStatus {
     pub metadata_sequence: AtomicU64,
     /// When it was last heard, in microseconds of elapsed time.
     pub last_heard_us: AtomicU64,
+    /// The loops that have a link to it.
+    links: AtomicUsize,
 }
 
 impl Default for PeerStatus {
@@ -42,6 +44,7 @@ impl Default for PeerStatus {
             latency_us: AtomicU64::new(LATENCY_US_START),
             metadata_sequence: AtomicU64::new(0),
             last_heard_us: AtomicU64::new(0),
+            links: AtomicUsize::new(0),
         }
     }
 }
@@ -58,6 +61,11 @@ impl PeerStatus {
         self.member.load(Ordering::Relaxed)
             || !Mutant::DownForEver.is_on()
                 && now_us < self.last_heard_us.load(Ordering::Relaxed) + HEARD_LATELY_US
+    }
+
+    /// True if requests to the node have a chance, from one loop at least.
+    pub fn is_reachable(&self, now_us: u64) -> bool {
+        self.links.load(Ordering::Relaxed) > 0 && self.is_up(now_us)
     }
 
     /// Takes one round trip into the average: an eighth of the difference each time.
@@ -80,7 +88,10 @@ pub struct Peers {
 impl Peers {
     /// Adds a link that is up, replacing any earlier one to the node.
     pub fn connected(&mut self, peer: Arc<Peer>, view: &View) {
-        self.by_node.insert(peer.node, peer);
+        peer.status.links.fetch_add(1, Ordering::Relaxed);
+        if let Some(replaced) = self.by_node.insert(peer.node, peer) {
+            replaced.status.links.fetch_sub(1, Ordering::Relaxed);
+        }
         self.reindex(view);
     }
 
@@ -89,6 +100,7 @@ impl Peers {
         let current = self.by_node.get(&peer.node).is_some_and(|it| Arc::ptr_eq(it, peer));
         if current {
             self.by_node.remove(&peer.node);
+            peer.status.links.fetch_sub(1, Ordering::Relaxed);
             self.reindex(view);
         }
         current

@@ -1,6 +1,9 @@
 //! The operations that one loop has in flight, and the tokens by which answers find them.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use coordinator::{Read, Write};
 use model::{Hlc, NodeIndex, OperationId, Refusal, ReplicaIndex, ReplicaSet, StorageKey, Version};
@@ -206,13 +209,15 @@ pub struct OperationTable {
     operations: Slab<(u32, Operation)>,
     generation: u32,
     io_loop: u8,
+    /// Their number, for whoever may not look into the table.
+    in_flight: Arc<AtomicUsize>,
 }
 
 impl OperationTable {
     /// An empty table. `generation` is where numbering begins: random, so that answers meant for an
-    /// earlier process find nothing.
-    pub fn new(io_loop: u8, generation: u32) -> Self {
-        Self { operations: Slab::new(), generation, io_loop }
+    /// earlier process find nothing. `in_flight` is kept at its length.
+    pub fn new(io_loop: u8, generation: u32, in_flight: Arc<AtomicUsize>) -> Self {
+        Self { operations: Slab::new(), generation, io_loop, in_flight }
     }
 
     /// How many are in flight.
@@ -235,6 +240,7 @@ impl OperationTable {
         self.generation = self.generation.wrapping_add(1).max(1);
         let index = self.operations.insert((self.generation, operation));
         assert!(index <= INDEX_MAX, "{index} operations in flight");
+        self.in_flight.store(self.len(), Ordering::Relaxed);
         Token::new(self.generation, index, self.io_loop)
     }
 
@@ -247,7 +253,9 @@ impl OperationTable {
     /// Removes one, if it has not ended.
     pub fn remove(&mut self, token: Token) -> Option<Operation> {
         self.get_mut(token)?;
-        Some(self.operations.remove(token.index()).1)
+        let (_, removed) = self.operations.remove(token.index());
+        self.in_flight.store(self.len(), Ordering::Relaxed);
+        Some(removed)
     }
 
     /// How many clients should have been told by now, and were not.
@@ -289,7 +297,8 @@ mod tests {
 
     #[test]
     fn a_late_answer_finds_nothing() {
-        let mut table = OperationTable::new(3, u32::MAX - 1);
+        let in_flight = Arc::default();
+        let mut table = OperationTable::new(3, u32::MAX - 1, Arc::clone(&in_flight));
         let first = table.insert(probe());
         assert_eq!(Token::of(first.with_sequence(5)), (first, 5));
         assert_eq!(first.io_loop(), 3);
@@ -301,5 +310,6 @@ mod tests {
         assert!(table.get_mut(second).is_some());
         assert_ne!(table.insert(probe()).with_sequence(0), NO_ANSWER);
         assert_eq!(table.tokens().len(), table.len());
+        assert_eq!(in_flight.load(Ordering::Relaxed), 2);
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     counters::Counters,
     io::{Blocking, Changes, ClockGate, Directory, HandoffBoard, World},
     liveness::PeerStatus,
+    metrics::LoopMetrics,
     outbox::{FrameStamp, Outbox},
     storage::StorageError,
     view::View,
@@ -121,6 +122,8 @@ pub struct Shared {
     pub directory: watch::Receiver<Directory>,
     /// What the node has done.
     pub counters: Counters,
+    /// What each of its loops counts for itself.
+    pub loop_metrics: Vec<LoopMetrics>,
     /// What is known of every other node ever linked.
     pub statuses: Mutex<std::collections::BTreeMap<NodeId, Arc<PeerStatus>>>,
     /// The answers of the commit path, for each loop.
@@ -201,6 +204,8 @@ impl Shared {
         let clock_gate = ClockGate::new(config.clock_offset_max_ms, start);
         let scans = Arc::new(Semaphore::new(config.scans_max));
         let done = std::iter::repeat_with(DoneQueue::default).take(config.io_threads).collect();
+        let loop_metrics =
+            std::iter::repeat_with(LoopMetrics::default).take(config.io_threads).collect();
         let shared = Self {
             config,
             world,
@@ -215,6 +220,7 @@ impl Shared {
             trees: Arc::default(),
             directory,
             counters: Counters::default(),
+            loop_metrics,
             statuses: Mutex::default(),
             done,
             ceiling_raised: Notify::new(),

@@ -181,6 +181,8 @@ pub struct StorageStatistics {
     pub file_bytes: u64,
     /// Bytes of writes not yet moved to data files.
     pub memory_bytes: u64,
+    /// Bytes of rows cached before the engine.
+    pub row_cache_bytes: u64,
 }
 
 /// Why an engine refused or failed, by what to do about it. The engine's own words are kept.

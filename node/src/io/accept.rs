@@ -43,7 +43,7 @@ impl<T> Stream for Incoming<T> {
 
 /// Accepts for as long as the node lives. `admit` turns a connection into what is served, or drops
 /// it.
-async fn accept<T>(
+pub(super) async fn accept<T>(
     mut listener: Box<dyn Listener>,
     admitted: mpsc::Sender<T>,
     admit: impl Fn(BoxedStream) -> Option<T>,

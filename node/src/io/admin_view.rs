@@ -7,7 +7,7 @@ use model::{Keyspace, Metadata, NodeDescription, NodeIndex, Record, StorageKey};
 use proto::{CallError, Reason, internal::QueryAnswer, v1};
 
 use super::admin::AdminApi;
-use crate::{clock_watch::ClockState, shared::Shared, view::View, wheel::TICK_US};
+use crate::{clock_watch::ClockState, metrics::gauges, shared::Shared, view::View, wheel::TICK_US};
 
 impl AdminApi {
     /// The layout's nodes in its order, then the others known.
@@ -62,23 +62,11 @@ impl AdminApi {
         figures.extend(shared.commit_counters.load().figures());
         let mut counters: BTreeMap<_, _> =
             figures.into_iter().map(|it| (it.name.to_owned(), it.value)).collect();
-        let storage = shared.world.storage.statistics();
-        let trees = shared.trees.statistics();
-        counters.insert("tree_records".to_owned(), trees.records);
-        counters.insert("tree_leaves".to_owned(), trees.leaves);
-        counters.insert("tree_memory_bytes".to_owned(), trees.memory_bytes);
-        counters.insert("connections".to_owned(), shared.connections.load(Ordering::Relaxed));
+        let gauges = gauges(shared).into_iter();
+        counters.extend(gauges.filter_map(|it| Some((it.name.to_owned(), it.whole()?))));
         // An alarm rings up to a tick late.
-        let overdue = self.io.overdue(TICK_US);
-        let in_flight = self.io.lock().operations.len();
-        for (name, value) in [("operations_in_flight", in_flight), ("operations_overdue", overdue)]
-        {
-            counters.insert(name.to_owned(), u64::try_from(value).unwrap_or(u64::MAX));
-        }
-        counters.insert("storage_data_rows".to_owned(), storage.data_rows);
-        counters.insert("storage_hint_rows".to_owned(), storage.hint_rows);
-        counters.insert("storage_file_bytes".to_owned(), storage.file_bytes);
-        counters.insert("storage_memory_bytes".to_owned(), storage.memory_bytes);
+        let overdue = u64::try_from(self.io.overdue(TICK_US)).unwrap_or(u64::MAX);
+        counters.insert("operations_overdue".to_owned(), overdue);
         counters
     }
 }

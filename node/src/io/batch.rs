@@ -11,6 +11,7 @@ use super::{
     call::Call,
     coordinate::PlannedWrite,
     kv::{KvApi, WriteItem, WriteLevel, found, stopped_read, stopped_write},
+    request::MeasuredRequest,
 };
 use crate::reply::{Batch, ReplyTo};
 
@@ -19,12 +20,14 @@ impl KvApi {
         &self,
         metadata: &MetadataMap,
         request: v1::BatchWriteRequest,
+        measured: &mut MeasuredRequest<'_>,
     ) -> Result<v1::BatchWriteResponse, CallError> {
         let call = Call::coordinate(&self.io, metadata, request.clock).await?;
         call.check_writable()?;
         let keyspace = call.keyspace(&request.keyspace)?;
         let WriteLevel { level, overlap } =
             self.write_level(keyspace, request.consistency.as_ref())?;
+        measured.at_level(level);
         check_batch(&call, request.items.iter().map(|it| (it.key.as_ref(), put_bytes(it))))?;
         let stamp = self.stamp(&call, request.items.len()).await?;
         let mut results: Vec<Option<v1::BatchWriteResult>> = vec![None; request.items.len()];
@@ -38,7 +41,7 @@ impl KvApi {
                     planned.push(PlannedWrite { request, replicas, stamp, traceparent });
                     positions.push(position);
                 }
-                Err(error) => results[position] = Some(write_failure(error)),
+                Err(error) => results[position] = Some(write_failure(measured, error)),
             }
         }
         if !planned.is_empty() {
@@ -57,7 +60,7 @@ impl KvApi {
                         let version = v1::batch_write_result::Result::Version(reply.version.into());
                         v1::BatchWriteResult { result: Some(version) }
                     }
-                    Err(error) => write_failure(call.write_error(level, &error)),
+                    Err(error) => write_failure(measured, call.write_error(level, &error)),
                 });
             }
         }
@@ -72,10 +75,12 @@ impl KvApi {
         &self,
         metadata: &MetadataMap,
         request: v1::BatchGetRequest,
+        measured: &mut MeasuredRequest<'_>,
     ) -> Result<v1::BatchGetResponse, CallError> {
         let call = Call::coordinate(&self.io, metadata, request.clock).await?;
         let keyspace = call.keyspace(&request.keyspace)?;
         let (level, overlap) = self.read_level(keyspace, request.consistency.as_ref())?;
+        measured.at_level(level);
         check_batch(&call, request.keys.iter().map(|it| (Some(it), 0)))?;
         let mut results: Vec<Option<v1::BatchGetResult>> = vec![None; request.keys.len()];
         let (mut planned, mut positions, mut required) = (Vec::new(), Vec::new(), 0);
@@ -87,7 +92,7 @@ impl KvApi {
                     planned.push(read);
                     positions.push(position);
                 }
-                Err(error) => results[position] = Some(read_failure(error)),
+                Err(error) => results[position] = Some(read_failure(measured, error)),
             }
         }
         let limit = call.shared.config.limits.batch_bytes_max;
@@ -105,18 +110,18 @@ impl KvApi {
             for done in results_of.await.map_err(stopped_read)? {
                 let position = positions.next().expect("one for each that was planned");
                 results[position] = Some(match done {
-                    Ok(_) if bytes >= limit => answer_full(limit, bytes),
+                    Ok(_) if bytes >= limit => answer_full(measured, limit, bytes),
                     Ok(reply) => {
                         bytes += reply.value.as_ref().map_or(0, Bytes::len);
                         let found = v1::batch_get_result::Result::Found(found(reply));
                         v1::BatchGetResult { result: Some(found) }
                     }
-                    Err(error) => read_failure(call.read_error(level, &error)),
+                    Err(error) => read_failure(measured, call.read_error(level, &error)),
                 });
             }
         }
         for position in positions {
-            results[position] = Some(answer_full(limit, bytes));
+            results[position] = Some(answer_full(measured, limit, bytes));
         }
         Ok(v1::BatchGetResponse {
             results: results.into_iter().flatten().collect(),
@@ -127,10 +132,14 @@ impl KvApi {
 }
 
 /// For a key behind the value that filled the answer.
-fn answer_full(limit: usize, actual: usize) -> v1::BatchGetResult {
+fn answer_full(
+    measured: &mut MeasuredRequest<'_>,
+    limit: usize,
+    actual: usize,
+) -> v1::BatchGetResult {
     let message = format!("the answer has {actual} bytes already: ask again for this key");
     let error = CallError::new(Reason::BatchTooLarge, message);
-    read_failure(error.with("limit", limit).with("actual", actual))
+    read_failure(measured, error.with("limit", limit).with("actual", actual))
 }
 
 /// How many of the keys that are left to read at once: values have any size, and what is read is held
@@ -200,12 +209,14 @@ fn batch_item(call: &Call<'_>, item: v1::BatchWriteItem) -> Result<WriteItem, Ca
     Ok(WriteItem { key: call.key(item.key)?, value, ttl_seconds, request_id: item.request_id })
 }
 
-fn write_failure(error: CallError) -> v1::BatchWriteResult {
+fn write_failure(measured: &mut MeasuredRequest<'_>, error: CallError) -> v1::BatchWriteResult {
+    measured.key_failed(&error);
     let error = v1::batch_write_result::Result::Error(error.into_key_error());
     v1::BatchWriteResult { result: Some(error) }
 }
 
-fn read_failure(error: CallError) -> v1::BatchGetResult {
+fn read_failure(measured: &mut MeasuredRequest<'_>, error: CallError) -> v1::BatchGetResult {
+    measured.key_failed(&error);
     let error = v1::batch_get_result::Result::Error(error.into_key_error());
     v1::BatchGetResult { result: Some(error) }
 }

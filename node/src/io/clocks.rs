@@ -225,7 +225,7 @@ impl Shared {
     }
 
     /// How far ahead the median of the clocks is, in milliseconds, and how far it may be.
-    pub(super) fn clock_median_ms(&self) -> (Option<i64>, u64) {
+    pub(crate) fn clock_median_ms(&self) -> (Option<i64>, u64) {
         let others = self.other_nodes(&self.view.load());
         let watch = self.clock_gate.lock();
         (watch.median_ms(self.reading(), &others), watch.limit_ms())

@@ -82,8 +82,10 @@ impl IoLoop {
         let number = u64::try_from(index).expect("few loops");
         let mut random = StdRng::seed_from_u64(shared.world.seed ^ (number << 56));
         let generation = rand::RngExt::random(&mut random);
+        let in_flight = Arc::clone(&shared.loop_metrics[index].operations_in_flight);
+        let own = u8::try_from(index).expect("few loops");
         let state = LoopState {
-            operations: OperationTable::new(u8::try_from(index).expect("few loops"), generation),
+            operations: OperationTable::new(own, generation, in_flight),
             wheel: DeadlineWheel::default(),
             peers: Peers::default(),
             awaiting_stamp: Vec::new(),

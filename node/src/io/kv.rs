@@ -21,10 +21,12 @@ use super::{
     call::{Call, RETRY, TRACEPARENT, level_error, level_of, overlap_error},
     coordinate::{PlannedRead, PlannedWrite},
     io_loop::IoLoop,
+    request::MeasuredRequest,
     scan::ScanStream,
 };
 use crate::{
     counters::Counters,
+    metrics::RequestKind,
     reply::{ReadDone, ReplyTo, WriteDone},
     view::KeyspaceView,
 };
@@ -194,6 +196,7 @@ impl KvApi {
         metadata: &MetadataMap,
         target: WriteTarget,
         item: impl FnOnce(&Call<'_>) -> Result<WriteItem, CallError>,
+        measured: &mut MeasuredRequest<'_>,
     ) -> Result<Written, CallError> {
         let call = Call::coordinate(&self.io, metadata, target.clock).await?;
         call.check_writable()?;
@@ -201,6 +204,7 @@ impl KvApi {
         let item = item(&call)?;
         let WriteLevel { level, overlap } =
             self.write_level(keyspace, target.consistency.as_ref())?;
+        measured.at_level(level);
         let (request, replicas) = self.plan_write(&call, keyspace, level, item)?;
         let done = self.write_one(&call, request, Arc::clone(&replicas)).await?;
         let WriteReply { version, required, answered, .. } =
@@ -216,11 +220,13 @@ impl KvApi {
         &self,
         metadata: &MetadataMap,
         request: v1::GetRequest,
+        measured: &mut MeasuredRequest<'_>,
     ) -> Result<v1::GetResponse, CallError> {
         let call = Call::coordinate(&self.io, metadata, request.clock).await?;
         let keyspace = call.keyspace(&request.keyspace)?;
         let key = call.key(request.key)?;
         let (level, overlap) = self.read_level(keyspace, request.consistency.as_ref())?;
+        measured.at_level(level);
         let planned = self.plan_read(&call, keyspace, level, &key)?;
         let replicas = Arc::clone(&planned.replicas);
         let (reply, result) = oneshot::channel();
@@ -238,6 +244,10 @@ impl KvApi {
             participation: Some(participation),
             clock: call.clock(),
         })
+    }
+
+    fn measured(&self, kind: RequestKind) -> MeasuredRequest<'_> {
+        MeasuredRequest::start(&self.io, kind)
     }
 
     /// Turns a result into what goes over the wire, with the client's trace context.
@@ -293,6 +303,7 @@ impl KvService for KvApi {
         &self,
         request: Request<v1::PutRequest>,
     ) -> Result<Response<v1::PutResponse>, Status> {
+        let mut measured = self.measured(RequestKind::Put);
         let (metadata, _, request) = request.into_parts();
         let v1::PutRequest { keyspace, key, value, consistency, ttl_seconds, request_id, clock } =
             request;
@@ -300,7 +311,8 @@ impl KvService for KvApi {
         let item = |call: &Call<'_>| {
             Ok(WriteItem { key: call.key(key)?, value: Some(value), ttl_seconds, request_id })
         };
-        let done = self.put_or_delete(&metadata, target, item).await;
+        let done = self.put_or_delete(&metadata, target, item, &mut measured).await;
+        measured.end(&done);
         let done = done.map(|Written { version, participation, clock }| v1::PutResponse {
             version,
             participation,
@@ -313,8 +325,10 @@ impl KvService for KvApi {
         &self,
         request: Request<v1::GetRequest>,
     ) -> Result<Response<v1::GetResponse>, Status> {
+        let mut measured = self.measured(RequestKind::Get);
         let (metadata, _, request) = request.into_parts();
-        let done = self.get_call(&metadata, request).await;
+        let done = self.get_call(&metadata, request, &mut measured).await;
+        measured.end(&done);
         self.answer(&metadata, done)
     }
 
@@ -322,6 +336,7 @@ impl KvService for KvApi {
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
+        let mut measured = self.measured(RequestKind::Delete);
         let (metadata, _, request) = request.into_parts();
         let v1::DeleteRequest { keyspace, key, consistency, request_id, clock } = request;
         let target = WriteTarget { keyspace, consistency, clock };
@@ -329,7 +344,8 @@ impl KvService for KvApi {
             let ttl_seconds = Some(0);
             Ok(WriteItem { key: call.key(key)?, value: None, ttl_seconds, request_id })
         };
-        let done = self.put_or_delete(&metadata, target, item).await;
+        let done = self.put_or_delete(&metadata, target, item, &mut measured).await;
+        measured.end(&done);
         let done = done.map(|Written { version, participation, clock }| v1::DeleteResponse {
             version,
             participation,
@@ -342,8 +358,10 @@ impl KvService for KvApi {
         &self,
         request: Request<v1::BatchWriteRequest>,
     ) -> Result<Response<v1::BatchWriteResponse>, Status> {
+        let mut measured = self.measured(RequestKind::BatchWrite);
         let (metadata, _, request) = request.into_parts();
-        let done = self.batch_write_call(&metadata, request).await;
+        let done = self.batch_write_call(&metadata, request, &mut measured).await;
+        measured.end(&done);
         self.answer(&metadata, done)
     }
 
@@ -351,8 +369,10 @@ impl KvService for KvApi {
         &self,
         request: Request<v1::BatchGetRequest>,
     ) -> Result<Response<v1::BatchGetResponse>, Status> {
+        let mut measured = self.measured(RequestKind::BatchGet);
         let (metadata, _, request) = request.into_parts();
-        let done = self.batch_get_call(&metadata, request).await;
+        let done = self.batch_get_call(&metadata, request, &mut measured).await;
+        measured.end(&done);
         self.answer(&metadata, done)
     }
 
@@ -362,6 +382,10 @@ impl KvService for KvApi {
     ) -> Result<Response<Self::ScanStream>, Status> {
         let (metadata, _, request) = request.into_parts();
         let started = ScanStream::start(Arc::clone(&self.io), &metadata, request);
+        if started.is_err() {
+            // One that has begun is counted by its pages.
+            self.measured(RequestKind::Scan).end(&started);
+        }
         self.answer(&metadata, started)
     }
 }

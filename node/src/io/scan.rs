@@ -27,6 +27,7 @@ use super::{
     coordinate::PlannedRead,
     io_loop::{Alarm, IoLoop},
     kv::stopped_read,
+    request::MeasuredRequest,
     scan_range::{
         bounds, fingerprint, last_token_before, malformed, read_token, token_at, write_token,
     },
@@ -34,6 +35,7 @@ use super::{
 };
 use crate::{
     counters::Counters,
+    metrics::RequestKind,
     operation::Operation,
     reply::{Batch, ReplyTo},
     shared::Shared,
@@ -140,8 +142,12 @@ impl Scan {
     }
 
     async fn run(mut self, sender: mpsc::Sender<Result<v1::ScanResponse, Status>>) {
+        let io = Arc::clone(&self.io);
         loop {
+            let mut measured = MeasuredRequest::start(&io, RequestKind::Scan);
+            measured.at_level(self.level);
             let page = self.page().await;
+            measured.end(&page);
             let (answer, last) = match page {
                 Ok(page) => {
                     let last = page.next_page_token.is_empty();

@@ -17,10 +17,11 @@ use super::{
     gossip::{Gossip, GossipEvent},
     io_loop::IoLoop,
     links::{Links, Origins},
+    metrics_http::serve_metrics,
     real::{SystemClock, TcpNetwork, system_seed},
     recall::{open_identity, sweep_dropped_keyspaces},
     serve::deliver,
-    world::{Blocking, Listener, World},
+    world::{Blocking, Listener, Network, World},
 };
 use crate::{
     commit::{
@@ -123,14 +124,22 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
     for runtime in &runtimes {
         let both = runtime.block_on(async {
             Ok::<_, StartError>((
-                listen(&world, bound.listen).await?,
-                listen(&world, bound.peer_listen).await?,
+                listen(&*world.network, bound.listen).await?,
+                listen(&*world.network, bound.peer_listen).await?,
             ))
         })?;
         // Port 0 is decided by the first loop; the others share its ports.
         bound.listen = both.0.local_address()?;
         bound.peer_listen = both.1.local_address()?;
         listeners.push(both);
+    }
+    let mut metrics = None;
+    if let (Some(address), Some(runtime)) = (bound.metrics_listen, runtimes.first()) {
+        // One loop serves them: a port that is shared would hide that another node has it.
+        let network = TcpNetwork { shared_ports: false };
+        let listener = runtime.block_on(listen(&network, address))?;
+        bound.metrics_listen = Some(listener.local_address()?);
+        metrics = Some(listener);
     }
     let (node, events) = Node::open(bound, world)?;
     await_clock(&node.shared);
@@ -140,7 +149,9 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
     let mut threads = Vec::new();
     for (index, (runtime, (clients, peers))) in runtimes.into_iter().zip(listeners).enumerate() {
         let (node, stop, events) = (node.clone(), stop.clone(), events.take());
+        let metrics = metrics.take().map(|it| node.run_metrics(it, stop.clone()));
         let run = move || {
+            let _metrics = metrics.map(|it| runtime.spawn(it));
             runtime.block_on(node.run_loop(index, clients, peers, events, stop));
             runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
         };
@@ -192,9 +203,12 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHand
     std::thread::Builder::new().name(name.to_owned()).spawn(run)
 }
 
-async fn listen(world: &World, address: SocketAddr) -> Result<Box<dyn Listener>, StartError> {
+async fn listen(
+    network: &dyn Network,
+    address: SocketAddr,
+) -> Result<Box<dyn Listener>, StartError> {
     let failed = |source| StartError::Listen { address, source };
-    world.network.listen(address).await.map_err(failed)
+    network.listen(address).await.map_err(failed)
 }
 
 /// Reads that miss the block cache, and scans, at once; more wait.
@@ -216,6 +230,11 @@ impl RunningNode {
     /// Where nodes connect.
     pub fn peer_address(&self) -> SocketAddr {
         self.shared.identity.peer_address
+    }
+
+    /// Where Prometheus asks for metrics, if they are served.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.shared.config.metrics_listen
     }
 
     /// Waits until the node ends by itself, and tells why.
@@ -384,6 +403,15 @@ impl Node {
         )
         .await;
         Ok(())
+    }
+
+    /// Serves metrics until `stop`, beside one of the loops.
+    pub fn run_metrics(
+        &self,
+        listener: Box<dyn Listener>,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        serve_metrics(Arc::clone(&self.shared), listener, stop)
     }
 
     /// Runs one loop until `stop`. `events` comes with the first loop.

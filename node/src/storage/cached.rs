@@ -246,7 +246,8 @@ impl<S: Storage> Storage for CachedStorage<S> {
     }
 
     fn statistics(&self) -> StorageStatistics {
-        self.inner.statistics()
+        let row_cache_bytes = self.shards.iter().map(|it| lock(it).rows.weight()).sum();
+        StorageStatistics { row_cache_bytes, ..self.inner.statistics() }
     }
 }
 

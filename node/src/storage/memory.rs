@@ -236,6 +236,7 @@ impl Storage for MemoryStorage {
             hint_rows: count(Space::Hints),
             file_bytes: 0,
             memory_bytes: disk.bytes as u64,
+            row_cache_bytes: 0,
         }
     }
 }

@@ -203,6 +203,7 @@ impl Storage for RocksStorage {
             hint_rows: self.count(Space::Hints, properties::ESTIMATE_NUM_KEYS),
             file_bytes: sum(properties::TOTAL_SST_FILES_SIZE),
             memory_bytes: sum(properties::CUR_SIZE_ALL_MEM_TABLES),
+            row_cache_bytes: 0,
         }
     }
 }

@@ -1,0 +1,233 @@
+//! The gauges of a node: figures of its state, read when they are asked for.
+
+use std::{collections::BTreeMap, fmt, sync::atomic::Ordering};
+
+use model::NodeId;
+use prometheus_client::{encoding::DescriptorEncoder, metrics::MetricType};
+
+use crate::{
+    clock_watch::ClockState,
+    commit::{HintSum, TargetHints},
+    membership::Member,
+    shared::Shared,
+};
+
+/// A gauge: one series, or one for each set of labels.
+#[derive(Debug)]
+pub(crate) struct Gauge {
+    /// As status and metrics show it.
+    pub name: &'static str,
+    help: &'static str,
+    series: Vec<(Labels, GaugeValue)>,
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// What a gauge shows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum GaugeValue {
+    /// A number of things, or whole units.
+    Whole(u64),
+    /// Anything else.
+    Decimal(f64),
+}
+
+impl From<u64> for GaugeValue {
+    fn from(value: u64) -> Self {
+        Self::Whole(value)
+    }
+}
+
+impl From<f64> for GaugeValue {
+    fn from(value: f64) -> Self {
+        Self::Decimal(value)
+    }
+}
+
+impl From<bool> for GaugeValue {
+    fn from(value: bool) -> Self {
+        Self::Whole(value.into())
+    }
+}
+
+impl Gauge {
+    /// Of one series, which status shows too.
+    fn plain(name: &'static str, help: &'static str, value: impl Into<GaugeValue>) -> Self {
+        Self { name, help, series: vec![(Labels::new(), value.into())] }
+    }
+
+    /// Of one series for each set of labels.
+    fn labelled<V: Into<GaugeValue>>(
+        name: &'static str,
+        help: &'static str,
+        series: impl Iterator<Item = (Labels, V)>,
+    ) -> Self {
+        Self { name, help, series: series.map(|(labels, it)| (labels, it.into())).collect() }
+    }
+
+    /// Its value, if it is one whole number for the node.
+    pub(crate) fn whole(&self) -> Option<u64> {
+        match self.series[..] {
+            [(ref labels, GaugeValue::Whole(value))] if labels.is_empty() => Some(value),
+            _ => None,
+        }
+    }
+
+    pub(super) fn encode(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        if self.series.is_empty() {
+            return Ok(());
+        }
+        let mut family =
+            encoder.encode_descriptor(self.name, self.help, None, MetricType::Gauge)?;
+        for (labels, value) in &self.series {
+            let mut one = family.encode_family(labels)?;
+            match value {
+                GaugeValue::Whole(value) => one.encode_gauge(value)?,
+                GaugeValue::Decimal(value) => one.encode_gauge(value)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every gauge of a node. To add one is to add a line here, or to one of the parts.
+pub(crate) fn gauges(shared: &Shared) -> Vec<Gauge> {
+    let mut gauges = traffic(shared);
+    gauges.extend(trees(shared));
+    gauges.extend(storage(shared));
+    gauges.extend(others(shared));
+    gauges.extend(clock(shared));
+    gauges
+}
+
+fn traffic(shared: &Shared) -> Vec<Gauge> {
+    let loops = shared.loop_metrics.iter();
+    let in_flight = loops.map(|it| it.operations_in_flight.load(Ordering::Relaxed)).sum();
+    let scans = shared.config.scans_max.saturating_sub(shared.scans.available_permits());
+    let connections = shared.connections.load(Ordering::Relaxed);
+    vec![
+        Gauge::plain("operations_in_flight", "Operations in flight.", whole(in_flight)),
+        Gauge::plain("connections", "Client connections open.", connections),
+        Gauge::plain("scans_under_way", "Scans under way.", whole(scans)),
+    ]
+}
+
+fn trees(shared: &Shared) -> Vec<Gauge> {
+    let trees = shared.trees.statistics();
+    vec![
+        Gauge::plain("tree_records", "Records in Merkle trees.", trees.records),
+        Gauge::plain("tree_leaves", "Leaves of Merkle trees.", trees.leaves),
+        Gauge::plain("tree_memory_bytes", "Memory of Merkle trees.", trees.memory_bytes),
+    ]
+}
+
+fn storage(shared: &Shared) -> Vec<Gauge> {
+    let storage = shared.world.storage.statistics();
+    vec![
+        Gauge::plain(
+            "storage_data_rows",
+            "Rows of data, tombstones among them; the engine's estimate.",
+            storage.data_rows,
+        ),
+        Gauge::plain("storage_hint_rows", "Rows of hints; an estimate.", storage.hint_rows),
+        Gauge::plain("storage_file_bytes", "Bytes of data files.", storage.file_bytes),
+        Gauge::plain(
+            "storage_memory_bytes",
+            "Bytes of writes not yet moved to data files.",
+            storage.memory_bytes,
+        ),
+        Gauge::plain("row_cache_bytes", "Bytes of rows cached.", storage.row_cache_bytes),
+    ]
+}
+
+/// What is known of the other nodes, and kept for them.
+fn others(shared: &Shared) -> Vec<Gauge> {
+    let directory = shared.directory.borrow().clone();
+    let others: Vec<_> =
+        directory.values().filter(|it| it.node() != shared.identity.node).collect();
+    let now_us = shared.elapsed_us();
+    let is_up = |it: &Member| shared.status(it.node()).is_reachable(now_us);
+    let up = others.iter().filter(|it| is_up(it)).count();
+    let peers = others.iter().map(|it| (place(it), is_up(it)));
+
+    let totals = shared.hint_totals.load().all();
+    // Known nodes for which nothing is kept show zero: an alert needs a series that ends there.
+    let known = others.iter().map(|it| (it.node(), TargetHints::default()));
+    let mut targets: BTreeMap<_, _> = known.collect();
+    targets.extend(totals);
+    let wall_ms = shared.wall().0;
+    let named = |node: &NodeId| match directory.get(node) {
+        Some(member) => place(member),
+        None => vec![("node", node.to_string())],
+    };
+    let classes = |value: fn(&HintSum, u64) -> u64| {
+        let named = &named;
+        targets.iter().flat_map(move |(node, it)| {
+            let of = move |class: &str, sum: &HintSum| {
+                let mut labels = named(node);
+                labels.push(("class", class.to_owned()));
+                (labels, value(sum, wall_ms))
+            };
+            [of("ordinary", &it.ordinary), of("any", &it.any)]
+        })
+    };
+    vec![
+        Gauge::plain("peers_up", "Other nodes that are up, as this one sees it.", whole(up)),
+        Gauge::plain("peers_down", "Other nodes that are down.", whole(others.len() - up)),
+        Gauge::labelled("peer_up", "1 if the node is up, as this one sees it.", peers),
+        Gauge::labelled(
+            "hints_waiting",
+            "Hints kept for a node, to be delivered when it is back.",
+            classes(|it, _| it.hints),
+        ),
+        Gauge::labelled("hints_waiting_bytes", "Their bytes.", classes(|it, _| it.bytes)),
+        Gauge::labelled(
+            "hints_waiting_oldest_seconds",
+            "The age of the oldest of them, up to ten seconds too much; 0 if there is none.",
+            classes(|it, now_ms| {
+                it.oldest_ms.map_or(0, |oldest_ms| now_ms.saturating_sub(oldest_ms) / 1_000)
+            }),
+        ),
+        Gauge::labelled(
+            "dirty_marks",
+            "Parts of the ring that a node must be compared for, as no hints are kept for them.",
+            targets.iter().map(|(node, it)| (named(node), it.dirty_marks)),
+        ),
+    ]
+}
+
+fn clock(shared: &Shared) -> Vec<Gauge> {
+    let state = shared.clock_gate.state();
+    let states = ClockState::ALL.iter().map(|it| {
+        let name = format!("{it:?}").to_lowercase();
+        (vec![("state", name)], *it == state)
+    });
+    let (median_ms, _) = shared.clock_median_ms();
+    let ahead = median_ms.map(|it| (Labels::new(), -(it as f64) / 1e3));
+    vec![
+        Gauge::labelled("clock_state", "1 at the state that the wall clock is in.", states),
+        Gauge::plain(
+            "clock_coordinates",
+            "1 if this node's wall clock is good enough to coordinate by.",
+            state.coordinates(),
+        ),
+        Gauge::labelled(
+            "clock_ahead_seconds",
+            "How far this node's wall clock is ahead of the median of the nodes, if that is known.",
+            ahead.into_iter(),
+        ),
+    ]
+}
+
+fn place(member: &Member) -> Labels {
+    let it = member.description();
+    vec![
+        ("node", it.id.to_string()),
+        ("address", it.client_address.to_string()),
+        ("datacenter", it.datacenter),
+    ]
+}
+
+fn whole(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
