@@ -153,6 +153,17 @@ impl Admin {
         self.call(request).await
     }
 
+    /// Has the answering node compare its replicas at once, or waits for the comparisons that an earlier
+    /// answer's `round` names. Choose the node with [`Admin::at_node`]: of two nodes one compares both.
+    pub async fn repair(&self, request: v1::RepairRequest) -> Result<v1::RepairResponse, Error> {
+        self.call(request).await
+    }
+
+    /// How far the answering node's replicas are known to be the same as those of the other nodes.
+    pub async fn convergence(&self) -> Result<v1::GetConvergenceResponse, Error> {
+        self.call(v1::GetConvergenceRequest {}).await
+    }
+
     async fn call<C: Call>(&self, call: C) -> Result<C::Response, Error> {
         Ok(self.call_and_tell(call).await?.0)
     }
@@ -224,4 +235,7 @@ admin_calls! {
         "delete snapshot", true, |_| 0;
     GetHintsRequest => get_hints -> GetHintsResponse, "hints", false, |_| 0;
     WaitHintsRequest => wait_hints -> WaitHintsResponse, "wait for hints", false, |_| 0;
+    RepairRequest => repair -> RepairResponse, "repair", false, |_| 0;
+    GetConvergenceRequest => get_convergence -> GetConvergenceResponse,
+        "convergence", false, |_| 0;
 }

@@ -90,7 +90,7 @@ mutants! {
     TreeForgetsTombstones = "tree-forgets-tombstones",
     /// M2 off: leaves of Merkle trees are written one group after the records they stand for.
     TreeWrittenLate = "tree-written-late",
-    /// The comparison of two trees leaves out the last leaf.
+    /// A comparison leaves out the last tree, and of two trees the last leaf.
     CompareSkipsLastLeaf = "compare-skips-last-leaf",
     /// H1 off: replicas are not compared.
     ExchangeOff = "exchange-off",

@@ -115,8 +115,13 @@ pub enum CommitItem<D> {
         /// The key.
         key: StorageKey,
     },
-    /// The exchange of everything under a dirty mark with its target has ended.
-    DropDirtyMark(DirtyMark),
+    /// What a dirty mark covers has been compared with its target.
+    DropDirtyMark {
+        /// The mark.
+        mark: DirtyMark,
+        /// Its generation when that began. A later one stays.
+        generation: u64,
+    },
     /// A node has left the cluster: nothing is compared with it any more.
     ForgetDirtyMarks {
         /// The node.
@@ -145,7 +150,7 @@ impl<D> CommitItem<D> {
             Self::DropHint { key, .. }
             | Self::EndHint { key, .. }
             | Self::MarkDirty { key, .. } => key.as_bytes().len(),
-            Self::DropDirtyMark(_)
+            Self::DropDirtyMark { .. }
             | Self::ForgetDirtyMarks { .. }
             | Self::Settled { .. }
             | Self::DropKeyspace { .. } => 0,

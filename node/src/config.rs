@@ -66,6 +66,15 @@ pub struct NodeConfig {
     /// Datacenters for whose nodes no hints are kept, but for writes at ANY: what they miss is marked
     /// dirty at once, and left to the exchange.
     pub no_hints_for: Vec<String>,
+    /// How often every other replica is compared with, in milliseconds, give or take a quarter: one
+    /// small message while both are the same.
+    pub exchange_interval_ms: u64,
+    /// How old a difference between two replicas is before records are moved for it, in milliseconds:
+    /// what is younger is on its way.
+    pub exchange_settle_ms: u64,
+    /// The time that 99 of 100 clients' calls are to take at most, in milliseconds. As it is approached
+    /// exchanges do less at a time, and rest in between.
+    pub foreground_p99_target_ms: u64,
     /// Snapshots kept at once. Each holds on to data files that the database has replaced since.
     pub snapshots_max: usize,
     /// How long a connection may take to its first request, in milliseconds: half-open and idle
@@ -102,6 +111,9 @@ impl Default for NodeConfig {
             hint_age_ms_max: 3 * 3_600_000,
             any_hint_bytes_max: CommitSettings::default().any_hint_bytes_max,
             no_hints_for: Vec::new(),
+            exchange_interval_ms: 2_000,
+            exchange_settle_ms: 2_000,
+            foreground_p99_target_ms: 25,
             snapshots_max: 16,
             first_request_timeout_ms: 10_000,
             shutdown_grace_ms: 5_000,
@@ -155,6 +167,15 @@ impl NodeConfig {
         if actual < least || actual > most {
             let problem = format!("{actual} is not within {least} to {most}");
             return error("hint_age_ms_max", problem);
+        }
+        for (setting, actual, (least, most)) in [
+            ("exchange_interval_ms", self.exchange_interval_ms, EXCHANGE_INTERVAL_MS),
+            ("exchange_settle_ms", self.exchange_settle_ms, EXCHANGE_SETTLE_MS),
+            ("foreground_p99_target_ms", self.foreground_p99_target_ms, FOREGROUND_P99_MS),
+        ] {
+            if actual < least || actual > most {
+                return error(setting, format!("{actual} is not within {least} to {most}"));
+            }
         }
         let (limit, actual) = (self.limits.batch_bytes_max, self.limits.value_bytes_max);
         if actual == 0 || actual > limit {

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::exchange::RoundReport;
+
 /// Declares counters once: each line is the field, and its sentence the help of the metric.
 ///
 /// `= "name"` shows a counter by another name than its field's, and `as Gauge` is for a figure that
@@ -132,6 +134,18 @@ counters! {
     any_hints_stranded,
     /// Writes at ANY refused because their hints have reached their bound.
     calls_any_hints_full,
+    /// Records that exchanges have sent to other replicas.
+    exchange_records_sent,
+    /// Records that exchanges have taken from other replicas.
+    exchange_records_taken,
+    /// Bytes of the records that exchanges begun here have moved, both ways.
+    exchange_record_bytes,
+    /// Bytes of all messages that exchanges begun here have sent.
+    exchange_bytes_sent,
+    /// Bytes of all messages that exchanges begun here have received.
+    exchange_bytes_received,
+    /// Records that differed in exchanges begun here and were refused, or are damaged.
+    exchange_records_refused,
     /// Metadata adopted.
     metadata_adopted,
 }
@@ -140,6 +154,20 @@ impl Counters {
     /// Adds one.
     pub fn count(counter: &AtomicU64) {
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Adds what a round of an exchange has done.
+    pub(crate) fn count_round(&self, report: &RoundReport) {
+        for (counter, count) in [
+            (&self.exchange_records_sent, report.records_sent),
+            (&self.exchange_records_taken, report.records_taken),
+            (&self.exchange_record_bytes, report.record_bytes),
+            (&self.exchange_bytes_sent, report.bytes_sent),
+            (&self.exchange_bytes_received, report.bytes_received),
+            (&self.exchange_records_refused, report.refused),
+        ] {
+            counter.fetch_add(count, Ordering::Relaxed);
+        }
     }
 }
 

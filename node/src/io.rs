@@ -2,6 +2,7 @@
 
 mod accept;
 mod admin;
+mod admin_exchange;
 mod admin_hints;
 mod admin_snapshot;
 mod admin_view;
@@ -15,6 +16,7 @@ mod control;
 mod coordinate;
 mod dispatch;
 mod effects;
+mod exchange;
 mod gossip;
 mod guard;
 mod handoff;

@@ -9,6 +9,8 @@ mod clock_watch;
 pub mod commit;
 pub mod config;
 mod counters;
+mod exchange;
+mod foreground;
 pub mod io;
 mod latency;
 mod liveness;

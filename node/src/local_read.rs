@@ -77,7 +77,8 @@ impl Shared {
         })
     }
 
-    fn read_error(&self, error: &StorageError) -> Refusal {
+    /// What an error of the storage means for whoever asked.
+    pub(crate) fn read_error(&self, error: &StorageError) -> Refusal {
         match error {
             StorageError::Corruption { .. } => {
                 Counters::count(&self.counters.checksum_failures);

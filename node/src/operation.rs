@@ -7,7 +7,7 @@ use std::sync::{
 
 use coordinator::{Read, Write};
 use model::{Hlc, NodeIndex, OperationId, Refusal, ReplicaIndex, ReplicaSet, StorageKey, Version};
-use proto::internal::{QueryAnswer, RangeAnswer};
+use proto::internal::{ExchangeAnswer, QueryAnswer, RangeAnswer};
 use slab::Slab;
 use tokio::sync::oneshot;
 
@@ -191,6 +191,13 @@ pub enum Operation {
     },
     /// A hint replayed.
     Hint(HintReplay),
+    /// A step of an exchange.
+    Exchange {
+        /// Who was asked.
+        node: NodeIndex,
+        /// Gets the answer; dropped if the replica becomes unreachable.
+        answer: oneshot::Sender<ExchangeAnswer>,
+    },
 }
 
 impl Operation {
@@ -199,7 +206,7 @@ impl Operation {
         match self {
             Self::Write(it) => it.replicas.replica(node),
             Self::Read(it) => it.replicas.replica(node),
-            Self::Probe { .. } | Self::Range { .. } | Self::Hint(_) => None,
+            Self::Probe { .. } | Self::Range { .. } | Self::Hint(_) | Self::Exchange { .. } => None,
         }
     }
 }
@@ -225,8 +232,8 @@ impl OperationTable {
         self.operations.len()
     }
 
-    /// How many of them are reads and writes; the others are requests of scans and of admin calls, and
-    /// hints, each bounded where it begins.
+    /// How many of them are reads and writes; the others are requests of scans and of admin calls,
+    /// hints, and steps of exchanges, each bounded where it begins.
     pub fn reads_and_writes(&self) -> usize {
         let is_one = |it: &Operation| matches!(it, Operation::Read(_) | Operation::Write(_));
         self.operations.iter().filter(|(_, it)| is_one(&it.1)).count()
@@ -263,7 +270,10 @@ impl OperationTable {
         let overdue = |operation: &Operation| match operation {
             Operation::Write(it) => it.reply.is_some() && it.deadline_us < now_us,
             Operation::Read(it) => it.reply.is_some() && it.deadline_us < now_us,
-            Operation::Probe { .. } | Operation::Range { .. } | Operation::Hint(_) => false,
+            Operation::Probe { .. }
+            | Operation::Range { .. }
+            | Operation::Hint(_)
+            | Operation::Exchange { .. } => false,
         };
         self.operations.iter().filter(|(_, it)| overdue(&it.1)).count()
     }

@@ -23,6 +23,8 @@ use crate::{
     },
     config::NodeConfig,
     counters::Counters,
+    exchange::ExchangeBoard,
+    foreground::Foreground,
     io::{Blocking, Changes, ClockGate, Directory, HandoffBoard, World},
     liveness::PeerStatus,
     metrics::LoopMetrics,
@@ -116,6 +118,10 @@ pub struct Shared {
     pub hint_totals: ArcSwap<HintTotals>,
     /// Where their handoff stands.
     pub(crate) handoff: HandoffBoard,
+    /// Where their comparison with other nodes' stands.
+    pub(crate) exchange: ExchangeBoard,
+    /// How slow clients are served.
+    pub(crate) foreground: Foreground,
     /// The Merkle trees of this node's data.
     pub trees: Arc<Trees>,
     /// Every node that was ever met.
@@ -217,6 +223,8 @@ impl Shared {
             commit_counters: ArcSwap::default(),
             hint_totals: ArcSwap::default(),
             handoff: HandoffBoard::default(),
+            exchange: ExchangeBoard::default(),
+            foreground: Foreground::default(),
             trees: Arc::default(),
             directory,
             counters: Counters::default(),

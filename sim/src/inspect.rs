@@ -293,6 +293,17 @@ fn hint_bytes(node: &SimNode) -> BTreeMap<Option<u128>, u64> {
     bytes
 }
 
+/// The records that exchanges have moved since the nodes started.
+pub fn records_exchanged(world: &World) -> u64 {
+    let counters = world.nodes.iter().filter_map(|it| it.controls.node());
+    let moved = |it: &node::io::Node| {
+        let counters = &it.shared.counters;
+        counters.exchange_records_sent.load(Ordering::Relaxed)
+            + counters.exchange_records_taken.load(Ordering::Relaxed)
+    };
+    counters.map(|it| moved(&it)).sum()
+}
+
 /// Hints are handed over and forgotten once their targets are there again (H2).
 pub fn hints_are_gone(world: &World) -> Result<(), String> {
     let mut left = Vec::new();

@@ -213,6 +213,7 @@ impl Run {
                 self.violations.extend(inspect::members_agree(&self.world));
                 self.violations.extend(inspect::nothing_is_unanswered(&self.world));
                 self.every_node_serves();
+                self.replicas_converge();
                 self.load.recorder.len()
             } else {
                 self.violate("liveness", "clients still wait for answers".to_owned());
@@ -252,6 +253,39 @@ impl Run {
         {
             self.violate("hints", format!("{HINTS_MS} ms after everything was healed {what}"));
         }
+    }
+
+    /// Replicas agree without being asked (I10), and then nothing moves any more (I13).
+    fn replicas_converge(&mut self) {
+        if self.world.rotten.is_some() {
+            return;
+        }
+        let within_ms = CONVERGE_MS + CONVERGE_ROUNDS * self.round_ms();
+        let agree = |it: &Self| {
+            it.world.now_ms().is_multiple_of(LOOK_MS)
+                && inspect::replicas_agree(&it.world).is_empty()
+        };
+        if !self.until(within_ms, agree) {
+            for it in inspect::replicas_agree(&self.world) {
+                let what = format!("{within_ms} ms after everything was healed {}", it.what);
+                self.violate("convergence", what);
+            }
+            return;
+        }
+        // A round that had begun before may end.
+        self.steps(2 * self.round_ms());
+        let moved = inspect::records_exchanged(&self.world);
+        self.steps(2 * self.round_ms());
+        let more = inspect::records_exchanged(&self.world) - moved;
+        if more > 0 {
+            self.violate("convergence", format!("{more} records move between equal replicas"));
+        }
+    }
+
+    /// How long a round takes and the next one is waited for.
+    fn round_ms(&self) -> u64 {
+        let bounds = &self.world.shape.bounds;
+        2 * bounds.exchange_interval_ms + bounds.exchange_settle_ms + self.world.shape.wan_ms * 20
     }
 
     fn judge(&mut self, read_back_from: u64, report: &mut Report) {
@@ -414,6 +448,9 @@ const END_MS: u64 = 60_000;
 const READ_BACK_STEP: u64 = 100;
 /// How long hints may take to be handed over, behind the quiet time.
 const HINTS_MS: u64 = 12_000;
+/// How long replicas may take to agree, behind that: so long and so many rounds.
+const CONVERGE_MS: u64 = 10_000;
+const CONVERGE_ROUNDS: u64 = 6;
 /// In what time nodes notice connections that are dead.
 const DRAIN_MS: u64 = 45_000;
 /// How often the nodes are looked at.

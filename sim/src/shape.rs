@@ -57,6 +57,10 @@ pub struct Bounds {
     pub any_hint_bytes: u64,
     /// True if no hints are kept for nodes of a node's own datacenter, except those of ANY.
     pub no_hints: bool,
+    /// How often replicas are compared.
+    pub exchange_interval_ms: u64,
+    /// How old a difference is before records move for it.
+    pub exchange_settle_ms: u64,
 }
 
 impl Default for Bounds {
@@ -70,6 +74,8 @@ impl Default for Bounds {
             hint_age_ms: config.hint_age_ms_max,
             any_hint_bytes: config.any_hint_bytes_max,
             no_hints: false,
+            exchange_interval_ms: config.exchange_interval_ms,
+            exchange_settle_ms: config.exchange_settle_ms,
         }
     }
 }
@@ -83,8 +89,11 @@ impl Bounds {
             // No less than a few of the largest values: what never fits is never sent.
             1 => bounds.peer_queue_bytes = random.random_range(256..=1_024) << 10,
             2 => bounds.hint_bytes = random.random_range(200..=8_000),
+            3 => bounds.no_hints = true,
             _ => {}
         }
+        bounds.exchange_interval_ms = random.random_range(200..=1_500);
+        bounds.exchange_settle_ms = random.random_range(200..=1_500);
         bounds
     }
 }

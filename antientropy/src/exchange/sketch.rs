@@ -22,7 +22,7 @@ impl RecordDigest {
         let hash = hasher.hash(key, record).to_bytes();
         let [.., high, low] = xxh3_64_with_seed(&hash, salt).to_be_bytes();
         Self {
-            key: xxh3_64_with_seed(key.as_bytes(), salt),
+            key: hash_of(salt, key),
             fold: u16::from_be_bytes([high, low]),
             hlc: record.version().hlc,
         }
@@ -30,14 +30,27 @@ impl RecordDigest {
 
     /// The name by which one side asks the other for the record.
     pub fn name(&self) -> u32 {
-        let [.., a, b, c, d] = self.key.to_be_bytes();
-        u32::from_be_bytes([a, b, c, d])
+        name(self.key)
     }
 
     fn bucket(&self, bits: u32) -> usize {
         let bucket = self.key.checked_shr(64 - bits).unwrap_or(0);
         usize::try_from(bucket).expect("few buckets")
     }
+}
+
+/// The name of a key's record, whatever its version.
+pub fn name_of(salt: u64, key: &StorageKey) -> u32 {
+    name(hash_of(salt, key))
+}
+
+fn hash_of(salt: u64, key: &StorageKey) -> u64 {
+    xxh3_64_with_seed(key.as_bytes(), salt)
+}
+
+fn name(hash: u64) -> u32 {
+    let [.., a, b, c, d] = hash.to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
 }
 
 /// Hashes of the records of a range, by bucket. Their number is a power of two.

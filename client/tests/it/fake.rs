@@ -541,6 +541,20 @@ impl AdminService for Service {
         Err(Status::unimplemented("not scripted"))
     }
 
+    async fn repair(
+        &self,
+        _: Request<wire::RepairRequest>,
+    ) -> Result<Response<wire::RepairResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
+    async fn get_convergence(
+        &self,
+        _: Request<wire::GetConvergenceRequest>,
+    ) -> Result<Response<wire::GetConvergenceResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
     type CreateSnapshotStream = Steps<wire::CreateSnapshotResponse>;
 
     async fn create_snapshot(

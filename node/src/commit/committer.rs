@@ -39,8 +39,8 @@ struct Group {
     batch: WriteBatch,
     records: Overlay<Stored>,
     hints: Overlay<Option<Kept>>,
-    /// Dirty marks put or removed.
-    marks: BTreeMap<DirtyMark, bool>,
+    /// Dirty marks put, with their generation, or removed.
+    marks: BTreeMap<DirtyMark, Option<u64>>,
     done: Vec<SystemDone>,
     /// A lone item needs no overlay.
     alone: bool,
@@ -184,7 +184,7 @@ impl<S: Storage> Committer<S> {
                 self.stage_end(target, &key, version, why);
             }
             CommitItem::MarkDirty { target, key } => self.mark_dirty(target, &key),
-            CommitItem::DropDirtyMark(mark) => self.unmark(mark),
+            CommitItem::DropDirtyMark { mark, generation } => self.unmark(mark, generation),
             CommitItem::ForgetDirtyMarks { target } => self.forget_marks(target),
             CommitItem::Settled { done } => self.group.done.push(done),
             CommitItem::DropKeyspace { keyspace } => self.stage_drop_keyspace(keyspace),

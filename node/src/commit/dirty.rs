@@ -52,10 +52,20 @@ impl DirtyMark {
     }
 }
 
-/// The dirty marks of a target, in ring order per keyspace.
-pub fn dirty_marks(storage: &impl Storage, target: NodeId) -> Result<Vec<DirtyMark>, StorageError> {
+/// The dirty marks of a target, in ring order per keyspace, each with its generation.
+pub fn dirty_marks(
+    storage: &impl Storage,
+    target: NodeId,
+) -> Result<Vec<(DirtyMark, u64)>, StorageError> {
     let rows = storage.range(&RangeRequest::prefix(Space::System, marks_of(target)))?.rows;
-    rows.iter().map(|(key, _)| DirtyMark::parse(key).ok_or_else(|| malformed(key))).collect()
+    let mark = |key: &[u8], value: &[u8]| Some((DirtyMark::parse(key)?, generation_of(value)));
+    rows.iter().map(|(key, value)| mark(key, value).ok_or_else(|| malformed(key))).collect()
+}
+
+/// How often a mark has been set since it was last gone: its row's value. A mark that was set again
+/// covers more than it did.
+pub(super) fn generation_of(value: &[u8]) -> u64 {
+    value.try_into().map_or(0, u64::from_be_bytes)
 }
 
 /// What the keys of a target's marks begin with.

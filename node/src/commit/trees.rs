@@ -10,6 +10,7 @@ mod stage;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use antientropy::exchange::{Tile, TokenRange, tiling};
 use antientropy::merkle::{HASH_FORMAT, Leaf, RecordHasher, Tree, TreeHash};
 use bytes::{BufMut, Bytes, BytesMut};
 use model::{KeyspaceId, PartitionIndex, StorageKey, Token};
@@ -81,6 +82,36 @@ impl Trees {
         let forest = self.lock();
         let tree = forest.get(&keyspace).and_then(|it| it.get(partition.index()));
         Some(tree.map_or((TreeHash::ZERO, 0), |it| (it.hash(), it.records())))
+    }
+
+    /// The hashes of some partitions' records.
+    pub fn roots(&self, keyspace: KeyspaceId, partitions: &[PartitionIndex]) -> Vec<TreeHash> {
+        let forest = self.lock();
+        let trees = forest.get(&keyspace);
+        let root = |it: &PartitionIndex| trees.and_then(|trees| trees.get(it.index()));
+        partitions.iter().map(|it| root(it).map_or(TreeHash::ZERO, Tree::hash)).collect()
+    }
+
+    /// The leaves of a range; `None` if one of them covers more than the range, or the range is not
+    /// within one partition.
+    pub fn tiling(&self, keyspace: KeyspaceId, range: TokenRange) -> Option<Vec<Tile>> {
+        let settings = self.settings.get()?;
+        let partition = range.first.partition(settings.partitions);
+        let forest = self.lock();
+        let tree = forest.get(&keyspace).and_then(|it| it.get(partition.index()));
+        let empty = Tree::root(partition, settings.partitions);
+        let leaves = tree.map_or(std::slice::from_ref(&empty), Tree::leaves);
+        let first = leaves.partition_point(|it| it.last() < range.first);
+        let end = leaves.partition_point(|it| it.first <= range.last());
+        let leaves = &leaves[first..end.max(first)];
+        let within = TokenRange::of(&empty).contains(range)
+            && leaves.iter().all(|it| range.contains(TokenRange::of(it)));
+        within.then(|| tiling(range, leaves))
+    }
+
+    /// What hashes records; `None` before anything is known of the cluster.
+    pub fn hasher(&self) -> Option<RecordHasher> {
+        self.settings.get().map(|it| it.hasher())
     }
 
     /// How large the trees are.

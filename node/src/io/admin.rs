@@ -404,6 +404,21 @@ impl AdminService for AdminApi {
         Ok(Response::new(self.wait_for_hints(&metadata, request).await?))
     }
 
+    async fn repair(
+        &self,
+        request: Request<v1::RepairRequest>,
+    ) -> Result<Response<v1::RepairResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        Ok(Response::new(self.repair_now(&metadata, request).await?))
+    }
+
+    async fn get_convergence(
+        &self,
+        _: Request<v1::GetConvergenceRequest>,
+    ) -> Result<Response<v1::GetConvergenceResponse>, Status> {
+        Ok(Response::new(self.convergence()))
+    }
+
     async fn explain(
         &self,
         request: Request<v1::ExplainRequest>,

@@ -139,6 +139,16 @@ impl IoLoop {
                 let _ = to.send((answer, clock));
             }
         }
+        for answer in frame.exchange_answers.drain(..) {
+            let (token, _) = Token::of(OperationId(answer.operation));
+            if let Some(Operation::Exchange { node, .. }) = state.operations.get_mut(token)
+                && *node == from
+                && let Some(Operation::Exchange { answer: to, .. }) = state.operations.remove(token)
+            {
+                // A failed send is a round that has ended.
+                let _ = to.send(answer);
+            }
+        }
         self.push_local(&mut state);
     }
 

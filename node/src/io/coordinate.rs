@@ -241,7 +241,15 @@ impl IoLoop {
                 self.read_event(&mut state, token, ReadEvent::Slow);
             }
             // Dropping the sender tells the one who waits.
-            (Some(Operation::Probe { .. } | Operation::Range { .. } | Operation::Hint(_)), _) => {
+            (
+                Some(
+                    Operation::Probe { .. }
+                    | Operation::Range { .. }
+                    | Operation::Hint(_)
+                    | Operation::Exchange { .. },
+                ),
+                _,
+            ) => {
                 state.operations.remove(token);
             }
             _ => {}
@@ -263,7 +271,9 @@ impl IoLoop {
                     self.read_event(&mut state, token, ReadEvent::Unreachable { replicas });
                 }
                 (
-                    Operation::Probe { node: asked, .. } | Operation::Range { node: asked, .. },
+                    Operation::Probe { node: asked, .. }
+                    | Operation::Range { node: asked, .. }
+                    | Operation::Exchange { node: asked, .. },
                     _,
                 ) if *asked == node => {
                     state.operations.remove(token);

@@ -84,7 +84,7 @@ impl IoLoop {
     }
 
     /// Waits until everything queued for the disk is durable or refused; false if the node ends.
-    pub(super) async fn settled(&self) -> bool {
+    pub(in crate::io) async fn settled(&self) -> bool {
         let (done, settled) = oneshot::channel();
         let done = Box::new(move |_| {
             // Nobody listening any more is no error.

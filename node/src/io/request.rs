@@ -50,7 +50,11 @@ impl<'a> MeasuredRequest<'a> {
 
 impl Drop for MeasuredRequest<'_> {
     fn drop(&mut self) {
-        let took_us = self.io.now_us().saturating_sub(self.started_us);
+        let now_us = self.io.now_us();
+        let took_us = now_us.saturating_sub(self.started_us);
+        if self.kind.is_of_one_key() {
+            self.io.shared.foreground.measured(took_us, now_us);
+        }
         let table = &self.io.shared.loop_metrics[self.io.index].requests;
         table.record(self.kind, self.level, self.outcome, took_us);
     }

@@ -57,6 +57,9 @@ impl IoLoop {
             self.serve_range(caller, query, refusal, &mut answers);
         }
         answers.send(&caller.outbox, shared);
+        for request in frame.exchange_requests.drain(..) {
+            self.serve_exchange(caller, request, refusal);
+        }
     }
 
     /// Why none of a frame's requests is judged, if so.
@@ -71,7 +74,8 @@ impl IoLoop {
         }
         let requests = !frame.mutations.is_empty()
             || !frame.queries.is_empty()
-            || !frame.range_queries.is_empty();
+            || !frame.range_queries.is_empty()
+            || !frame.exchange_requests.is_empty();
         if requests && (view.layout_hash() == 0 || frame.layout_hash != view.layout_hash()) {
             Counters::count(&shared.counters.peer_requests_refused);
             return Some(Refusal::StaleLayout);

@@ -430,6 +430,8 @@ impl Node {
         tasks.spawn(Arc::clone(&io).run_pings());
         if index == 0 {
             tasks.spawn(Arc::clone(&io).run_handoff());
+            tasks.spawn(Arc::clone(&io).run_exchange());
+            tasks.spawn(Arc::clone(&io).run_dirty_marks());
         }
         tasks.spawn(self.links.clone().run(Arc::clone(&io)));
         if let Some(events) = events {

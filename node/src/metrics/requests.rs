@@ -40,6 +40,11 @@ impl RequestKind {
         matches!(self, Self::Put | Self::Delete | Self::BatchWrite)
     }
 
+    /// True if it is about one key: its duration tells how clients are served.
+    pub(crate) fn is_of_one_key(self) -> bool {
+        matches!(self, Self::Put | Self::Delete | Self::Get)
+    }
+
     fn index(self) -> usize {
         match self {
             Self::Put => 0,

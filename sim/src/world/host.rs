@@ -89,6 +89,8 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
         hint_age_ms_max: settings.bounds.hint_age_ms,
         any_hint_bytes_max: settings.bounds.any_hint_bytes,
         no_hints_for,
+        exchange_interval_ms: settings.bounds.exchange_interval_ms,
+        exchange_settle_ms: settings.bounds.exchange_settle_ms,
         ..NodeConfig::default()
     };
     let world = World {

@@ -9,7 +9,7 @@ use super::{CommitAnswerKind, CommitCounters, Committer};
 use crate::{
     commit::{
         DirtyMark, HintEnd,
-        dirty::marks_of,
+        dirty::{generation_of, marks_of},
         hints::{HintClass, decode_hint, hint_bytes, hint_key},
     },
     storage::{Space, Storage},
@@ -218,18 +218,24 @@ impl<S: Storage> Committer<S> {
     pub(super) fn mark_dirty(&mut self, target: NodeId, key: &StorageKey) {
         CommitCounters::add(&self.counters.hints_marked_dirty, 1);
         let mark = DirtyMark::of(target, key);
-        if !self.is_marked(mark) {
-            self.group.batch.put(Space::System, &mark.system_key(), []);
-            self.group.marks.insert(mark, true);
+        if let Some(Some(_)) = self.group.marks.get(&mark) {
+            return;
+        }
+        // A drop that is on its way must not take this write's mark along.
+        let generation = self.generation(mark);
+        if generation.is_none() {
             self.ledger.add_mark(target);
         }
+        let generation = generation.unwrap_or(0) + 1;
+        self.group.batch.put(Space::System, &mark.system_key(), [&generation.to_be_bytes()[..]]);
+        self.group.marks.insert(mark, Some(generation));
     }
 
-    /// The exchange of what a mark covers has ended.
-    pub(super) fn unmark(&mut self, mark: DirtyMark) {
-        if self.is_marked(mark) {
+    /// What a mark covered at a generation has been compared.
+    pub(super) fn unmark(&mut self, mark: DirtyMark, generation: u64) {
+        if self.generation(mark) == Some(generation) {
             self.group.batch.delete(Space::System, &mark.system_key());
-            self.group.marks.insert(mark, false);
+            self.group.marks.insert(mark, None);
             self.ledger.remove_mark(mark.target);
         }
     }
@@ -244,11 +250,12 @@ impl<S: Storage> Committer<S> {
         self.ledger.forget_marks(target);
     }
 
-    fn is_marked(&self, mark: DirtyMark) -> bool {
+    /// The generation of a mark, if it is set.
+    fn generation(&self, mark: DirtyMark) -> Option<u64> {
         let staged = self.group.marks.get(&mark).copied();
         // One that cannot be read is put once more.
-        let stored = || self.read(Space::System, &mark.system_key()).ok().flatten().is_some();
-        staged.unwrap_or_else(stored)
+        let stored = || self.read(Space::System, &mark.system_key()).ok().flatten();
+        staged.unwrap_or_else(|| stored().map(|it| generation_of(&it)))
     }
 }
 

@@ -44,10 +44,10 @@ fn hints_past_the_bound_leave_a_mark() {
     assert_eq!(replica.hints(), "a20 b10 c10 d10 +1");
     assert_eq!(replica.kept().dirty_marks, 1, "the same part of the ring twice");
 
-    let mark = dirty_marks(&replica.storage, TARGET).unwrap()[0];
+    let (mark, generation) = dirty_marks(&replica.storage, TARGET).unwrap()[0];
     assert_eq!(mark, DirtyMark::of(TARGET, &key("e")));
     assert!(dirty_marks(&replica.storage, NodeId(78)).unwrap().is_empty());
-    replica.commit(vec![CommitItem::DropDirtyMark(mark), drop_hint("b", "10a")]);
+    replica.commit(vec![CommitItem::DropDirtyMark { mark, generation }, drop_hint("b", "10a")]);
     assert_eq!(replica.commit(vec![hint("e", "11a", None)]), "HintStored");
     assert_eq!(replica.hints(), "a20 c10 d10 e11 +0");
     assert_eq!(replica.kept().dirty_marks, 0);
@@ -112,7 +112,7 @@ fn an_aged_hint_leaves_a_mark_in_the_same_batch() {
     replica.commit(vec![end("a", "10a", HintEnd::Aged)]);
     assert_eq!(replica.hints(), "b20 +1");
     assert_eq!((oldest_ms(&replica), replica.kept().dirty_marks), (Some(20_000), 1));
-    let mark = dirty_marks(&replica.storage, TARGET).unwrap()[0];
+    let (mark, _) = dirty_marks(&replica.storage, TARGET).unwrap()[0];
     assert_eq!(mark, DirtyMark::of(TARGET, &key("a")));
     let tried = replica.committer.counters().hints_aged.load(Ordering::Relaxed);
     assert_eq!(tried, 2, "counted as often as it was tried");

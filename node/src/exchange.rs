@@ -1,0 +1,12 @@
+//! What an exchange reads, answers and remembers; who begins one and when is in `node/src/io/exchange.rs`.
+//! What is compared, and what moves, decides [`antientropy::exchange`].
+
+mod answer;
+mod block;
+mod board;
+mod span;
+
+pub(crate) use answer::{is_known_format, partition_of, refused};
+pub(crate) use block::{BLOCK_BYTES, decode_block, encode_block};
+pub(crate) use board::{DirtyPart, ExchangeBoard, RoundEnd, RoundReport, SharedTrees};
+pub(crate) use span::{Span, SpanRecords};

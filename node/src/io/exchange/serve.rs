@@ -1,0 +1,183 @@
+//! The answering side: steps of other nodes' rounds.
+
+use std::sync::Arc;
+
+use model::{KeyspaceId, NodeId, OperationId, PartitionIndex, Record, Refusal, StorageKey, Token};
+use prost::Message;
+use proto::internal::{
+    ExchangeAnswer, ExchangeDirty, ExchangeMoves, ExchangeRequest, ExchangeSettled,
+    exchange_request::Step,
+};
+
+use crate::{
+    commit::CommitItem,
+    counters::Counters,
+    exchange::{DirtyPart, decode_block, is_known_format, refused},
+    io::{io_loop::IoLoop, links::frame_bytes_max, serve::Caller},
+    operation::NO_ANSWER,
+    shared::{Destination, Shared},
+};
+
+impl IoLoop {
+    /// Answers a step of an exchange.
+    pub(in crate::io) fn serve_exchange(
+        &self,
+        caller: &Caller,
+        request: ExchangeRequest,
+        refusal: Option<Refusal>,
+    ) {
+        let (operation, shared) = (request.operation, &self.shared);
+        let view = shared.view.load();
+        let from = caller.index.zip(view.metadata()).map(|it| it.1.layout().node(it.0).id);
+        let refusal =
+            refusal.or((!is_known_format(request.hash_format)).then_some(Refusal::Failed));
+        let begun = match (from, request.step, refusal) {
+            (Some(from), Some(step), None) => {
+                let turn = Arc::clone(&shared.exchange.answering).try_acquire_owned();
+                turn.map(|turn| (from, step, turn)).map_err(|_none_left| Refusal::Overloaded)
+            }
+            (_, _, Some(refusal)) => Err(refusal),
+            (None, _, _) => Err(Refusal::StaleLayout),
+            (_, None, _) => {
+                Counters::count(&shared.counters.peer_messages_malformed);
+                Err(Refusal::Failed)
+            }
+        };
+        let (outbox, this) = (Arc::clone(&caller.outbox), self.this.clone());
+        let (from, step, turn) = match begun {
+            Ok(begun) => begun,
+            Err(refusal) => return send(&outbox, shared, operation, refused(refusal)),
+        };
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move {
+            let _turn = turn;
+            let answer = match (step, this.upgrade()) {
+                (_, None) => refused(Refusal::Failed),
+                (Step::Moves(moves), Some(io)) => io.answer_moves(from, moves).await,
+                (Step::Settled(settled), _) => shared.note_settled(from, &settled),
+                (Step::Dirty(dirty), _) => shared.answer_dirty(from, &dirty),
+                (step, _) => {
+                    let work = move |it: &Shared| Ok(it.answer_exchange(from, &step));
+                    Arc::clone(&shared).blocking(work).await.unwrap_or_else(refused)
+                }
+            };
+            send(&outbox, &shared, operation, answer);
+        });
+    }
+
+    /// Takes the records of a peer, and gives those that it asks for.
+    async fn answer_moves(&self, from: NodeId, moves: ExchangeMoves) -> ExchangeAnswer {
+        let shared = &self.shared;
+        let rows = match decode_block(moves.records.unwrap_or_default(), frame_bytes_max(shared)) {
+            Ok(rows) => rows,
+            Err(error) => {
+                Counters::count(&shared.counters.peer_messages_malformed);
+                tracing::warn!(%from, %error, "records of an exchange are refused");
+                return refused(Refusal::Corrupt);
+            }
+        };
+        let Some(refused_rows) = self.take_records(rows).await else {
+            return refused(Refusal::Failed);
+        };
+        let view = shared.view.load_full();
+        let far = view.metadata().zip(view.node_index(from)).is_some_and(|(metadata, node)| {
+            metadata.layout().node(node).datacenter != shared.config.datacenter
+        });
+        let (keyspace, salt, wanted) = (KeyspaceId(moves.keyspace), moves.salt, moves.wanted);
+        let work = move |it: &Shared| it.answer_wanted(keyspace, salt, &wanted, far);
+        match Arc::clone(shared).blocking(work).await {
+            Ok(records) => ExchangeAnswer {
+                records: Some(records),
+                refused: refused_rows,
+                ..ExchangeAnswer::default()
+            },
+            Err(refusal) => refused(refusal),
+        }
+    }
+
+    /// Hands records to the commit path and waits until they are durable; how many were refused, or
+    /// `None` if the node ends.
+    pub(super) async fn take_records(&self, rows: Vec<(StorageKey, Record)>) -> Option<u32> {
+        if rows.is_empty() {
+            return Some(0);
+        }
+        let (shared, mut refused) = (&self.shared, 0);
+        let view = shared.view.load_full();
+        let mut items = Vec::with_capacity(rows.len());
+        for (key, record) in rows {
+            let dropped = view.metadata().is_some_and(|it| it.was_dropped(key.keyspace()));
+            // A record from the future moves to nobody (C4).
+            if dropped || self.is_future(record.version().hlc) {
+                refused += 1;
+                continue;
+            }
+            items.push(CommitItem::Mutation {
+                destination: Destination::Nowhere,
+                operation: NO_ANSWER,
+                slot: 0,
+                key,
+                record,
+                want_newest: false,
+            });
+        }
+        if let Err(rejected) = shared.commits.push(|queue| queue.extend(items)) {
+            refused += u32::try_from(rejected.items.len()).unwrap_or(u32::MAX);
+        }
+        self.settled().await.then_some(refused)
+    }
+}
+
+impl Shared {
+    /// How slow clients are served, in thousandths of what the operator wants at most.
+    pub(crate) fn pressure(&self) -> u32 {
+        let target_us = self.config.foreground_p99_target_ms.saturating_mul(1_000);
+        self.foreground.pressure(self.elapsed_us(), target_us)
+    }
+
+    fn note_settled(&self, from: NodeId, settled: &ExchangeSettled) -> ExchangeAnswer {
+        let at_us = self.elapsed_us().saturating_sub(u64::from(settled.age_ms) * 1_000);
+        let partition = |it: &u32| u16::try_from(*it).ok().map(PartitionIndex);
+        let partitions: Vec<_> = settled.partitions.iter().filter_map(partition).collect();
+        self.exchange.verified((KeyspaceId(settled.keyspace), from), &partitions, at_us);
+        ExchangeAnswer::default()
+    }
+
+    fn answer_dirty(&self, from: NodeId, dirty: &ExchangeDirty) -> ExchangeAnswer {
+        let (view, now_us) = (self.view.load_full(), self.elapsed_us());
+        let Some(metadata) = view.metadata() else { return refused(Refusal::StaleLayout) };
+        let compared = dirty.parts.iter().map(|part| {
+            let keyspace = KeyspaceId(part.keyspace);
+            if metadata.was_dropped(keyspace) {
+                return true;
+            }
+            // Not known here yet: it will be.
+            let Some(known) = view.keyspace_of_id(keyspace) else { return false };
+            let first = Token(u64::from(part.token_prefix & 0xffff) << 48);
+            let partition = view.partition(first);
+            let replicas = known.replica_set(partition);
+            let Some(own) = view.own().filter(|it| replicas.replica(*it).is_some()) else {
+                return true;
+            };
+            let others = replicas.nodes().iter().filter(|it| **it != own);
+            let others: Vec<_> = others.map(|it| metadata.layout().node(*it).id).collect();
+            let token_prefix = u16::try_from(part.token_prefix & 0xffff).expect("16 bits");
+            let generation = part.generation;
+            let part = DirtyPart { from, keyspace, partition, token_prefix, generation };
+            self.exchange.is_compared(part, &others, now_us)
+        });
+        ExchangeAnswer { compared: compared.collect(), ..ExchangeAnswer::default() }
+    }
+}
+
+fn send(
+    outbox: &crate::outbox::Outbox,
+    shared: &Shared,
+    operation: u64,
+    mut answer: ExchangeAnswer,
+) {
+    (answer.operation, answer.pressure) = (OperationId(operation).0, shared.pressure());
+    let bytes = answer.encoded_len();
+    if outbox.push(bytes, |frame| frame.exchange_answers.push(answer)).is_err() {
+        Counters::count(&shared.counters.peer_answers_dropped);
+    }
+}

@@ -1,0 +1,81 @@
+//! One step of an exchange: a question to another node, and its answer.
+
+use model::{NodeId, NodeIndex};
+use prost::Message;
+use proto::internal::{
+    DirtyPart, ExchangeAnswer, ExchangeDirty, ExchangeRequest, exchange_request::Step,
+};
+use tokio::sync::oneshot;
+
+use crate::{
+    commit::DirtyMark,
+    exchange::RoundEnd,
+    io::io_loop::{Alarm, IoLoop},
+    operation::Operation,
+};
+
+/// The answer to a step, and what both took on the wire.
+pub(super) struct Answered {
+    pub(super) answer: ExchangeAnswer,
+    pub(super) bytes_sent: usize,
+    pub(super) bytes_received: usize,
+}
+
+impl IoLoop {
+    /// Asks another node.
+    pub(super) async fn exchange_step(
+        &self,
+        node: NodeIndex,
+        step: Step,
+    ) -> Result<Answered, RoundEnd> {
+        let (answer, result) = oneshot::channel();
+        let mut request = ExchangeRequest {
+            operation: 0,
+            hash_format: antientropy::merkle::HASH_FORMAT.into(),
+            step: Some(step),
+        };
+        let bytes_sent = {
+            let mut state = self.lock();
+            state.peers.follow(&self.shared.view.load());
+            let token = state.operations.insert(Operation::Exchange { node, answer });
+            let deadline_us = self.now_us() + STEP_TIMEOUT_US;
+            self.set_alarm(&mut state, deadline_us, token, Alarm::Deadline);
+            request.operation = token.with_sequence(0).0;
+            let bytes = request.encoded_len();
+            let sent = state.peers.get(node).is_some_and(|it| {
+                it.outbox.push(bytes, |frame| frame.exchange_requests.push(request)).is_ok()
+            });
+            if !sent {
+                state.operations.remove(token);
+                return Err(RoundEnd::Away);
+            }
+            bytes
+        };
+        let answer = result.await.map_err(|_dropped| RoundEnd::Silent)?;
+        let bytes_received = answer.encoded_len();
+        match proto::refusal(answer.refusal) {
+            Some(refusal) => Err(RoundEnd::Refused(refusal)),
+            None => Ok(Answered { answer, bytes_sent, bytes_received }),
+        }
+    }
+
+    /// Asks a target for which of the marks it has been compared since; `None` if it does not say.
+    pub(super) async fn dirty_step(
+        &self,
+        target: NodeId,
+        marks: &[(DirtyMark, u64)],
+    ) -> Option<Vec<bool>> {
+        let node = self.shared.view.load().node_index(target)?;
+        let part = |(mark, generation): &(DirtyMark, u64)| DirtyPart {
+            keyspace: mark.keyspace.0,
+            token_prefix: mark.token_prefix.into(),
+            generation: *generation,
+        };
+        let dirty = ExchangeDirty { parts: marks.iter().map(part).collect() };
+        let answered = self.exchange_step(node, Step::Dirty(dirty)).await.ok()?;
+        Some(answered.answer.compared).filter(|it| it.len() == marks.len())
+    }
+}
+
+/// Longer than a step of full slices takes between continents on a busy disk.
+const STEP_TIMEOUT_US: u64 = 10_000_000;
