@@ -11,6 +11,7 @@ mod durability;
 mod harness;
 mod hints;
 mod levels;
+mod metrics;
 mod python;
 mod restart;
 mod scans;

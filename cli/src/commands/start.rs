@@ -40,6 +40,10 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "ADDR")]
     peer_listen: Option<SocketAddr>,
 
+    /// Where Prometheus asks for metrics, as GET /metrics; port 0 takes any free one [default: none]
+    #[arg(long, value_name = "ADDR")]
+    metrics_listen: Option<SocketAddr>,
+
     /// What clients are told to connect to [default: as --listen]
     #[arg(long, value_name = "ADDR")]
     advertise: Option<SocketAddr>,
@@ -162,6 +166,7 @@ fn announce(
             node_id: node.node_id().to_string(),
             client_address: node.client_address(),
             peer_address: node.peer_address(),
+            metrics_address: node.metrics_address(),
             datacenter,
             rack,
             cluster: &args.cluster_name,
@@ -171,8 +176,9 @@ fn announce(
         });
     }
     let ready = output.paint(Paint::Good, "ready");
+    let metrics = node.metrics_address().map(|it| format!("  metrics {it}")).unwrap_or_default();
     output.line(&format!(
-        "{ready}  clients {}  peers {}  {datacenter}/{rack}  node {}",
+        "{ready}  clients {}  peers {}{metrics}  {datacenter}/{rack}  node {}",
         node.client_address(),
         node.peer_address(),
         node.node_id(),
@@ -185,6 +191,7 @@ struct Ready<'a> {
     node_id: String,
     client_address: SocketAddr,
     peer_address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
     datacenter: &'a str,
     rack: &'a str,
     cluster: &'a str,
@@ -203,6 +210,7 @@ impl StartArgs {
             data: self.data.clone(),
             listen: self.listen,
             peer_listen,
+            metrics_listen: self.metrics_listen,
             advertise: self.advertise,
             peer_advertise: self.peer_advertise,
             datacenter: self.dc.clone(),

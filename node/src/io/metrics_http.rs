@@ -151,3 +151,6 @@ fn answer(status: StatusCode, content_type: &'static str, text: String) -> Respo
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
 }
+
+#[cfg(test)]
+mod tests;

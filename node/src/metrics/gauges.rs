@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, fmt, sync::atomic::Ordering};
 
 use model::NodeId;
-use prometheus_client::{encoding::DescriptorEncoder, metrics::MetricType};
+use prometheus_client::{
+    encoding::{DescriptorEncoder, MetricEncoder},
+    metrics::MetricType,
+};
 
 use crate::{
     clock_watch::ClockState,
@@ -30,6 +33,15 @@ pub(crate) enum GaugeValue {
     Whole(u64),
     /// Anything else.
     Decimal(f64),
+}
+
+impl GaugeValue {
+    fn encode(self, encoder: &mut MetricEncoder<'_>) -> fmt::Result {
+        match self {
+            Self::Whole(value) => encoder.encode_gauge(&value),
+            Self::Decimal(value) => encoder.encode_gauge(&value),
+        }
+    }
 }
 
 impl From<u64> for GaugeValue {
@@ -80,10 +92,10 @@ impl Gauge {
         let mut family =
             encoder.encode_descriptor(self.name, self.help, None, MetricType::Gauge)?;
         for (labels, value) in &self.series {
-            let mut one = family.encode_family(labels)?;
-            match value {
-                GaugeValue::Whole(value) => one.encode_gauge(value)?,
-                GaugeValue::Decimal(value) => one.encode_gauge(value)?,
+            if labels.is_empty() {
+                value.encode(&mut family)?;
+            } else {
+                value.encode(&mut family.encode_family(labels)?)?;
             }
         }
         Ok(())
@@ -203,7 +215,7 @@ fn clock(shared: &Shared) -> Vec<Gauge> {
         (vec![("state", name)], *it == state)
     });
     let (median_ms, _) = shared.clock_median_ms();
-    let ahead = median_ms.map(|it| (Labels::new(), -(it as f64) / 1e3));
+    let ahead = median_ms.map(|it| (Labels::new(), (-it) as f64 / 1e3));
     vec![
         Gauge::labelled("clock_state", "1 at the state that the wall clock is in.", states),
         Gauge::plain(

@@ -45,6 +45,8 @@ pub(crate) struct Node {
     pub(crate) client: SocketAddr,
     /// Where nodes connect.
     pub(crate) peer: SocketAddr,
+    /// Where its metrics are, if it serves them.
+    pub(crate) metrics: Option<SocketAddr>,
     /// Its data directory.
     pub(crate) data: PathBuf,
     /// Its id, as the ready line said.
@@ -130,6 +132,7 @@ impl Cluster {
                     rack: format!("rack{}", at + 1),
                     client: free_address(),
                     peer: free_address(),
+                    metrics: None,
                     data: folder.path().join(format!("{datacenter}-{at}")),
                     id: String::new(),
                     arguments: options.arguments.clone(),
@@ -250,11 +253,12 @@ impl Cluster {
         }
         for at in nodes {
             let node = &mut self.nodes[*at];
-            let Ready { node_id, client_address, peer_address } =
+            let Ready { node_id, client_address, peer_address, metrics_address } =
                 node.process.as_mut().expect("spawned above").wait_ready();
             assert_eq!((client_address, peer_address), (node.client, node.peer));
             assert!(node.id.is_empty() || node.id == node_id, "node {at} has another id now");
             node.id = node_id;
+            node.metrics = metrics_address;
             // Not the old one: its connection is gone.
             node.api = Some(Api::new(node.client));
         }

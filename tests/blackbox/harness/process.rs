@@ -35,6 +35,8 @@ pub(crate) struct Ready {
     pub(crate) client_address: SocketAddr,
     /// Where nodes connect.
     pub(crate) peer_address: SocketAddr,
+    /// Where its metrics are, if they are served.
+    pub(crate) metrics_address: Option<SocketAddr>,
 }
 
 /// A running node.
@@ -92,6 +94,7 @@ impl Process {
             node_id: text("node_id").to_owned(),
             client_address: address("client_address"),
             peer_address: address("peer_address"),
+            metrics_address: (!it["metrics_address"].is_null()).then(|| address("metrics_address")),
         }
     }
 
