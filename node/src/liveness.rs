@@ -170,3 +170,28 @@ impl Peers {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_reachable_while_one_loop_has_a_link() {
+        let (node, view) = (NodeId(7), View::default());
+        let status = Arc::new(PeerStatus::default());
+        let link =
+            || Arc::new(Peer { node, outbox: Outbox::new(1_000), status: Arc::clone(&status) });
+        let (mut first, mut second) = (Peers::default(), Peers::default());
+        assert!(!status.is_reachable(0), "known, and never linked");
+        let (old, new, other) = (link(), link(), link());
+        first.connected(Arc::clone(&old), &view);
+        first.connected(Arc::clone(&new), &view);
+        second.connected(Arc::clone(&other), &view);
+        assert!(!first.disconnected(&old, &view), "it was replaced");
+        assert!(first.disconnected(&new, &view) && status.is_reachable(0));
+        status.member.store(false, Ordering::Relaxed);
+        assert!(!status.is_reachable(2 * HEARD_LATELY_US), "linked, and called down");
+        status.member.store(true, Ordering::Relaxed);
+        assert!(second.disconnected(&other, &view) && !status.is_reachable(0));
+    }
+}

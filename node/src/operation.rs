@@ -314,6 +314,7 @@ mod tests {
         assert_eq!(first.io_loop(), 3);
         assert!(table.get_mut(first).is_some());
         assert!(table.remove(first).is_some());
+        assert_eq!(in_flight.load(Ordering::Relaxed), 0);
         let second = table.insert(probe());
         assert_eq!(second.index(), first.index());
         assert!(table.get_mut(first).is_none() && table.remove(first).is_none());

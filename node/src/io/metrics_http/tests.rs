@@ -60,7 +60,8 @@ struct Served {
 }
 
 impl Served {
-    fn start(first_request_timeout_ms: u64) -> Self {
+    /// With these bounds for a request's head, and for all that follows.
+    fn start(first_request_timeout_ms: u64, request_timeout_ms: u64) -> Self {
         let nothing = Arc::new(Nothing);
         let world = World {
             clock: Arc::clone(&nothing) as Arc<dyn WallClock>,
@@ -70,12 +71,22 @@ impl Served {
             seed: 7,
             blocking: Blocking::Simulated(nothing),
         };
-        let config = NodeConfig { first_request_timeout_ms, ..NodeConfig::default() };
+        let config =
+            NodeConfig { first_request_timeout_ms, request_timeout_ms, ..NodeConfig::default() };
         let (node, _) = Node::open(config, world).unwrap();
         let (pipes, listener) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
         let serving = tokio::spawn(node.run_metrics(Box::new(Pipes(listener)), stop.clone()));
         Self { shared: node.shared, pipes, stop, serving }
+    }
+
+    /// Of which no bound is met.
+    fn patient() -> Self {
+        Self::start(600_000, 60_000)
+    }
+
+    fn idle(&self) -> u64 {
+        self.shared.counters.connections_idle.load(Ordering::Relaxed)
     }
 
     fn connect(&self) -> DuplexStream {
@@ -88,8 +99,9 @@ impl Served {
         let (mut read, mut write) = tokio::io::split(self.connect());
         let mut answer = String::new();
         // The node may answer, and close, before it has read everything.
-        let (_, end) = tokio::join!(write.write_all(request), read.read_to_string(&mut answer));
-        end.unwrap();
+        let talk =
+            async { tokio::join!(write.write_all(request), read.read_to_string(&mut answer)).1 };
+        soon(talk).await.unwrap();
         answer
     }
 
@@ -103,16 +115,21 @@ impl Served {
     }
 }
 
+/// Awaits what comes at once, or not before the node gives up on who says nothing.
+async fn soon<T>(it: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(20), it).await.expect("in time")
+}
+
 /// Waits until the node closes a connection.
 async fn closed(mut stream: DuplexStream) {
     let mut rest = Vec::new();
-    stream.read_to_end(&mut rest).await.unwrap();
+    soon(stream.read_to_end(&mut rest)).await.unwrap();
     assert_eq!(rest, b"");
 }
 
 #[tokio::test]
 async fn everything_counted_is_shown_once() {
-    let served = Served::start(60_000);
+    let served = Served::patient();
     served.shared.counters.writes_restamped.fetch_add(3, Ordering::Relaxed);
     let text = served.scrape().await;
     assert!(text.ends_with("\n# EOF\n"));
@@ -138,7 +155,7 @@ async fn everything_counted_is_shown_once() {
 
 #[tokio::test]
 async fn there_is_nothing_else() {
-    let served = Served::start(60_000);
+    let served = Served::patient();
     let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(2 * HEAD_BYTES_MAX));
     let many = format!("GET /metrics HTTP/1.1\r\n{}\r\n", "X: y\r\n".repeat(200));
     for (request, status) in [
@@ -162,20 +179,29 @@ async fn there_is_nothing_else() {
 
 #[tokio::test]
 async fn who_says_nothing_is_closed() {
-    let served = Served::start(20);
+    let served = Served::start(20, 60_000);
     closed(served.connect()).await;
     let mut slow = served.connect();
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost:").await.unwrap();
     let mut answer = String::new();
-    slow.read_to_string(&mut answer).await.unwrap();
+    soon(slow.read_to_string(&mut answer)).await.unwrap();
     assert!(!answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let idle = served.shared.counters.connections_idle.load(Ordering::Relaxed);
-    assert_eq!(idle, 2);
+    assert_eq!(served.idle(), 2);
+}
+
+#[tokio::test]
+async fn who_does_not_take_the_answer_is_closed() {
+    let served = Served::start(20, 20);
+    let mut deaf = served.connect();
+    deaf.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n").await.unwrap();
+    // What follows the request is not read either: it fails once the other end is gone.
+    soon(deaf.write_all(&[0; 1 << 20])).await.unwrap_err();
+    assert_eq!(served.idle(), 1);
 }
 
 #[tokio::test]
 async fn strangers_who_wait_keep_nobody_out() {
-    let served = Served::start(60_000);
+    let served = Served::patient();
     let mut strangers: VecDeque<_> = (0..CONNECTIONS_MAX + 4).map(|_| served.connect()).collect();
     served.scrape().await;
     for _ in 0..5 {
