@@ -101,8 +101,9 @@ impl RoundReport {
 pub(crate) struct RoundState {
     /// The number of rounds that had been asked for when the last one began that has ended.
     pub(crate) answered: u64,
-    /// How it has ended.
-    pub(crate) last: Option<(RoundEnd, RoundReport)>,
+    /// How the last one has ended that was asked for: those that come by themselves find nothing more to
+    /// do, and who asked may look later.
+    pub(crate) asked_for: Option<(RoundEnd, RoundReport)>,
 }
 
 /// What a round is to do.
@@ -254,8 +255,11 @@ impl ExchangeBoard {
 
     /// A round has ended that began when so many had been asked for.
     pub(crate) fn ended(&self, with: NodeId, asked: u64, end: RoundEnd, report: RoundReport) {
-        let state = RoundState { answered: asked, last: Some((end, report)) };
-        self.lock().rounds.insert(with, state);
+        let mut board = self.lock();
+        let state = board.rounds.entry(with).or_default();
+        if asked > state.answered {
+            *state = RoundState { answered: asked, asked_for: Some((end, report)) };
+        }
     }
 
     /// Where the rounds with a node stand.
@@ -402,6 +406,26 @@ mod tests {
             assert!(!ExchangeBoard::begins(*a, *a));
         }
         assert_eq!(begun, nodes.len() * (nodes.len() - 1) / 2);
+    }
+
+    #[test]
+    fn what_was_asked_for_is_told_until_more_is() {
+        let board = board();
+        let moved = |records_sent| RoundReport { records_sent, ..RoundReport::default() };
+        let state = |it: &ExchangeBoard| {
+            let RoundState { answered, asked_for } = it.round(OTHER);
+            (answered, asked_for.map(|it| it.1.records_sent))
+        };
+        board.ended(OTHER, board.asked(OTHER).number, RoundEnd::Same, moved(1));
+        assert_eq!(state(&board), (0, None), "it came by itself");
+        for (records, others) in [(7, 8), (9, 0)] {
+            let number = board.ask(None);
+            assert!(board.asked(OTHER).is_new);
+            for records in [records, others] {
+                board.ended(OTHER, board.asked(OTHER).number, RoundEnd::Same, moved(records));
+            }
+            assert_eq!(state(&board), (number, Some(records)));
+        }
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl AdminApi {
         let begun = partners.into_iter().filter(|it| ExchangeBoard::begins(own, *it));
         let pair = |node| {
             let round = shared.exchange.round(node);
-            let ended = round.last.filter(|_| round.answered >= number);
+            let ended = round.asked_for.filter(|_| round.answered >= number);
             let (state, refusal, report) = match ended {
                 None => (v1::RepairState::Running, String::new(), RoundReport::default()),
                 Some((end, report)) => {

@@ -163,8 +163,9 @@ impl<'a> Round<'a> {
             let settle_ms = shared.config.exchange_settle_ms;
             tokio::time::sleep(Duration::from_millis(settle_ms)).await;
             let _turn = shared.exchange.moving.acquire().await.map_err(|_ended| RoundEnd::Stuck)?;
-            let highest = shared.clock.highest();
-            let cutoff = Hlc::from_ms(highest.ms().saturating_sub(settle_ms));
+            // The highest stamp stands still when nobody writes, and some clocks are ahead of this one.
+            let now_ms = shared.clock.highest().ms().max(shared.believed_wall().0);
+            let cutoff = Hlc::from_ms(now_ms.saturating_sub(settle_ms));
             self.report.ranges += count(suspects.len());
             unsettled = self.compare_records(suspects, cutoff).await?;
             unsettled.sort_unstable();
