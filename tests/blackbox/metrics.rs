@@ -125,6 +125,17 @@ async fn requests_by_level_and_outcome() {
     assert_eq!(shown.sum("quorate_hints_waiting"), 0.0);
     assert!(shown.value("quorate_row_cache_bytes", &[]) > Some(0.0));
 
+    eventually("the replicas are known to agree", async || {
+        let shown = scrape(address).await;
+        let of = |name: &str| shown.value(name, &[("keyspace", "plain")]);
+        let all = of("quorate_convergence_partitions");
+        // 16 partitions, which two other nodes hold too.
+        assert_eq!(all.unwrap_or(32.0), 32.0);
+        let same = of("quorate_convergence_partitions_same");
+        if all.is_some() && same == all { Ok(()) } else { Err(format!("{same:?} of {all:?}")) }
+    })
+    .await;
+
     cluster.process(2).signal(Signal::Pause);
     let error = api.set("plain", &key("3"), "value", all).await.unwrap_err();
     assert_eq!((error.reason, error.outcome), (Reason::WriteTimeout, CallOutcome::Unknown));

@@ -108,6 +108,7 @@ pub(crate) fn gauges(shared: &Shared) -> Vec<Gauge> {
     gauges.extend(trees(shared));
     gauges.extend(storage(shared));
     gauges.extend(others(shared));
+    gauges.extend(convergence(shared));
     gauges.extend(clock(shared));
     gauges
 }
@@ -204,6 +205,49 @@ fn others(shared: &Shared) -> Vec<Gauge> {
             "dirty_marks",
             "Parts of the ring that a node must be compared for, as no hints are kept for them.",
             targets.iter().map(|(node, it)| (named(node), it.dirty_marks)),
+        ),
+    ]
+}
+
+/// What a keyspace's partitions come to, each counted once for every other node that holds it too.
+#[derive(Default)]
+struct Convergence {
+    partitions: u64,
+    same: u64,
+    oldest_us: u64,
+}
+
+/// How far this node's replicas are known to agree with the others', by keyspace: a series for each
+/// pair of nodes would be too many.
+fn convergence(shared: &Shared) -> Vec<Gauge> {
+    let (view, now_us) = (shared.view.load(), shared.elapsed_us());
+    let mut keyspaces: BTreeMap<String, Convergence> = BTreeMap::new();
+    for ((keyspace, _), pair) in shared.exchange.figures() {
+        let Some(keyspace) = view.keyspace_of_id(keyspace) else { continue };
+        let sum = keyspaces.entry(keyspace.keyspace.name.clone()).or_default();
+        sum.partitions += pair.partitions;
+        sum.same += pair.same;
+        sum.oldest_us = sum.oldest_us.max(now_us.saturating_sub(pair.oldest_us));
+    }
+    let series = |value: fn(&Convergence) -> u64| {
+        let labels = |name: &String| vec![("keyspace", name.clone())];
+        keyspaces.iter().map(move |(name, it)| (labels(name), value(it)))
+    };
+    vec![
+        Gauge::labelled(
+            "convergence_partitions",
+            "Partitions held here, each counted once for every other node that holds it too.",
+            series(|it| it.partitions),
+        ),
+        Gauge::labelled(
+            "convergence_partitions_same",
+            "Those that were the same there when they were last compared.",
+            series(|it| it.same),
+        ),
+        Gauge::labelled(
+            "convergence_oldest_seconds",
+            "Since the one of them that waits longest was found the same, or since the start.",
+            series(|it| it.oldest_us / 1_000_000),
         ),
     ]
 }
