@@ -82,7 +82,7 @@ pub(crate) struct Global {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Start(commands::start::StartArgs),
+    Start(Box<commands::start::StartArgs>),
     Demo(demo::DemoArgs),
     Put(commands::put::PutArgs),
     Get(commands::get::GetArgs),

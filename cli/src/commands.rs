@@ -33,7 +33,7 @@ pub(crate) fn run(cli: Cli, output: Output) -> Result<Exit, Failure> {
     };
     log_to_stderr(global.log.as_deref().unwrap_or(default_filter), &command, output)?;
     match command {
-        Command::Start(args) => block_on(start::run(args, output)),
+        Command::Start(args) => block_on(start::run(*args, output)),
         Command::Demo(args) => block_on(demo::run(args, global, output)),
         Command::Put(args) => block_on(put::run(args, global, output)),
         Command::Get(args) => block_on(get::run(args, global, output)),

@@ -8,6 +8,7 @@ mod bad_input;
 mod commands;
 mod dataset;
 mod durability;
+mod exchange;
 mod harness;
 mod hints;
 mod levels;

@@ -1,9 +1,12 @@
 //! `quorate admin`: looks at a cluster and changes its shape.
 
+mod asked;
+mod convergence;
 mod explain;
 mod hints;
 mod keyspace;
 mod layout;
+mod repair;
 mod snapshot;
 mod status;
 
@@ -30,6 +33,8 @@ pub(crate) enum AdminCommand {
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
     Hints(hints::HintsArgs),
+    Convergence(convergence::ConvergenceArgs),
+    Repair(repair::RepairArgs),
 }
 
 /// Runs one of the admin commands.
@@ -47,6 +52,8 @@ pub(crate) async fn run(
         AdminCommand::Explain(args) => explain::run(args, &admin, output).await?,
         AdminCommand::Snapshot(command) => snapshot::run(command, &admin, output).await?,
         AdminCommand::Hints(args) => hints::run(args, &admin, output).await?,
+        AdminCommand::Convergence(args) => convergence::run(args, &admin, output).await?,
+        AdminCommand::Repair(args) => repair::run(args, &admin, output).await?,
     }
     Ok(Exit::Ok)
 }

@@ -114,6 +114,20 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "DC[,DC]", value_delimiter = ',')]
     no_hints_for: Vec<String>,
 
+    /// How often replicas are compared with those of every other node [default: 2s]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    exchange_interval: Option<Duration>,
+
+    /// How old a difference between two replicas is before records are moved for it: what is younger
+    /// is on its way [default: 2s]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    exchange_settle: Option<Duration>,
+
+    /// What 99 of 100 calls of clients are to take at most: as it is approached, exchanges do less at
+    /// a time and rest in between [default: 25ms]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    foreground_p99_target: Option<Duration>,
+
     /// How long a graceful stop waits for what has begun
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
     shutdown_grace: Duration,
@@ -243,6 +257,15 @@ impl StartArgs {
         if let Some(it) = self.hint_age_max {
             config.hint_age_ms_max = milliseconds("--hint-age-max", it)?;
         }
+        if let Some(it) = self.exchange_interval {
+            config.exchange_interval_ms = milliseconds("--exchange-interval", it)?;
+        }
+        if let Some(it) = self.exchange_settle {
+            config.exchange_settle_ms = milliseconds("--exchange-settle", it)?;
+        }
+        if let Some(it) = self.foreground_p99_target {
+            config.foreground_p99_target_ms = milliseconds("--foreground-p99-target", it)?;
+        }
         config.validate().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(config)
     }
@@ -267,6 +290,36 @@ fn milliseconds(option: &str, duration: Duration) -> Result<u64, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exchange_has_bounds() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            start: StartArgs,
+        }
+        let config = |options: &[&str]| {
+            let line = [&["start", "--data", "/d", "--dc", "fra"], options].concat();
+            clap::Parser::try_parse_from(line).map(|it: Line| it.start.config()).unwrap()
+        };
+        let default = NodeConfig::default();
+        let it = config(&[]).unwrap();
+        let of = |it: &NodeConfig| {
+            (it.exchange_interval_ms, it.exchange_settle_ms, it.foreground_p99_target_ms)
+        };
+        assert_eq!(of(&it), of(&default));
+        let it = config(&[
+            "--exchange-interval=250ms",
+            "--exchange-settle=500ms",
+            "--foreground-p99-target=5ms",
+        ]);
+        assert_eq!(of(&it.unwrap()), (250, 500, 5));
+        for wrong in
+            ["--exchange-interval=1ms", "--exchange-settle=1d", "--foreground-p99-target=0"]
+        {
+            assert_eq!(config(&[wrong]).unwrap_err().exit_code(), Exit::Usage, "{wrong}");
+        }
+    }
 
     #[test]
     fn peers_listen_on_the_next_port() {

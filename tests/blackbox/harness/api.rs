@@ -136,6 +136,11 @@ impl Api {
         answer(self.admin().explain(deadline(request))).await
     }
 
+    /// How far the node's replicas are known to be the same as those of the others.
+    pub(crate) async fn convergence(&self) -> Called<v1::GetConvergenceResponse> {
+        answer(self.admin().get_convergence(deadline(v1::GetConvergenceRequest {}))).await
+    }
+
     /// Writes a value, without anything special.
     pub(crate) async fn set(
         &self,

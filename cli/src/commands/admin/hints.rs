@@ -1,6 +1,6 @@
 //! `quorate admin hints`: what is kept for replicas that are away, and the barrier behind it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, Subcommand};
@@ -9,9 +9,11 @@ use futures_util::future::join_all;
 use proto::v1;
 use serde::Serialize;
 
-use super::{look, spell_id};
+use super::{
+    asked::{Asked, AskedArgs, Wait, note_error, note_unknown, wait_for},
+    spell_id,
+};
 use crate::{
-    connect::fail,
     failure::{Exit, Failure},
     output::{Output, Paint},
     progress::spinner,
@@ -29,9 +31,8 @@ pub(crate) struct HintsArgs {
     #[command(subcommand)]
     command: Option<HintsCommand>,
 
-    /// Ask only the node that this command connects to, not every node that is up
-    #[arg(long, global = true)]
-    this_node: bool,
+    #[command(flatten)]
+    asked: AskedArgs,
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -50,37 +51,10 @@ struct WaitArgs {
 
 /// Shows, or waits.
 pub(super) async fn run(args: HintsArgs, admin: &Admin, output: Output) -> Result<(), Failure> {
-    let asked = Asked::find(admin, args.this_node).await?;
+    let asked = Asked::find(args.asked, admin).await?;
     match args.command {
         None => show(&asked, output).await,
         Some(HintsCommand::Wait(wait)) => wait_all(asked, wait.within, output).await,
-    }
-}
-
-/// The nodes to ask, and those that cannot be asked.
-struct Asked {
-    nodes: Vec<(String, Admin)>,
-    not_asked: Vec<String>,
-}
-
-impl Asked {
-    async fn find(admin: &Admin, this_node: bool) -> Result<Self, Failure> {
-        let status = admin.status().await.map_err(|error| fail(&error, &look()))?;
-        let own = usize::try_from(status.answered_by).unwrap_or(usize::MAX);
-        let mut asked = Self { nodes: Vec::new(), not_asked: Vec::new() };
-        for (at, node) in status.nodes.iter().enumerate() {
-            let address = node.client_address.clone();
-            if this_node && at != own {
-                continue;
-            }
-            if !node.up {
-                asked.not_asked.push(address);
-                continue;
-            }
-            let there = admin.clone().at_node(&address).map_err(|error| fail(&error, &look()))?;
-            asked.nodes.push((address, there));
-        }
-        Ok(asked)
     }
 }
 
@@ -220,20 +194,13 @@ async fn show(asked: &Asked, output: Output) -> Result<(), Failure> {
         false => output.report(&table(rows.iter().map(|it| (it.0.as_str(), &it.1))))?,
     }
     for it in document.nodes.iter().filter(|it| it.error.is_some()) {
-        let error = it.error.as_deref().unwrap_or_default();
-        output
-            .line(&output.paint(Paint::Warning, &format!("{} did not answer: {error}", it.node)))?;
+        note_error(&it.node, it.error.as_deref().unwrap_or_default(), output)?;
     }
-    note_not_asked(&document.not_asked, output)
+    note_unknown(&document.not_asked, KEEPS, output)
 }
 
-fn note_not_asked(not_asked: &[String], output: Output) -> Result<(), Failure> {
-    if not_asked.is_empty() {
-        return Ok(());
-    }
-    let text = format!("down, so what it keeps is not known: {}", not_asked.join(", "));
-    output.line(&output.paint(Paint::Warning, &text))
-}
+/// What is not known of a node that is down.
+const KEEPS: &str = "keeps";
 
 #[derive(Clone, Debug, Serialize)]
 struct WaitDocument {
@@ -255,18 +222,14 @@ struct WaitedDocument {
 }
 
 /// One node that is waited for.
-struct Wait {
+struct HintsWait {
     admin: Admin,
     barrier: Bytes,
     state: WaitedDocument,
 }
 
-impl Wait {
-    /// Asks once more, if something is owed.
+impl Wait for HintsWait {
     async fn look(&mut self) {
-        if self.state.delivered {
-            return;
-        }
         let request = v1::WaitHintsRequest { barrier: self.barrier.clone(), wait_ms: Some(0) };
         match self.admin.wait_hints(request).await {
             Ok(answer) => {
@@ -278,30 +241,25 @@ impl Wait {
             Err(error) => self.state.error = Some(error.to_string()),
         }
     }
+
+    fn is_done(&self) -> bool {
+        self.state.delivered
+    }
 }
 
 async fn wait_all(asked: Asked, within: Duration, output: Output) -> Result<(), Failure> {
-    let began = Instant::now();
-    let wait = |(node, admin): (String, Admin)| Wait {
+    let wait = |(node, admin): (String, Admin)| HintsWait {
         admin,
         barrier: Bytes::new(),
         state: WaitedDocument { node, delivered: false, error: None, owed: Vec::new() },
     };
     let mut waits: Vec<_> = asked.nodes.into_iter().map(wait).collect();
     let progress = spinner(output, "asking");
-    loop {
-        join_all(waits.iter_mut().map(Wait::look)).await;
-        let left = within.saturating_sub(began.elapsed());
-        if waits.iter().all(|it| it.state.delivered) || left.is_zero() {
-            break;
-        }
-        progress.set_message(still_owed(waits.iter().map(|it| &it.state)));
-        tokio::time::sleep(LOOK_INTERVAL.min(left)).await;
-    }
-    progress.finish_and_clear();
+    let still = |waits: &[HintsWait]| still_owed(waits.iter().map(|it| &it.state));
+    let waited = wait_for(&mut waits, within, &progress, still).await;
     let document = WaitDocument {
         delivered: waits.iter().all(|it| it.state.delivered),
-        waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+        waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
         nodes: waits.into_iter().map(|it| it.state).collect(),
         not_asked: asked.not_asked,
     };
@@ -316,7 +274,7 @@ impl WaitDocument {
         } else if self.delivered {
             let (ok, nodes) = (output.paint(Paint::Good, "ok"), self.nodes.len());
             output.line(&format!("{ok}  hints of {nodes} nodes delivered, after {waited}"))?;
-            note_not_asked(&self.not_asked, output)?;
+            note_unknown(&self.not_asked, KEEPS, output)?;
         } else {
             let owed = self.nodes.iter().filter(|it| !it.delivered);
             let rows = owed.flat_map(|it| it.owed.iter().map(|target| (it.node.as_str(), target)));
@@ -324,7 +282,7 @@ impl WaitDocument {
             if !table.is_empty() {
                 output.report(&table)?;
             }
-            note_not_asked(&self.not_asked, output)?;
+            note_unknown(&self.not_asked, KEEPS, output)?;
         }
         if self.delivered {
             return Ok(());
@@ -349,8 +307,6 @@ fn still_owed<'a>(nodes: impl Iterator<Item = &'a WaitedDocument>) -> String {
     };
     nodes.filter(|it| !it.delivered).map(owes).collect::<Vec<_>>().join("; ")
 }
-
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
