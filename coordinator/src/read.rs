@@ -4,6 +4,7 @@
 //! answered, and what is repaired behind. Never waits, and never knows what slow means.
 //! Source: Attiya, Bar-Noy and Dolev (1995): a reader makes sure of what it returns.
 
+mod floors;
 mod messages;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use model::{
 };
 
 use crate::{ReadError, order::Order};
+use floors::{FloorVerdict, Floors};
 pub use messages::{ReadEffect, ReadEvent, ReadReply, ReadRequest};
 
 /// The state machine of one read.
@@ -34,6 +36,8 @@ pub struct Read {
     newest: Option<Record>,
     /// The highest clock answered.
     clock: Hlc,
+    /// What is known of the floors of those that answered.
+    floors: Floors,
     /// Those that may still answer a write-back of the newest.
     writing: ReplicaMask,
     /// Those to which the newest was written.
@@ -75,11 +79,11 @@ impl Read {
     /// Takes one event. Late, repeated and stray ones change nothing but what is repaired.
     pub fn handle(&mut self, event: ReadEvent, effects: &mut Vec<ReadEffect>) {
         match event {
-            ReadEvent::Answer { from, read_at, record, clock } => {
+            ReadEvent::Answer { from, read_at, record, clock, floor } => {
                 if read_at == self.read_at && self.awaited.contains(from) {
                     self.awaited.remove(from);
                     self.clock = self.clock.max(clock);
-                    self.answered(from, record, effects);
+                    self.answered_at(from, record, floor, effects);
                 }
             }
             ReadEvent::WroteBack { from, version, answer, newest } => {
@@ -132,6 +136,7 @@ impl Read {
             tally: ReadTally::default(),
             newest: None,
             clock: Hlc::ZERO,
+            floors: Floors::default(),
             writing: ReplicaMask::EMPTY,
             repaired: ReplicaMask::EMPTY,
             late: None,
@@ -167,6 +172,34 @@ impl Read {
             self.asked = self.asked.or(to);
             self.awaited = self.awaited.or(to);
             effects.push(ReadEffect::Query { to, read_at: self.read_at });
+        }
+    }
+
+    /// Takes an answer by the floor of its replica (F8).
+    fn answered_at(
+        &mut self,
+        from: ReplicaIndex,
+        record: Option<Record>,
+        floor: Hlc,
+        effects: &mut Vec<ReadEffect>,
+    ) {
+        match self.floors.judge(self.phase == Phase::Query, floor) {
+            FloorVerdict::Same => self.answered(from, record, effects),
+            // Behind the answer it decides nothing, and nothing is repaired by it.
+            FloorVerdict::Stray => self.close_if_replied(),
+            FloorVerdict::Apart => self.read_again_by_floors(effects),
+            FloorVerdict::Weighed => {
+                self.floors.add(from, record, floor);
+                let weighed = self.floors.weigh();
+                (self.tally, self.newest) = (weighed.tally, weighed.newest);
+                let new = weighed.ignored.and(self.usable);
+                self.refusals.extend(new.iter().map(|it| (it, Refusal::NotReady)));
+                self.usable = self.usable.without(new);
+                self.collect(effects);
+                if !new.is_empty() {
+                    self.continue_with(0, effects);
+                }
+            }
         }
     }
 
@@ -245,7 +278,8 @@ impl Read {
         if let Some(record) = self.newest.clone().filter(|_| !to.is_empty()) {
             self.writing = self.writing.or(to);
             self.repaired = self.repaired.or(to);
-            effects.push(ReadEffect::WriteBack { to, record });
+            let floor = self.floors.of_newest();
+            effects.push(ReadEffect::WriteBack { to, record, floor });
         }
     }
 
@@ -270,6 +304,7 @@ impl Read {
                 if self.tally.adopt(from, record.version()) =>
             {
                 self.newest = Some(record);
+                self.floors.adopt();
                 self.writing = ReplicaMask::EMPTY;
                 self.repaired = ReplicaMask::EMPTY;
                 self.collect(effects);
@@ -287,6 +322,18 @@ impl Read {
     /// goes back behind it, this one carries that clock to a quorum and judges by it.
     fn read_again(&mut self, effects: &mut Vec<ReadEffect>) {
         self.read_at = self.clock;
+        self.floors.restart();
+        self.start_over(effects);
+    }
+
+    /// F8: replicas with different floors have answered. Their records are weighed against each other,
+    /// and for that all of them are asked once more: it happens for moments, while a floor spreads.
+    fn read_again_by_floors(&mut self, effects: &mut Vec<ReadEffect>) {
+        self.floors.begin_weighing();
+        self.start_over(effects);
+    }
+
+    fn start_over(&mut self, effects: &mut Vec<ReadEffect>) {
         self.phase = Phase::Query;
         self.asked = ReplicaMask::EMPTY;
         self.awaited = ReplicaMask::EMPTY;
@@ -328,7 +375,8 @@ impl Read {
             repaired: self.repaired,
         })));
         if let Some(record) = self.newest.clone().filter(|_| !stale.is_empty()) {
-            effects.push(ReadEffect::Repair { to: stale, record });
+            let floor = self.floors.of_newest();
+            effects.push(ReadEffect::Repair { to: stale, record, floor });
         }
         if let Some((from, record)) = self.late.take() {
             self.repair_late(from, Some(record), effects);
@@ -358,7 +406,14 @@ impl Read {
         };
         let to = to.and(self.usable);
         if let Some(record) = self.newest.clone().filter(|_| !to.is_empty()) {
-            effects.push(ReadEffect::Repair { to, record });
+            let floor = self.floors.of_newest();
+            effects.push(ReadEffect::Repair { to, record, floor });
+        }
+    }
+
+    fn close_if_replied(&mut self) {
+        if self.phase == Phase::Replied {
+            self.close();
         }
     }
 

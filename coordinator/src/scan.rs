@@ -62,6 +62,8 @@ pub struct ReplicaPage {
     pub covered_to: Covered,
     /// The replica's clock.
     pub clock: Hlc,
+    /// The replica's floor (F8).
+    pub floor: Hlc,
 }
 
 /// How much a merged page may hold.
@@ -120,6 +122,8 @@ pub fn merge_pages(
     assert!(requirement.scopes().iter().all(satisfied), "{answered:?} for {requirement:?}");
 
     let clock = pages.iter().map(|it| it.clock).max().unwrap_or_default();
+    let floor = pages.iter().map(|it| it.floor).max().unwrap_or_default();
+    let weighed_to = (pages.iter().any(|it| it.floor != floor)).then_some(floor);
     let mut covered_to = common_bound(direction, &pages);
     let mut rows: Vec<(Bytes, ReplicaIndex, Record)> = Vec::new();
     for page in pages {
@@ -128,7 +132,7 @@ pub fn merge_pages(
     }
     rows.sort_by(|a, b| direction.compare(&a.0, &b.0).then(a.1.cmp(&b.1)));
 
-    let judge = Judge { requirement, answered, read_at, clock };
+    let judge = Judge { requirement, answered, read_at, clock, weighed_to };
     let mut merged: Vec<MergedRow> = Vec::new();
     let mut bytes = 0;
     for records in rows.chunk_by(|a, b| a.0 == b.0) {
@@ -164,6 +168,8 @@ struct Judge<'a> {
     answered: ReplicaMask,
     read_at: Hlc,
     clock: Hlc,
+    /// With pages of different floors: up to here versions have to be weighed, by a read (F8).
+    weighed_to: Option<Hlc>,
 }
 
 impl Judge<'_> {
@@ -185,8 +191,10 @@ impl Judge<'_> {
 
         let expires = !newest.expired_at(self.read_at) && newest.expired_at(self.clock);
         let confirmed = tally.is_confirmed(self.requirement) && !expires;
+        let weighs = |it: &Record| self.weighed_to.is_some_and(|floor| it.version().hlc <= floor);
+        let apart = records.iter().any(|it| weighs(&it.2)) && !Mutant::FloorsIgnored.is_on();
         let unordered = !self.requirement.is_ordered() || Mutant::ScanUnconfirmed.is_on();
-        let settled = confirmed || unordered;
+        let settled = (confirmed || unordered) && !apart;
         MergedRow { key: key.clone(), newest: newest.clone(), settled, stale: tally.stale() }
     }
 }

@@ -122,6 +122,13 @@ impl StorageKey {
         bytes
     }
 
+    /// The keyspace and token that a storage key, or a bound of a range of them, begins with.
+    pub fn first_token(bytes: &[u8]) -> Option<(KeyspaceId, Token)> {
+        let (keyspace, rest) = bytes.split_first_chunk()?;
+        let token = u64::from_be_bytes(*rest.first_chunk()?);
+        Some((KeyspaceId(u32::from_be_bytes(*keyspace)), Token(token)))
+    }
+
     /// The first possible storage key of a partition, and the first one after it. The end is `None`
     /// only for the last partition of the last keyspace id.
     pub fn partition_range(

@@ -37,7 +37,7 @@ pub use metadata::{Change, ChangeError, FollowError, KeyspaceChange, Metadata, M
 pub use mutant::Mutant;
 pub use plan::{Moves, NodeMoves, Plan, PlanError, plan};
 pub use quorum::{Outcome, ReadTally, Round, Vote, WriteTally};
-pub use record::{Record, RecordError, RecordKind};
+pub use record::{EXPIRY_MARGIN_MS, Record, RecordError, RecordKind};
 pub use replicas::{DcIndex, ReplicaIndex, ReplicaMask, ReplicaSet};
 pub use token::{PartitionIndex, Token};
 pub use version::{Hlc, RequestId, Timestamp, Version};

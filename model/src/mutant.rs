@@ -92,6 +92,14 @@ mutants! {
     TreeWrittenLate = "tree-written-late",
     /// A comparison leaves out the last tree, and of two trees the last leaf.
     CompareSkipsLastLeaf = "compare-skips-last-leaf",
+    /// F1 off: fences stop nothing.
+    FenceIgnored = "fence-ignored",
+    /// F2 off: a round signs without an exchange.
+    SignedBlindly = "signed-blindly",
+    /// F4 off: a round certifies when a quorum of the replicas has signed.
+    QuorumCertifies = "quorum-certifies",
+    /// F8 off: old versions are taken from replicas with a lower floor, and counted.
+    FloorsIgnored = "floors-ignored",
     /// H1 off: replicas are not compared.
     ExchangeOff = "exchange-off",
     /// A failed sync is ignored.

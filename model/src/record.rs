@@ -15,6 +15,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{Hlc, Mutant, RequestId, StorageKey, Version};
 
+/// How long an expired record is kept at least, in milliseconds: more than any two clocks may differ, so
+/// that none still calls it live when it is gone.
+pub const EXPIRY_MARGIN_MS: u64 = 60_000;
+
 const FORMAT: u8 = 1;
 const CRC_AT: usize = 26;
 const HEADER_BYTES: usize = 30;
@@ -147,6 +151,24 @@ impl Record {
         self.expiry_ms() != 0 && self.expiry_ms() <= now.ms()
     }
 
+    /// The floor at which the record may be purged, and from which on it is gone: `None` for a value that
+    /// stays. A function of the record alone, the same at every replica (F6).
+    pub fn due(&self) -> Option<Hlc> {
+        let hlc = self.version().hlc;
+        match (self.kind(), self.expiry_ms()) {
+            (RecordKind::Tombstone, _) => Some(hlc),
+            (RecordKind::Value, 0) => None,
+            (RecordKind::Value, expiry_ms) => {
+                Some(hlc.max(Hlc::from_ms(expiry_ms.saturating_add(EXPIRY_MARGIN_MS))))
+            }
+        }
+    }
+
+    /// True if the record is gone at a replica with this floor.
+    pub fn purgeable_at(&self, floor: Hlc) -> bool {
+        self.due().is_some_and(|due| due <= floor)
+    }
+
     /// The checksum. It also serves as the digest that tells equal values from different ones.
     pub fn crc(&self) -> u32 {
         u32::from_be_bytes(self.0[CRC_AT..HEADER_BYTES].try_into().expect("the header is complete"))
@@ -170,6 +192,22 @@ mod tests {
 
     use super::*;
     use crate::{Key, KeyspaceId};
+
+    #[test]
+    fn a_record_goes_when_the_floor_covers_all_of_it() {
+        let check = |stamped_ms, expiry_ms, value: Option<&[u8]>, floor_ms, expected| {
+            let version = Version { hlc: Hlc::from_ms(stamped_ms), request: RequestId(1) };
+            let record = Record::encode(&storage_key("k"), version, expiry_ms, value);
+            assert_eq!(record.purgeable_at(Hlc::from_ms(floor_ms)), expected, "{record:?}");
+        };
+        check(1_000, 0, None, 999, false);
+        check(1_000, 0, None, 1_000, true);
+        check(1_000, 0, Some(b"v"), u64::MAX, false);
+        check(1_000, 2_000, Some(b"v"), 1_999 + EXPIRY_MARGIN_MS, false);
+        check(1_000, 2_000, Some(b"v"), 2_000 + EXPIRY_MARGIN_MS, true);
+        check(99_000, 2_000, Some(b"v"), 98_999, false);
+        check(1_000, u64::MAX, Some(b"v"), 9_000_000, false);
+    }
 
     fn storage_key(name: &str) -> StorageKey {
         let key = Key::new(name.as_bytes().to_vec());

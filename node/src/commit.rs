@@ -11,6 +11,8 @@
 mod committer;
 mod dirty;
 mod driver;
+mod dues;
+mod floors;
 mod hint_ledger;
 mod hints;
 mod overlay;
@@ -34,6 +36,8 @@ use crate::{
 pub use committer::Committer;
 pub use dirty::{DirtyMark, dirty_marks};
 pub use driver::{CommitStage, run_as_task, run_on_thread};
+pub use dues::{DuePage, due_keys};
+pub use floors::{FloorChange, FloorTable, Floors, Origin, PartitionFloor};
 pub use hint_ledger::{AGE_STEP_MS, HintSum, HintTotals, TargetHints};
 pub use hints::{Hint, HintClass, HintPage, hint_bytes_of, hints_for};
 pub use queue::{CommitQueue, QueueLimits, Rejected};
@@ -57,6 +61,8 @@ pub enum CommitItem<D> {
         key: StorageKey,
         /// The record, checked when it entered the process.
         record: Record,
+        /// By which right it comes.
+        origin: Origin,
         /// A write-back: an answer `Superseded` carries the record stored here (rule G1).
         want_newest: bool,
     },
@@ -127,6 +133,20 @@ pub enum CommitItem<D> {
         /// The node.
         target: NodeId,
     },
+    /// A partition's step on the way to purging.
+    Floor {
+        /// The keyspace.
+        keyspace: KeyspaceId,
+        /// The partition.
+        partition: PartitionIndex,
+        /// The step. One that is not allowed changes nothing.
+        change: FloorChange,
+    },
+    /// Removes a key's record, if the partition's floor covers it.
+    Purge {
+        /// The key.
+        key: StorageKey,
+    },
     /// Changes nothing: what was queued before it is durable, or was refused.
     Settled {
         /// Hears of it.
@@ -149,9 +169,11 @@ impl<D> CommitItem<D> {
             Self::System { key, value, .. } => key.len() + value.as_ref().map_or(0, Bytes::len),
             Self::DropHint { key, .. }
             | Self::EndHint { key, .. }
-            | Self::MarkDirty { key, .. } => key.as_bytes().len(),
+            | Self::MarkDirty { key, .. }
+            | Self::Purge { key } => key.as_bytes().len(),
             Self::DropDirtyMark { .. }
             | Self::ForgetDirtyMarks { .. }
+            | Self::Floor { .. }
             | Self::Settled { .. }
             | Self::DropKeyspace { .. } => 0,
         };
@@ -216,6 +238,8 @@ pub struct CommitSettings {
     pub any_hint_bytes_max: u64,
     /// The Merkle trees to keep; `None` keeps none, which only measurements do.
     pub trees: Option<Arc<Trees>>,
+    /// Where partitions stand on the way to purging.
+    pub floors: Arc<Floors>,
 }
 
 impl Default for CommitSettings {
@@ -228,6 +252,7 @@ impl Default for CommitSettings {
             hint_bytes_per_target_max: 128 << 20,
             any_hint_bytes_max: 128 << 20,
             trees: None,
+            floors: Arc::default(),
         }
     }
 }
@@ -244,6 +269,10 @@ counters! {
     group_items_max = "commit_group_items_max" as Gauge,
     /// Records written.
     records_written,
+    /// Tombstones and expired records removed because every replica has proven that nothing older is left.
+    records_purged,
+    /// Mutations refused as below a fence or a floor.
+    below_fence = "mutations_below_fence",
     /// Mutations answered `Superseded`.
     superseded = "mutations_superseded",
     /// Items refused because the stored bytes of their key are damaged. Alarm.

@@ -75,6 +75,11 @@ pub struct NodeConfig {
     /// The time that 99 of 100 clients' calls are to take at most, in milliseconds. As it is approached
     /// exchanges do less at a time, and rest in between.
     pub foreground_p99_target_ms: u64,
+    /// How far the fence of a purge stays behind the clock, in milliseconds: no write is still on its way
+    /// then. Tombstones and expired records are kept so long at least.
+    pub fence_lag_ms: u64,
+    /// How often tombstones and expired records are looked for that may go, in milliseconds.
+    pub purge_interval_ms: u64,
     /// Snapshots kept at once. Each holds on to data files that the database has replaced since.
     pub snapshots_max: usize,
     /// How long a connection may take to its first request, in milliseconds: half-open and idle
@@ -114,6 +119,8 @@ impl Default for NodeConfig {
             exchange_interval_ms: 2_000,
             exchange_settle_ms: 2_000,
             foreground_p99_target_ms: 25,
+            fence_lag_ms: 900_000,
+            purge_interval_ms: 60_000,
             snapshots_max: 16,
             first_request_timeout_ms: 10_000,
             shutdown_grace_ms: 5_000,
@@ -172,10 +179,19 @@ impl NodeConfig {
             ("exchange_interval_ms", self.exchange_interval_ms, EXCHANGE_INTERVAL_MS),
             ("exchange_settle_ms", self.exchange_settle_ms, EXCHANGE_SETTLE_MS),
             ("foreground_p99_target_ms", self.foreground_p99_target_ms, FOREGROUND_P99_MS),
+            ("fence_lag_ms", self.fence_lag_ms, FENCE_LAG_MS),
+            ("purge_interval_ms", self.purge_interval_ms, PURGE_INTERVAL_MS),
         ] {
             if actual < least || actual > most {
                 return error(setting, format!("{actual} is not within {least} to {most}"));
             }
+        }
+        let least = self.request_timeout_ms + 2 * self.clock_offset_max_ms;
+        if self.fence_lag_ms < least {
+            let actual = self.fence_lag_ms;
+            let problem =
+                format!("{actual} is below {least}: a write must be over before its fence");
+            return error("fence_lag_ms", problem);
         }
         let (limit, actual) = (self.limits.batch_bytes_max, self.limits.value_bytes_max);
         if actual == 0 || actual > limit {
@@ -217,6 +233,13 @@ const EXCHANGE_INTERVAL_MS: (u64, u64) = (100, 3_600_000);
 
 /// Less than a write takes to reach all its replicas, and it is sent twice.
 const EXCHANGE_SETTLE_MS: (u64, u64) = (100, 600_000);
+
+/// Less, and a write may meet a fence before it has reached all its replicas; more, and tombstones stay
+/// for nothing.
+const FENCE_LAG_MS: (u64, u64) = (1_000, 7 * 86_400_000);
+
+/// As often as a disk is synced for it without notice, and once a day.
+const PURGE_INTERVAL_MS: (u64, u64) = (500, 86_400_000);
 
 /// Less is not measured; more is no target.
 const FOREGROUND_P99_MS: (u64, u64) = (1, 10_000);

@@ -6,7 +6,9 @@ mod block;
 mod board;
 mod span;
 
-pub(crate) use answer::{is_known_format, partition_of, refused};
+pub(crate) use answer::{floor_message, is_known_format, partition_of, refused};
 pub(crate) use block::{BLOCK_BYTES, decode_block, encode_block};
-pub(crate) use board::{DirtyPart, ExchangeBoard, RoundEnd, RoundReport, SharedTrees};
+pub(crate) use board::{
+    DirtyPart, ExchangeBoard, OpenRound, PurgeBlock, RoundEnd, RoundReport, SharedTrees,
+};
 pub(crate) use span::{Span, SpanRecords};

@@ -1,7 +1,7 @@
 //! Reads of this node's own storage, each record verified.
 
 use bytes::Bytes;
-use model::{Mutant, Record, Refusal, StorageKey};
+use model::{Hlc, KeyspaceId, Mutant, Record, Refusal, StorageKey, Token};
 
 use crate::{
     counters::Counters,
@@ -46,7 +46,7 @@ impl Shared {
         }
     }
 
-    /// Reads a range, from disk if need be. One damaged record refuses the page: it is never
+    /// Reads a range, from disk if need be; records that are gone may be among it. One damaged record refuses the page: it is never
     /// answered as if the key were absent.
     pub fn range_blocking(&self, request: &RangeRequest) -> Result<LocalRange, Refusal> {
         let page = self.world.storage.range(request).map_err(|error| self.read_error(&error))?;
@@ -66,7 +66,35 @@ impl Shared {
         if record.is_err() && Mutant::CorruptIsAbsent.is_on() {
             return Ok(None);
         }
-        record.map(Some)
+        record.map(|it| Some(it).filter(|it| !self.is_purged(key, it)))
+    }
+
+    /// Reads by `read`, and the floor at which that was: one that rises meanwhile would vouch for what is
+    /// overwritten by now.
+    pub(crate) fn at_floor<T>(&self, key: &StorageKey, read: impl Fn() -> T) -> (T, Hlc) {
+        loop {
+            let floor = self.floor_of(key);
+            let done = read();
+            if self.floor_of(key) == floor {
+                return (done, floor);
+            }
+        }
+    }
+
+    /// The floor of a key's partition.
+    pub(crate) fn floor_of(&self, key: &StorageKey) -> Hlc {
+        self.floor_at(key.keyspace(), key.token())
+    }
+
+    /// The floor of a token's partition.
+    pub(crate) fn floor_at(&self, keyspace: KeyspaceId, token: Token) -> Hlc {
+        let partition = self.trees.partition_of(token);
+        partition.map_or(Hlc::ZERO, |it| self.floors.of(keyspace, it).floor)
+    }
+
+    /// True for a record that is gone (F6), whether or not it has been removed yet.
+    fn is_purged(&self, key: &StorageKey, record: &Record) -> bool {
+        record.due().is_some_and(|due| due <= self.floor_of(key))
     }
 
     fn verified(&self, key: &StorageKey, bytes: Bytes) -> Result<Record, Refusal> {

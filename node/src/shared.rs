@@ -19,7 +19,8 @@ use crate::{
     clock::NodeClock,
     clock_watch::{ClockState, Reading},
     commit::{
-        CommitAnswer, CommitCounters, CommitItem, CommitQueue, HintTotals, TreeSettings, Trees,
+        CommitAnswer, CommitCounters, CommitItem, CommitQueue, Floors, HintTotals, TreeSettings,
+        Trees,
     },
     config::NodeConfig,
     counters::Counters,
@@ -118,6 +119,8 @@ pub struct Shared {
     pub hint_totals: ArcSwap<HintTotals>,
     /// Where their handoff stands.
     pub(crate) handoff: HandoffBoard,
+    /// Where partitions stand on the way to purging.
+    pub floors: Arc<Floors>,
     /// Where their comparison with other nodes' stands.
     pub(crate) exchange: ExchangeBoard,
     /// How slow clients are served.
@@ -223,6 +226,7 @@ impl Shared {
             commit_counters: ArcSwap::default(),
             hint_totals: ArcSwap::default(),
             handoff: HandoffBoard::default(),
+            floors: Arc::default(),
             exchange: ExchangeBoard::default(),
             foreground: Foreground::default(),
             trees: Arc::default(),

@@ -90,6 +90,9 @@ pub enum Space {
     Hints,
     /// Keyspace and first token -> a leaf of a Merkle tree ([`crate::commit::Trees`]).
     Trees,
+    /// Keyspace, partition and floor, then storage key: what may be purged when
+    /// ([`crate::commit::due_keys`]).
+    Dues,
     /// What the node knows about itself. Keys that begin with a zero byte belong to `storage` and
     /// `commit`; the rest are the caller's.
     System,
@@ -97,7 +100,7 @@ pub enum Space {
 
 impl Space {
     /// Every space.
-    pub const ALL: [Self; 4] = [Self::Data, Self::Hints, Self::Trees, Self::System];
+    pub const ALL: [Self; 5] = [Self::Data, Self::Hints, Self::Trees, Self::Dues, Self::System];
 }
 
 /// The answer of a read that must not block.

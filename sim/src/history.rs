@@ -43,6 +43,8 @@ pub struct Operation {
     pub returned_us: Option<u64>,
     /// What came of it.
     pub outcome: Outcome,
+    /// Tombstones are purged in this run: a key that is absent without a version may have been deleted.
+    pub purges: bool,
 }
 
 /// What was asked of a key.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use model::{MetadataHash, NodeId, Record, StorageKey, Version};
+use model::{Hlc, MetadataHash, NodeId, Record, StorageKey, Version};
 use node::{
     commit::QueueLimits,
     replica::decode_stored,
@@ -49,6 +49,10 @@ pub fn replicas_agree(world: &World) -> Vec<Violation> {
         for (key, value) in page.rows {
             let Some(key) = StorageKey::parse(key) else { continue };
             let record = decode_stored(&key, value).ok().map(|it| it.record);
+            if record.as_ref().is_some_and(|it| it.purgeable_at(highest_floor(world, &key))) {
+                // It is gone, whether or not every replica has removed it yet.
+                continue;
+            }
             held.entry(key).or_default().push((node.name.clone(), record));
         }
     }
@@ -73,10 +77,30 @@ pub fn replicas_agree(world: &World) -> Vec<Violation> {
     differ.map(violation).collect()
 }
 
+/// The highest floor that any replica has for a key.
+fn highest_floor(world: &World, key: &StorageKey) -> Hlc {
+    let floors = world.nodes.iter().filter_map(|it| {
+        let shared = &it.controls.node()?.shared;
+        let partition = shared.trees.partition_of(key.token())?;
+        Some(shared.floors.of(key.keyspace(), partition).floor)
+    });
+    floors.max().unwrap_or(Hlc::ZERO)
+}
+
+/// What a replica held last of a key.
+#[derive(Clone, Copy)]
+struct Newest {
+    version: Version,
+    /// When it may be purged (F6).
+    due: Option<Hlc>,
+    /// It was.
+    purged: bool,
+}
+
 /// What must never go back, watched for the whole of a run.
 #[derive(Default)]
 pub struct Watch {
-    versions: BTreeMap<(usize, Bytes), Version>,
+    versions: BTreeMap<(usize, Bytes), Newest>,
     ends: usize,
     metadata: BTreeMap<u64, (MetadataHash, String)>,
 }
@@ -90,9 +114,15 @@ impl Watch {
         for (index, node) in world.nodes.iter().enumerate() {
             for batch in node.disk.take_batches() {
                 for (space, change) in batch.changes() {
-                    if let (Space::Data, Change::Put { key, value }) = (space, change) {
-                        let bytes = [key, value].map(Bytes::copy_from_slice);
-                        violations.extend(self.holds(index, node, bytes));
+                    match (space, change) {
+                        (Space::Data, Change::Put { key, value }) => {
+                            let bytes = [key, value].map(Bytes::copy_from_slice);
+                            violations.extend(self.holds(index, node, bytes));
+                        }
+                        (Space::Data, Change::Delete { key }) => {
+                            violations.extend(self.purges(index, node, key));
+                        }
+                        _ => {}
                     }
                 }
             }
@@ -110,12 +140,31 @@ impl Watch {
         violations
     }
 
-    /// Nothing purges rows yet: what a replica once held is there, be it damaged.
+    /// Only what a floor covers is ever removed (F6).
+    fn purges(&mut self, index: usize, node: &SimNode, row: &[u8]) -> Option<Violation> {
+        let held = self.versions.get_mut(&(index, Bytes::copy_from_slice(row)))?;
+        held.purged = true;
+        let key = StorageKey::parse(Bytes::copy_from_slice(row))?;
+        let shared = &node.controls.node()?.shared;
+        let partition = shared.trees.partition_of(key.token())?;
+        let floor = shared.floors.of(key.keyspace(), partition).floor;
+        let may_go = held.due.is_some_and(|due| due <= floor);
+        (!may_go).then(|| {
+            let name = format!("{:?}", key.key());
+            let what = format!(
+                "{} removed {} at floor {floor}, which is due at {:?}",
+                node.name, held.version, held.due
+            );
+            Violation::broken("purge", Some(&name), what)
+        })
+    }
+
+    /// What a replica once held is there, be it damaged, unless it was purged.
     fn vanished(&self, index: usize, node: &SimNode, page: &RangePage) -> Option<Violation> {
         let rows: BTreeSet<&Bytes> = page.rows.iter().map(|it| &it.0).collect();
         let mine = self.versions.range((index, Bytes::new())..(index + 1, Bytes::new()));
-        let mut gone = mine.filter(|((_, row), _)| !rows.contains(row));
-        let ((_, row), version) = gone.next()?;
+        let mut gone = mine.filter(|((_, row), held)| !held.purged && !rows.contains(row));
+        let ((_, row), Newest { version, .. }) = gone.next()?;
         let name = StorageKey::parse(row.clone()).map(|it| format!("{:?}", it.key()));
         let more = gone.count();
         let what = format!("{} held {version}, and the row is gone; so are {more} more", node.name);
@@ -129,8 +178,10 @@ impl Watch {
         [row, value]: [Bytes; 2],
     ) -> Option<Violation> {
         let key = StorageKey::parse(row.clone())?;
-        let version = decode_stored(&key, value).ok()?.record.version();
-        let before = self.versions.insert((index, row), version)?;
+        let record = decode_stored(&key, value).ok()?.record;
+        let (version, due) = (record.version(), record.due());
+        let newest = Newest { version, due, purged: false };
+        let before = self.versions.insert((index, row), newest)?.version;
         (before > version).then(|| {
             let name = format!("{:?}", key.key());
             let what = format!("{} held {before}, and now {version}", node.name);

@@ -75,6 +75,8 @@ pub struct Who {
 #[derive(Clone)]
 pub struct Recorder {
     inner: Rc<RefCell<Inner>>,
+    /// Tombstones are purged in this run.
+    purges: bool,
     /// The log.
     pub log: Log,
 }
@@ -95,8 +97,8 @@ impl Inner {
 
 impl Recorder {
     /// An empty history.
-    pub fn new(log: Log) -> Self {
-        Self { inner: Rc::default(), log }
+    pub fn new(log: Log, purges: bool) -> Self {
+        Self { inner: Rc::default(), purges, log }
     }
 
     /// A value that was never written.
@@ -164,6 +166,7 @@ impl Recorder {
             returned_us: None,
             deadline_us: deadline.map(|it| micros(now + it)),
             outcome: Outcome::GIVEN_UP,
+            purges: self.purges,
         });
         id
     }

@@ -147,7 +147,7 @@ struct Run {
 
 impl Run {
     fn new(mut random: StdRng, shape: Shape, log: Log, probes: bool) -> Self {
-        let load = Load::new(shape.clone(), Recorder::new(log.clone()));
+        let load = Load::new(shape.clone(), Recorder::new(log.clone(), shape.bounds.purges()));
         let serving = Rc::new(Serving::default());
         let mut world = World::new(random.random(), shape.clone(), log.clone());
         let mut session = 0;

@@ -61,6 +61,10 @@ pub struct Bounds {
     pub exchange_interval_ms: u64,
     /// How old a difference is before records move for it.
     pub exchange_settle_ms: u64,
+    /// How far fences stay behind the clock.
+    pub fence_lag_ms: u64,
+    /// How often tombstones are looked for that may go.
+    pub purge_interval_ms: u64,
 }
 
 impl Default for Bounds {
@@ -76,11 +80,18 @@ impl Default for Bounds {
             no_hints: false,
             exchange_interval_ms: config.exchange_interval_ms,
             exchange_settle_ms: config.exchange_settle_ms,
+            fence_lag_ms: config.fence_lag_ms,
+            purge_interval_ms: config.purge_interval_ms,
         }
     }
 }
 
 impl Bounds {
+    /// True if tombstones may be purged within a run.
+    pub fn purges(&self) -> bool {
+        self.fence_lag_ms < Self::default().fence_lag_ms
+    }
+
     /// Mostly the usual ones, so that they do not hide what lies behind them.
     fn draw(random: &mut StdRng) -> Self {
         let mut bounds = Self::default();
@@ -94,6 +105,11 @@ impl Bounds {
         }
         bounds.exchange_interval_ms = random.random_range(200..=1_500);
         bounds.exchange_settle_ms = random.random_range(200..=1_500);
+        if random.random_ratio(1, 3) {
+            // As near as a call's time and two wrong clocks allow.
+            bounds.fence_lag_ms = random.random_range(6_000..=7_000);
+            bounds.purge_interval_ms = random.random_range(500..=1_500);
+        }
         bounds
     }
 }
@@ -140,6 +156,9 @@ impl Shape {
             (true, false) => vec![3, 3, 3],
             (true, true) => vec![3, 3, 3, 3],
         };
+        let bounds = Bounds::draw(random);
+        // Long enough that tombstones go while faults come.
+        let purges = bounds.purges();
         Self {
             datacenters,
             replicas: *[1, 2, 3, 3, 3].choose(random).expect("it is not empty"),
@@ -149,12 +168,16 @@ impl Shape {
             disk_ms: random.random_range(0..=8),
             reads_from_disk_per_mille: *[0, 100, 500].choose(random).expect("it is not empty"),
             row_cache_bytes: *[4 << 10, 64 << 10, 1 << 20].choose(random).expect("it is not empty"),
-            bounds: Bounds::draw(random),
+            bounds,
             clock_offset_ms: *[0, 10, 60, 110].choose(random).expect("it is not empty"),
             sessions: if large { 2 } else { random.random_range(2..=4) },
             races,
             think_ms: *[10, 30, 60, 120].choose(random).expect("it is not empty"),
-            faults_ms: if large { 50_000 } else { 6_000 },
+            faults_ms: match (large, purges) {
+                (true, _) => 50_000,
+                (false, true) => 12_000,
+                (false, false) => 6_000,
+            },
             drains: random.random_ratio(1, 8),
             ..Self::default()
         }

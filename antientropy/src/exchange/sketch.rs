@@ -11,7 +11,7 @@ pub struct RecordDigest {
     /// A salted hash of the key.
     key: u64,
     /// A salted hash of the record.
-    fold: u16,
+    record: u64,
     /// The clock of its version.
     hlc: Hlc,
 }
@@ -20,17 +20,20 @@ impl RecordDigest {
     /// The digest of a record.
     pub fn new(salt: u64, hasher: &RecordHasher, key: &StorageKey, record: &Record) -> Self {
         let hash = hasher.hash(key, record).to_bytes();
-        let [.., high, low] = xxh3_64_with_seed(&hash, salt).to_be_bytes();
         Self {
             key: hash_of(salt, key),
-            fold: u16::from_be_bytes([high, low]),
+            record: xxh3_64_with_seed(&hash, salt),
             hlc: record.version().hlc,
         }
     }
 
     /// The name by which one side asks the other for the record.
-    pub fn name(&self) -> u32 {
-        name(self.key)
+    pub fn name(&self, width: Width) -> u64 {
+        width.name(self.key)
+    }
+
+    fn named(&self, width: Width) -> NamedRecord {
+        NamedRecord { name: self.name(width), hlc: self.hlc, record: width.record(self.record) }
     }
 
     fn bucket(&self, bits: u32) -> usize {
@@ -40,17 +43,32 @@ impl RecordDigest {
 }
 
 /// The name of a key's record, whatever its version.
-pub fn name_of(salt: u64, key: &StorageKey) -> u32 {
-    name(hash_of(salt, key))
+pub fn name_of(salt: u64, key: &StorageKey, width: Width) -> u64 {
+    width.name(hash_of(salt, key))
 }
 
 fn hash_of(salt: u64, key: &StorageKey) -> u64 {
     xxh3_64_with_seed(key.as_bytes(), salt)
 }
 
-fn name(hash: u64) -> u32 {
-    let [.., a, b, c, d] = hash.to_be_bytes();
-    u32::from_be_bytes([a, b, c, d])
+/// How much of the hashes is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Width {
+    /// As little as mostly suffices: what is mistaken is found with another salt.
+    #[default]
+    Short,
+    /// All: nothing is mistaken, and what was found equal is.
+    Exact,
+}
+
+impl Width {
+    fn name(self, hash: u64) -> u64 {
+        if self == Self::Exact { hash } else { hash & u64::from(u32::MAX) }
+    }
+
+    fn record(self, hash: u64) -> u64 {
+        if self == Self::Exact { hash } else { hash & u64::from(u16::MAX) }
+    }
 }
 
 /// Hashes of the records of a range, by bucket. Their number is a power of two.
@@ -73,7 +91,11 @@ impl Sketch {
     fn with_buckets(records: &[RecordDigest], buckets: usize) -> Self {
         let mut sketch = Self(vec![0; buckets]);
         let bits = sketch.bits();
-        records.iter().for_each(|it| sketch.0[it.bucket(bits)] ^= it.fold);
+        let fold = |it: &RecordDigest| it.record.to_be_bytes();
+        for it in records {
+            let [.., high, low] = fold(it);
+            sketch.0[it.bucket(bits)] ^= u16::from_be_bytes([high, low]);
+        }
         sketch
     }
 
@@ -98,16 +120,15 @@ impl Sketch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamedRecord {
     /// Its [`RecordDigest::name`].
-    pub name: u32,
+    pub name: u64,
     /// The clock of its version.
     pub hlc: Hlc,
     /// A salted hash of it.
-    pub fold: u16,
+    pub record: u64,
 }
 
-impl NamedRecord {
-    const BYTES: usize = 4 + 8 + 2;
-}
+const SHORT_BYTES: usize = 4 + 8 + 2;
+const EXACT_BYTES: usize = 8 + 8 + 8;
 
 /// What the side that was asked finds different.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -116,6 +137,7 @@ pub struct Differences {
     buckets: Vec<u8>,
     /// What the answering side holds in those.
     pub records: Vec<NamedRecord>,
+    width: Width,
 }
 
 /// Compares a sketch with records. `whole` is false if there are more of them than could be read: then
@@ -130,9 +152,14 @@ pub fn compare(sketch: &Sketch, records: &[RecordDigest], whole: bool) -> Differ
     }
     let bits = sketch.bits();
     let named = records.iter().filter(|it| differences.has(it.bucket(bits)));
-    differences.records =
-        named.map(|it| NamedRecord { name: it.name(), hlc: it.hlc, fold: it.fold }).collect();
+    differences.records = named.map(|it| it.named(Width::Short)).collect();
     differences
+}
+
+/// Names all records, exactly.
+pub fn name_all(records: &[RecordDigest]) -> Differences {
+    let records = records.iter().map(|it| it.named(Width::Exact)).collect();
+    Differences { buckets: Vec::new(), records, width: Width::Exact }
 }
 
 impl Differences {
@@ -150,25 +177,48 @@ impl Differences {
 
     /// As they are sent: buckets, and records.
     pub fn encode(&self) -> (Vec<u8>, Vec<u8>) {
-        let mut records = Vec::with_capacity(self.records.len() * NamedRecord::BYTES);
+        let mut records = Vec::with_capacity(self.records.len() * EXACT_BYTES);
         for it in &self.records {
-            records.extend_from_slice(&it.name.to_be_bytes());
+            let (name, record) = (it.name.to_be_bytes(), it.record.to_be_bytes());
+            let [skipped_name, skipped_record] = match self.width {
+                Width::Short => [4, 6],
+                Width::Exact => [0, 0],
+            };
+            records.extend_from_slice(&name[skipped_name..]);
             records.extend_from_slice(&it.hlc.0.to_be_bytes());
-            records.extend_from_slice(&it.fold.to_be_bytes());
+            records.extend_from_slice(&record[skipped_record..]);
         }
         (self.buckets.clone(), records)
     }
 
     /// What was sent; `None` if that makes no sense.
-    pub fn decode(buckets: &[u8], records: &[u8]) -> Option<Self> {
-        let (records, []) = records.as_chunks::<{ NamedRecord::BYTES }>() else { return None };
-        let named = |[a, b, c, d, hlc @ .., high, low]: &[u8; NamedRecord::BYTES]| NamedRecord {
-            name: u32::from_be_bytes([*a, *b, *c, *d]),
-            hlc: Hlc(u64::from_be_bytes(*hlc)),
-            fold: u16::from_be_bytes([*high, *low]),
+    pub fn decode(buckets: &[u8], records: &[u8], width: Width) -> Option<Self> {
+        let records = match width {
+            Width::Short => {
+                let (records, []) = records.as_chunks::<SHORT_BYTES>() else { return None };
+                records.iter().map(short).collect()
+            }
+            Width::Exact => {
+                let (records, []) = records.as_chunks::<EXACT_BYTES>() else { return None };
+                records.iter().map(exact).collect()
+            }
         };
-        Some(Self { buckets: buckets.to_vec(), records: records.iter().map(named).collect() })
+        Some(Self { buckets: buckets.to_vec(), records, width })
     }
+}
+
+fn short([a, b, c, d, hlc @ .., high, low]: &[u8; SHORT_BYTES]) -> NamedRecord {
+    NamedRecord {
+        name: u32::from_be_bytes([*a, *b, *c, *d]).into(),
+        hlc: Hlc(u64::from_be_bytes(*hlc)),
+        record: u16::from_be_bytes([*high, *low]).into(),
+    }
+}
+
+fn exact(bytes: &[u8; EXACT_BYTES]) -> NamedRecord {
+    let (fields, _) = bytes.as_chunks::<8>();
+    let field = |at: usize| u64::from_be_bytes(fields[at]);
+    NamedRecord { name: field(0), hlc: Hlc(field(1)), record: field(2) }
 }
 
 /// What is to be moved, so that both sides hold the newer record of each key.
@@ -177,7 +227,7 @@ pub struct Moves {
     /// Indexes of our records that the other side lacks.
     pub push: Vec<usize>,
     /// Names of its records that we lack.
-    pub fetch: Vec<u32>,
+    pub fetch: Vec<u64>,
     /// How many records differ and are too young to be moved: they are on their way.
     pub young: usize,
 }
@@ -197,12 +247,13 @@ pub fn decide(
     let mut met = vec![false; theirs.len()];
     let named = ours.iter().enumerate().filter(|(_, it)| differences.has(it.bucket(bits)));
     for (at, our) in named {
-        let their = theirs.binary_search_by_key(&our.name(), |it| it.name).ok();
+        let our = our.named(differences.width);
+        let their = theirs.binary_search_by_key(&our.name, |it| it.name).ok();
         let (mut push, mut fetch) = (true, false);
         if let Some(their) = their {
             met[their] = true;
             let their = theirs[their];
-            let unequal = our.fold != their.fold;
+            let unequal = our.record != their.record;
             push = our.hlc > their.hlc || our.hlc == their.hlc && unequal;
             fetch = our.hlc < their.hlc || our.hlc == their.hlc && unequal;
             moves.young += usize::from(fetch && their.hlc > cutoff);

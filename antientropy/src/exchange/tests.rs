@@ -77,7 +77,7 @@ fn exchange(
     let sketch = Sketch::decode(&Sketch::new(&our_digests).encode()).unwrap();
     let (their_keys, their_digests) = digests(theirs, salt);
     let (buckets, records) = compare(&sketch, &their_digests, true).encode();
-    let differences = Differences::decode(&buckets, &records).unwrap();
+    let differences = Differences::decode(&buckets, &records, Width::Short).unwrap();
     let moves = decide(&our_digests, &sketch, &differences, Hlc(cutoff));
     let (before_ours, before_theirs) = (ours.clone(), theirs.clone());
     let newer = |replica: &mut Replica, key: u64, hlc: u64| {
@@ -88,7 +88,9 @@ fn exchange(
         newer(theirs, our_keys[*at], before_ours[&our_keys[*at]]);
     }
     for name in &moves.fetch {
-        for (key, _) in their_keys.iter().zip(&their_digests).filter(|it| it.1.name() == *name) {
+        for (key, _) in
+            their_keys.iter().zip(&their_digests).filter(|it| it.1.name(Width::Short) == *name)
+        {
             newer(ours, *key, before_theirs[key]);
         }
     }
@@ -154,11 +156,11 @@ fn sketches_and_answers_of_strangers_are_checked() {
     assert_eq!(Sketch::decode(&[0; 3]), None);
     assert_eq!(Sketch::decode(&[0; 6]), None, "not a power of two");
     assert_eq!(Sketch::decode(&[0; 2 * SKETCH_BYTES_MAX]), None);
-    assert_eq!(Differences::decode(&[], &[0; 13]), None);
+    assert_eq!(Differences::decode(&[], &[0; 13], Width::Short), None);
     // Fewer buckets than the sketch has: those that are missing do not differ.
     let replica: Replica = (0..100).map(|it| (it, 1)).collect();
     let (_, ours) = digests(&replica, 1);
-    let differences = Differences::decode(&[0xff], &[]).unwrap();
+    let differences = Differences::decode(&[0xff], &[], Width::Short).unwrap();
     let moves = decide(&ours, &Sketch::new(&ours), &differences, Hlc(9));
     assert!(moves.push.len() < 50, "{}", moves.push.len());
 }
@@ -217,6 +219,19 @@ proptest! {
         prop_assert_eq!(exchange(&mut ours, &mut theirs, salt ^ 2, u64::MAX), (0, 0, 0));
     }
 
+    /// So they do when everything is named, at once.
+    #[test]
+    fn replicas_agree_exactly(ours in replica(1..9u64), theirs in replica(1..9u64), salt: u64) {
+        let (our_digests, their_digests) = (digests(&ours, salt).1, digests(&theirs, salt).1);
+        let (buckets, records) = name_all(&their_digests).encode();
+        let named = Differences::decode(&buckets, &records, Width::Exact).unwrap();
+        let moves = decide(&our_digests, &Sketch::new(&[]), &named, Hlc(u64::MAX));
+        let newer = |a: &Replica, b: &Replica| {
+            a.iter().filter(|(key, hlc)| b.get(key).is_none_or(|it| it < hlc)).count()
+        };
+        prop_assert_eq!((moves.push.len(), moves.fetch.len()), (newer(&ours, &theirs), newer(&theirs, &ours)));
+    }
+
     /// What is younger than the cutoff stays where it is, and is counted.
     #[test]
     fn young_records_do_not_move(ours in replica(1..9u64), theirs in replica(1..9u64), salt: u64) {
@@ -246,7 +261,7 @@ proptest! {
         if let Some(sketch) = Sketch::decode(&a) {
             compare(&sketch, &ours, b.len() % 2 == 0);
         }
-        if let Some(differences) = Differences::decode(&b, &a) {
+        if let Some(differences) = Differences::decode(&b, &a, if b.len() % 3 == 0 { Width::Short } else { Width::Exact }) {
             decide(&ours, &Sketch::new(&ours), &differences, Hlc(20));
         }
     }

@@ -178,7 +178,7 @@ impl Bed {
                 let record = Record::encode(&key, version, 0, Some(value));
                 let operation = OperationId(*index);
                 let (destination, slot, want_newest) = ((), 0, false);
-                CommitItem::Mutation { destination, operation, slot, key, record, want_newest }
+                CommitItem::Mutation { destination, operation, slot, key, record, origin: Origin::Fresh, want_newest }
             })
             .collect();
         let (count, mut answers) = (items.len(), Vec::with_capacity(items.len()));

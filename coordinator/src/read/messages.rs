@@ -27,6 +27,8 @@ pub enum ReadEvent {
         record: Option<Record>,
         /// The replica's clock.
         clock: Hlc,
+        /// The replica's floor (F8).
+        floor: Hlc,
     },
     /// A replica answered a write-back.
     WroteBack {
@@ -73,6 +75,8 @@ pub enum ReadEffect {
         to: ReplicaMask,
         /// The record.
         record: Record,
+        /// The floor of a replica that holds it (F8).
+        floor: Hlc,
     },
     /// Write a record to replicas. Behind the reply: no answer is awaited.
     Repair {
@@ -80,6 +84,8 @@ pub enum ReadEffect {
         to: ReplicaMask,
         /// The record.
         record: Record,
+        /// The floor of a replica that holds it (F8).
+        floor: Hlc,
     },
     /// Answer the client. Comes exactly once.
     Reply(Result<ReadReply, ReadError>),

@@ -44,6 +44,7 @@ fn page(text: &str) -> ReplicaPage {
             Covered::To(end.as_bytes().to_vec().into())
         },
         clock: Hlc::from_ms(clock.parse().unwrap()),
+        floor: Hlc::ZERO,
     }
 }
 
@@ -141,6 +142,7 @@ fn page_of(
         rows: rows.into_iter().map(row).collect(),
         covered_to,
         clock: Hlc::ZERO,
+        floor: Hlc::ZERO,
     }
 }
 

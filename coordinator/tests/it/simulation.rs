@@ -291,7 +291,10 @@ impl World {
             Body::Query { read_at } => {
                 let (record, clock) = (replica.record.clone(), read_at);
                 operation.map(|it| {
-                    Message::ToRead(it, ReadEvent::Answer { from, read_at, record, clock })
+                    Message::ToRead(
+                        it,
+                        ReadEvent::Answer { from, read_at, record, clock, floor: Hlc::ZERO },
+                    )
                 })
             }
         };
@@ -355,10 +358,10 @@ impl World {
                 ReadEffect::Query { to, read_at } => {
                     self.send(to, Some(id), || Body::Query { read_at })
                 }
-                ReadEffect::WriteBack { to, record } => {
+                ReadEffect::WriteBack { to, record, .. } => {
                     self.send(to, Some(id), || Body::WriteBack { record: record.clone() });
                 }
-                ReadEffect::Repair { to, record } => {
+                ReadEffect::Repair { to, record, .. } => {
                     self.send(to, None, || Body::WriteBack { record: record.clone() });
                 }
                 ReadEffect::Reply(reply) => {

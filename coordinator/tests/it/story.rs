@@ -228,6 +228,7 @@ fn read_event(line: &Line, read_at: Hlc) -> ReadEvent {
             read_at: line.number("at").map_or(read_at, Hlc::from_ms),
             record: line.record(2),
             clock: line.number("clock").map_or(read_at, Hlc::from_ms),
+            floor: line.number("floor").map_or(Hlc::ZERO, Hlc::from_ms),
         },
         "wrote-back" => {
             let verb = line.word(3);
@@ -378,10 +379,10 @@ fn tell_read(effect: &ReadEffect) -> String {
         ReadEffect::Query { to, read_at } => {
             format!("query {} at {}", tell_mask(*to), tell_hlc(*read_at))
         }
-        ReadEffect::WriteBack { to, record } => {
+        ReadEffect::WriteBack { to, record, .. } => {
             format!("write back to {}: {}", tell_mask(*to), tell_record(record))
         }
-        ReadEffect::Repair { to, record } => {
+        ReadEffect::Repair { to, record, .. } => {
             format!("repair {}: {}", tell_mask(*to), tell_record(record))
         }
         ReadEffect::Reply(Ok(it)) => format!(

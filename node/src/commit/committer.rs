@@ -8,14 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use model::{KeyspaceId, Mutant, Record, Refusal, StorageKey, WriteAnswer};
+use model::{KeyspaceId, Mutant, PartitionIndex, Record, Refusal, StorageKey, WriteAnswer};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::dues;
+use super::floors::FloorStage;
 use super::hint_ledger::{HintLedger, HintTotals};
 use super::overlay::Overlay;
 use super::trees::{Cut, TreeStage};
 use super::{
-    CommitAnswer, CommitAnswerKind, CommitCounters, CommitItem, CommitSettings, DirtyMark,
+    CommitAnswer, CommitAnswerKind, CommitCounters, CommitItem, CommitSettings, DirtyMark, Origin,
     SystemDone,
 };
 use crate::replica::{RecentVersions, Stored, decode_stored, receive};
@@ -30,6 +32,7 @@ pub struct Committer<S> {
     recent: RecentVersions,
     ledger: HintLedger,
     trees: Option<TreeStage>,
+    floors: FloorStage,
     failure: Option<StorageError>,
     group: Group,
 }
@@ -37,7 +40,8 @@ pub struct Committer<S> {
 /// What the group at hand has come to so far. Kept for its memory.
 struct Group {
     batch: WriteBatch,
-    records: Overlay<Stored>,
+    /// `None` where the group removes the record.
+    records: Overlay<Option<Stored>>,
     hints: Overlay<Option<Kept>>,
     /// Dirty marks put, with their generation, or removed.
     marks: BTreeMap<DirtyMark, Option<u64>>,
@@ -51,13 +55,24 @@ impl<S: Storage> Committer<S> {
     pub fn open(storage: Arc<S>, settings: CommitSettings) -> Result<Self, StorageError> {
         let ledger = HintLedger::load(&*storage)?;
         let trees = settings.trees.clone().map(|it| TreeStage::open(it, &*storage)).transpose()?;
+        let floors = FloorStage::open(Arc::clone(&settings.floors), &*storage)?;
         let batch = WriteBatch::new();
         let (records, hints) = (Overlay::new(), Overlay::new());
         let marks = BTreeMap::new();
         let group = Group { batch, records, hints, marks, done: Vec::new(), alone: false };
         let counters = Arc::default();
         let recent = RecentVersions::new();
-        Ok(Self { storage, settings, counters, recent, ledger, trees, failure: None, group })
+        Ok(Self {
+            storage,
+            settings,
+            counters,
+            recent,
+            ledger,
+            trees,
+            floors,
+            failure: None,
+            group,
+        })
     }
 
     /// What this committer counts.
@@ -105,8 +120,11 @@ impl<S: Storage> Committer<S> {
             }
         }
         self.ledger.keep();
-        if let Some(trees) = self.trees.as_mut().filter(|_| written.is_ok()) {
-            trees.keep();
+        if written.is_ok() {
+            self.floors.keep();
+            if let Some(trees) = &mut self.trees {
+                trees.keep();
+            }
         }
         self.group.batch.clear();
         self.group.records.clear();
@@ -148,9 +166,17 @@ impl<S: Storage> Committer<S> {
 
     fn stage<D>(&mut self, item: CommitItem<D>, answers: &mut Vec<(D, CommitAnswer)>) {
         match item {
-            CommitItem::Mutation { destination, operation, slot, key, record, want_newest } => {
+            CommitItem::Mutation {
+                destination,
+                operation,
+                slot,
+                key,
+                record,
+                origin,
+                want_newest,
+            } => {
                 let version = record.version();
-                let (answer, newest) = self.stage_mutation(&key, record, want_newest);
+                let (answer, newest) = self.stage_mutation(&key, record, origin, want_newest);
                 let kind = CommitAnswerKind::Mutation(answer);
                 answers
                     .push((destination, CommitAnswer { operation, slot, version, kind, newest }));
@@ -186,6 +212,10 @@ impl<S: Storage> Committer<S> {
             CommitItem::MarkDirty { target, key } => self.mark_dirty(target, &key),
             CommitItem::DropDirtyMark { mark, generation } => self.unmark(mark, generation),
             CommitItem::ForgetDirtyMarks { target } => self.forget_marks(target),
+            CommitItem::Floor { keyspace, partition, change } => {
+                self.floors.change(keyspace, partition, change, &mut self.group.batch);
+            }
+            CommitItem::Purge { key } => self.stage_purge(&key),
             CommitItem::Settled { done } => self.group.done.push(done),
             CommitItem::DropKeyspace { keyspace } => self.stage_drop_keyspace(keyspace),
         }
@@ -196,8 +226,13 @@ impl<S: Storage> Committer<S> {
         &mut self,
         key: &StorageKey,
         record: Record,
+        origin: Origin,
         want_newest: bool,
     ) -> (WriteAnswer, Option<Record>) {
+        if let Some(refusal) = self.floors.refuse(key, self.partition(key), &record, origin) {
+            CommitCounters::add(&self.counters.below_fence, 1);
+            return (WriteAnswer::Refused(refusal), None);
+        }
         let hash = xxh3_64(key.as_bytes());
         let stored = match self.stored(hash, key) {
             Ok(stored) => stored,
@@ -244,17 +279,47 @@ impl<S: Storage> Committer<S> {
     ) -> bool {
         let replaced = replaced.as_ref().map(|it| &it.record);
         if let Some(trees) = &mut self.trees
-            && !trees.change(key, replaced, &stored.record)
+            && !trees.change(key, replaced, Some(&stored.record))
         {
             return false;
         }
+        let partition = self.partition(key);
+        dues::stage(&mut self.group.batch, key, partition, replaced, Some(&stored.record));
         let value = [&stored.record.as_bytes()[..], &stored.trailer()];
         self.group.batch.put(Space::Data, key.as_bytes(), value);
         self.counters.records_written.fetch_add(1, Ordering::Relaxed);
         if !self.group.alone {
-            self.group.records.set(hash, key.as_bytes(), stored);
+            self.group.records.set(hash, key.as_bytes(), Some(stored));
         }
         true
+    }
+
+    /// Removes a record that the partition's floor covers (F6): the row, and what trees and index say of
+    /// it.
+    fn stage_purge(&mut self, key: &StorageKey) {
+        let (hash, partition) = (xxh3_64(key.as_bytes()), self.partition(key));
+        // One that cannot be read stays, and is met again.
+        let Ok(Some(stored)) = self.stored(hash, key) else { return };
+        let floor = self.floors.of(key.keyspace(), partition).floor;
+        if !stored.record.purgeable_at(floor) {
+            return;
+        }
+        if let Some(trees) = &mut self.trees
+            && !trees.change(key, Some(&stored.record), None)
+        {
+            return;
+        }
+        dues::stage(&mut self.group.batch, key, partition, Some(&stored.record), None);
+        self.group.batch.delete(Space::Data, key.as_bytes());
+        CommitCounters::add(&self.counters.records_purged, 1);
+        if !self.group.alone {
+            self.group.records.set(hash, key.as_bytes(), None);
+        }
+    }
+
+    fn partition(&self, key: &StorageKey) -> PartitionIndex {
+        let trees = self.settings.trees.as_ref();
+        trees.and_then(|it| it.partition_of(key.token())).unwrap_or(PartitionIndex(0))
     }
 
     /// What is stored for a key, the group's earlier items included.
@@ -262,7 +327,7 @@ impl<S: Storage> Committer<S> {
         if let Some(stored) = self.group.records.get(hash, key.as_bytes())
             && !Mutant::GroupJudgedBlindly.is_on()
         {
-            return Ok(Some(stored.clone()));
+            return Ok(stored.clone());
         }
         let bytes = self.read(Space::Data, key.as_bytes())?;
         let stored = bytes.map(|it| decode_stored(key, it)).transpose();
@@ -298,6 +363,8 @@ impl<S: Storage> Committer<S> {
         // The overlay keeps what the group has written before: other keyspaces need it, and nothing
         // asks for this one again.
         self.group.batch.delete_range(Space::Data, &start, &end);
+        dues::drop_keyspace(&mut self.group.batch, keyspace);
+        self.floors.drop_keyspace(keyspace, &mut self.group.batch);
         if let Some(trees) = &mut self.trees {
             trees.drop_keyspace(keyspace);
         }
@@ -337,6 +404,7 @@ impl<S: Storage> Committer<S> {
     /// recent versions need nothing: one that does not end in what is stored is not used.
     fn undo(&mut self, error: &StorageError) {
         self.ledger.undo();
+        self.floors.undo();
         if let Some(trees) = &mut self.trees {
             trees.undo();
         }

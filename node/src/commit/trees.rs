@@ -109,6 +109,11 @@ impl Trees {
         within.then(|| tiling(range, leaves))
     }
 
+    /// The partition of a token; `None` before anything is known of the cluster.
+    pub fn partition_of(&self, token: Token) -> Option<PartitionIndex> {
+        self.settings.get().map(|it| token.partition(it.partitions))
+    }
+
     /// What hashes records; `None` before anything is known of the cluster.
     pub fn hasher(&self) -> Option<RecordHasher> {
         self.settings.get().map(|it| it.hasher())

@@ -1,9 +1,13 @@
 //! The answering side of an exchange: what this node holds, step by step.
 
-use antientropy::exchange::{RecordDigest, Sketch, TokenRange, compare, decode_tiling, differing};
+use std::collections::BTreeSet;
+
+use antientropy::exchange::{
+    RecordDigest, Sketch, TokenRange, Width, compare, decode_tiling, differing, name_all,
+};
 use antientropy::merkle::HASH_FORMAT;
 use bytes::{BufMut, Bytes, BytesMut};
-use model::{KeyspaceId, Mutant, NodeId, PartitionIndex, Refusal, Token};
+use model::{Hlc, KeyspaceId, Mutant, NodeId, PartitionIndex, Refusal, StorageKey, Token};
 use proto::internal::{
     self, ExchangeAnswer, ExchangeLeaves, ExchangeRecords, ExchangeRoots, RecordDifferences,
     RecordNames, Tiling, exchange_request::Step,
@@ -11,6 +15,7 @@ use proto::internal::{
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{BLOCK_BYTES, SharedTrees, Span, block::encode_block};
+use crate::commit::{FloorTable, PartitionFloor};
 use crate::shared::Shared;
 
 /// Rows and bytes of one range that are read to answer a step.
@@ -36,7 +41,12 @@ impl Shared {
             Step::Roots(roots) => self.answer_roots(from, roots),
             Step::Leaves(leaves) => self.answer_leaves(leaves),
             Step::Records(records) => self.answer_records(records),
-            Step::Settled(_) | Step::Dirty(_) | Step::Moves(_) => Err(Refusal::Failed),
+            Step::Settled(_)
+            | Step::Dirty(_)
+            | Step::Moves(_)
+            | Step::PurgeOpen(_)
+            | Step::PurgeSign(_)
+            | Step::PurgeCertify(_) => Err(Refusal::Failed),
         };
         answer.unwrap_or_else(refused)
     }
@@ -49,6 +59,7 @@ impl Shared {
             for (partition, root) in partitions.iter().zip(self.trees.roots(*keyspace, partitions))
             {
                 roots.put_u16(partition.0);
+                roots.put_u64(self.floors.of(*keyspace, *partition).swept.0);
                 roots.put_slice(&root.to_bytes());
             }
         }
@@ -70,28 +81,35 @@ impl Shared {
     fn answer_roots(&self, from: NodeId, asked: &ExchangeRoots) -> Result<ExchangeAnswer, Refusal> {
         let at_us = self.elapsed_us();
         let keyspace = KeyspaceId(asked.keyspace);
-        let shared = self.exchange.shared_trees(&self.view.load(), from);
-        let partitions = shared.iter().find(|it| it.0 == keyspace);
-        // It may know a keyspace that this node has not heard of yet.
-        let (_, partitions) = partitions.ok_or(Refusal::StaleLayout)?;
+        // The asking node may know a keyspace that this one has not heard of yet.
+        self.view.load().keyspace_of_id(keyspace).ok_or(Refusal::StaleLayout)?;
+        let partition = |it: &u32| u16::try_from(*it).ok().map(PartitionIndex);
+        let partitions = asked.partitions.iter().map(partition).collect::<Option<Vec<_>>>();
+        let partitions = partitions.ok_or(Refusal::Failed)?;
         let (theirs, []) = asked.roots.as_chunks::<8>() else { return Err(Refusal::Failed) };
-        let first = usize::try_from(asked.first).map_err(|_above| Refusal::Failed)?;
-        let end = first.checked_add(theirs.len()).ok_or(Refusal::Failed)?;
-        let partitions = partitions.get(first..end).ok_or(Refusal::StaleLayout)?;
-        let ours = self.trees.roots(keyspace, partitions);
-        let (mut differing, mut same) = (Vec::new(), Vec::new());
-        for (position, (our, their)) in (0..).zip(ours.iter().zip(theirs)) {
-            if our.short() == u64::from_be_bytes(*their) {
-                same.push(partitions[position as usize]);
+        let (swept, []) = asked.swept.as_chunks::<8>() else { return Err(Refusal::Failed) };
+        if partitions.len() != theirs.len() || swept.len() != theirs.len() {
+            return Err(Refusal::Failed);
+        }
+        let ours = self.trees.roots(keyspace, &partitions);
+        let (mut answer, mut same) = (ExchangeAnswer::default(), Vec::new());
+        let sides = partitions.iter().zip(ours.iter().zip(theirs).zip(swept));
+        for (position, (partition, ((our, their), swept))) in (0..).zip(sides) {
+            let floor = self.floors.of(keyspace, *partition);
+            if floor.swept.0 != u64::from_be_bytes(*swept) {
+                answer.apart.push(position);
+                answer.floors.push(floor_message(*partition, floor));
+            } else if our.short() == u64::from_be_bytes(*their) {
+                same.push(*partition);
             } else {
-                differing.push(position);
+                answer.differing.push(position);
             }
         }
         if Mutant::CompareSkipsLastLeaf.is_on() {
-            differing.pop_if(|last| *last as usize + 1 == partitions.len());
+            answer.differing.pop_if(|last| *last as usize + 1 == partitions.len());
         }
         self.exchange.verified((keyspace, from), &same, at_us);
-        Ok(ExchangeAnswer { differing, ..ExchangeAnswer::default() })
+        Ok(answer)
     }
 
     fn answer_leaves(&self, asked: &ExchangeLeaves) -> Result<ExchangeAnswer, Refusal> {
@@ -128,13 +146,24 @@ impl Shared {
             if bytes >= STEP_ANSWER_BYTES || read_bytes >= STEP_READ_BYTES {
                 break;
             }
-            let sketch = Sketch::decode(&range.sketch).ok_or(Refusal::Failed)?;
+            let sketch = match asked.exact {
+                true => None,
+                false => Some(Sketch::decode(&range.sketch).ok_or(Refusal::Failed)?),
+            };
             let span = Span::from_wire(keyspace, range).ok_or(Refusal::Failed)?;
             let read = span
                 .read(&self.world.storage, &hasher, asked.salt, ANSWER_LIMITS)
                 .map_err(|error| self.read_error(&error))?;
             read_bytes += read.bytes;
-            let differences = compare(&sketch, &read.digests, read.covered_to.is_none());
+            let read = read.without_purgeable(Hlc(asked.floor));
+            if asked.exact && read.damaged > 0 {
+                // Nobody knows what they were.
+                return Err(Refusal::Corrupt);
+            }
+            let differences = match &sketch {
+                Some(sketch) => compare(sketch, &read.digests, read.covered_to.is_none()),
+                None => name_all(&read.digests),
+            };
             let (buckets, records) = differences.encode();
             bytes += buckets.len() + records.len();
             answer.differences.push(RecordDifferences {
@@ -152,12 +181,14 @@ impl Shared {
         keyspace: KeyspaceId,
         salt: u64,
         wanted: &[RecordNames],
-        compress: bool,
-    ) -> Result<internal::RecordBlock, Refusal> {
+        (width, compress): (Width, bool),
+    ) -> Result<(internal::RecordBlock, Vec<internal::PartitionFloor>), Refusal> {
         if wanted.len() > STEP_RANGES_MAX {
             return Err(Refusal::Overloaded);
         }
         let hasher = self.trees.hasher().ok_or(Refusal::NotReady)?;
+        // Before the reads: floors that rise meanwhile would vouch for what is overwritten by now.
+        let floors = self.floors.all();
         let (mut rows, mut bytes, mut read_bytes) = (Vec::new(), 0, 0);
         for it in wanted {
             if bytes >= BLOCK_BYTES || read_bytes >= STEP_READ_BYTES {
@@ -171,7 +202,8 @@ impl Shared {
             read_bytes += read.bytes;
             let mut names = it.names.clone();
             names.sort_unstable();
-            let is_wanted = |digest: &RecordDigest| names.binary_search(&digest.name()).is_ok();
+            let is_wanted =
+                |digest: &RecordDigest| names.binary_search(&digest.name(width)).is_ok();
             for ((key, record), _) in
                 read.rows.into_iter().zip(&read.digests).filter(|it| is_wanted(it.1))
             {
@@ -182,7 +214,33 @@ impl Shared {
                 rows.push((key, record));
             }
         }
-        Ok(encode_block(rows.iter().map(|it| (&it.0, &it.1)), compress))
+        let floors = self.floors_of(&floors, keyspace, rows.iter().map(|it| &it.0));
+        Ok((encode_block(rows.iter().map(|it| (&it.0, &it.1)), compress), floors))
+    }
+
+    /// This node's floors, as they were, of the partitions of some keys.
+    pub(crate) fn floors_of<'a>(
+        &self,
+        floors: &FloorTable,
+        keyspace: KeyspaceId,
+        keys: impl Iterator<Item = &'a StorageKey>,
+    ) -> Vec<internal::PartitionFloor> {
+        let partitions: BTreeSet<_> =
+            keys.filter_map(|it| self.trees.partition_of(it.token())).collect();
+        let floor = |it: PartitionIndex| floor_message(it, floors.of(keyspace, it));
+        partitions.into_iter().map(floor).collect()
+    }
+}
+
+/// A partition's floor for another node.
+pub(crate) fn floor_message(
+    partition: PartitionIndex,
+    it: PartitionFloor,
+) -> internal::PartitionFloor {
+    internal::PartitionFloor {
+        partition: partition.0.into(),
+        floor: it.floor.0,
+        round: it.floor_round,
     }
 }
 

@@ -146,7 +146,9 @@ mod tests {
                 let mut bytes = whole.rows.to_vec();
                 bytes[at] ^= 1;
                 let damaged = RecordBlock { rows: bytes.into(), ..whole.clone() };
-                assert_ne!(decode_block(damaged, 1 << 20), Ok(rows()), "byte {at}");
+                // Some bits of a compressed run change nothing.
+                let taken = decode_block(damaged, 1 << 20);
+                assert!(taken.is_err() || compress && taken == Ok(rows()), "byte {at}");
             }
             let cut = RecordBlock { rows: whole.rows.slice(..whole.rows.len() - 1), ..whole };
             assert!(decode_block(cut, 1 << 20).is_err());

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use model::{KeyspaceId, NodeId, PartitionIndex, Refusal};
+use model::{Hlc, KeyspaceId, NodeId, PartitionIndex, Refusal};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::view::View;
@@ -117,6 +117,34 @@ pub(crate) struct Asked {
     pub(crate) keyspaces: Option<BTreeSet<KeyspaceId>>,
 }
 
+/// A round of purging that was opened here, in this life of the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OpenRound {
+    /// Who began it.
+    pub(crate) from: NodeId,
+    /// Its name.
+    pub(crate) round: u64,
+    /// Up to which clock.
+    pub(crate) up_to: Hlc,
+    /// The layout by which it was opened.
+    pub(crate) layout_hash: u64,
+}
+
+/// What stands in the way of purging a keyspace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PurgeBlock {
+    /// Nothing, or there is nothing to purge.
+    Nothing,
+    /// A replica cannot be reached.
+    Away(NodeId),
+    /// The exchange with a replica ended so.
+    Ended(NodeId, RoundEnd),
+    /// Some replica did not sign for some partition.
+    Unsigned,
+    /// This node cannot read or write what it has to.
+    Stuck,
+}
+
 /// Figures of one pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PairFigures {
@@ -137,6 +165,8 @@ pub(crate) struct ExchangeBoard {
     board: Mutex<Board>,
     /// Wakes who begins rounds.
     pub(crate) wanted: Notify,
+    /// Wakes who removes what floors cover.
+    pub(crate) floor_raised: Notify,
     /// Steps that are answered at a time.
     pub(crate) answering: Arc<Semaphore>,
     /// Rounds that compare and move records at a time.
@@ -153,6 +183,10 @@ struct Board {
     asked_for: BTreeMap<u64, Option<KeyspaceId>>,
     /// What other nodes have said may be lacking here: generation, and when it was said first.
     dirty: BTreeMap<(KeyspaceId, NodeId, u16), (u64, u64)>,
+    /// The latest round of purging that was opened for a partition.
+    open: BTreeMap<(KeyspaceId, PartitionIndex), OpenRound>,
+    /// What stands in the way of purging, and since when.
+    purges: BTreeMap<KeyspaceId, (PurgeBlock, u64)>,
 }
 
 impl Default for ExchangeBoard {
@@ -160,6 +194,7 @@ impl Default for ExchangeBoard {
         Self {
             board: Mutex::default(),
             wanted: Notify::new(),
+            floor_raised: Notify::new(),
             answering: Arc::new(Semaphore::new(ANSWERING_MAX)),
             moving: Semaphore::new(MOVING_MAX),
         }
@@ -297,6 +332,43 @@ impl ExchangeBoard {
         compared
     }
 
+    /// A round of purging has been opened.
+    pub(crate) fn open(
+        &self,
+        keyspace: KeyspaceId,
+        partitions: &[PartitionIndex],
+        round: OpenRound,
+    ) {
+        let mut board = self.lock();
+        for it in partitions {
+            board.open.insert((keyspace, *it), round);
+        }
+    }
+
+    /// True if that round is the last that was opened for a partition.
+    pub(crate) fn is_open(
+        &self,
+        keyspace: KeyspaceId,
+        partition: PartitionIndex,
+        round: OpenRound,
+    ) -> bool {
+        self.lock().open.get(&(keyspace, partition)) == Some(&round)
+    }
+
+    /// Notes what stands in the way of purging a keyspace.
+    pub(crate) fn note_purge(&self, keyspace: KeyspaceId, block: PurgeBlock, now_us: u64) {
+        let mut board = self.lock();
+        let noted = board.purges.entry(keyspace).or_insert((block, now_us));
+        if noted.0 != block {
+            *noted = (block, now_us);
+        }
+    }
+
+    /// What stands in the way of purging each keyspace, and since when.
+    pub(crate) fn purges(&self) -> BTreeMap<KeyspaceId, (PurgeBlock, u64)> {
+        self.lock().purges.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -331,6 +403,8 @@ impl Board {
         }
         let pairs = &self.pairs;
         self.rounds.retain(|node, _| pairs.keys().any(|it| it.1 == *node));
+        self.purges.retain(|keyspace, _| metadata.keyspace_of_id(*keyspace).is_some());
+        self.open.retain(|part, _| metadata.keyspace_of_id(part.0).is_some());
         self.dirty.retain(|part, _| pairs.keys().any(|it| it.0 == part.0));
     }
 }

@@ -3,7 +3,7 @@
 use antientropy::exchange::{RecordDigest, TokenRange};
 use antientropy::merkle::RecordHasher;
 use bytes::Bytes;
-use model::{KeyspaceId, Record, StorageKey, Token};
+use model::{Hlc, KeyspaceId, Record, StorageKey, Token};
 use proto::internal::RecordRange;
 
 use crate::replica::decode_stored;
@@ -124,6 +124,18 @@ pub(crate) struct SpanRecords {
 }
 
 impl SpanRecords {
+    /// Leaves out what is purgeable at a floor.
+    pub(crate) fn without_purgeable(mut self, floor: Hlc) -> Self {
+        let kept: Vec<bool> = self.rows.iter().map(|it| !it.1.purgeable_at(floor)).collect();
+        if kept.contains(&false) {
+            let mut at = kept.iter().copied();
+            self.rows.retain(|_| at.next().unwrap_or(true));
+            let mut at = kept.iter().copied();
+            self.digests.retain(|_| at.next().unwrap_or(true));
+        }
+        self
+    }
+
     /// Keeps what lies up to a storage key, inclusive.
     pub(crate) fn truncate(&mut self, key: &[u8]) {
         let kept = self.rows.partition_point(|it| it.0.as_bytes()[..] <= *key);

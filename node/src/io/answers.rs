@@ -263,7 +263,10 @@ impl IoLoop {
                 };
                 let event = match refusal {
                     Some(refusal) => ReadEvent::Refused { from, refusal },
-                    None => self.read_answer(from, read_at, &read.key, answer.record, clock),
+                    None => {
+                        let floor = Hlc(answer.floor);
+                        self.read_answer((from, read_at), &read.key, answer.record, clock, floor)
+                    }
                 };
                 self.read_event(state, token, event);
             }
@@ -298,21 +301,21 @@ impl IoLoop {
 
     fn read_answer(
         &self,
-        from: ReplicaIndex,
-        read_at: Hlc,
+        (from, read_at): (ReplicaIndex, Hlc),
         key: &StorageKey,
         bytes: bytes::Bytes,
         clock: Hlc,
+        floor: Hlc,
     ) -> ReadEvent {
         let clock = expiry_clock(read_at, clock);
         if bytes.is_empty() {
-            return ReadEvent::Answer { from, read_at, record: None, clock };
+            return ReadEvent::Answer { from, read_at, record: None, clock, floor };
         }
         match Record::check(key, bytes) {
             Ok(record) if self.is_future(record.version().hlc) => {
                 ReadEvent::Refused { from, refusal: Refusal::ClockAhead }
             }
-            Ok(record) => ReadEvent::Answer { from, read_at, record: Some(record), clock },
+            Ok(record) => ReadEvent::Answer { from, read_at, record: Some(record), clock, floor },
             Err(error) => {
                 Counters::count(&self.shared.counters.checksum_failures);
                 tracing::warn!(%error, "a peer's record is damaged");
@@ -329,10 +332,10 @@ impl IoLoop {
         read_at: Hlc,
         key: &StorageKey,
     ) -> Option<ReadEvent> {
-        let event = move |shared: &Shared, read| match read {
+        let event = move |shared: &Shared, (read, floor): ReadAt| match read {
             Ok(record) => {
                 let clock = expiry_clock(read_at, shared.clock.highest());
-                ReadEvent::Answer { from, read_at, record, clock }
+                ReadEvent::Answer { from, read_at, record, clock, floor }
             }
             Err(refusal) => ReadEvent::Refused { from, refusal },
         };
@@ -348,17 +351,19 @@ impl IoLoop {
     pub(super) fn read_here(
         &self,
         key: &StorageKey,
-        later: impl FnOnce(&Self, &mut LoopState, Result<Option<Record>, Refusal>) + Send + 'static,
-    ) -> Option<Result<Option<Record>, Refusal>> {
-        match self.shared.read_inline(key) {
-            LocalRead::Here(read) => return Some(read),
-            LocalRead::WouldBlock => Counters::count(&self.shared.counters.reads_from_disk),
+        later: impl FnOnce(&Self, &mut LoopState, ReadAt) + Send + 'static,
+    ) -> Option<ReadAt> {
+        match self.shared.at_floor(key, || self.shared.read_inline(key)) {
+            (LocalRead::Here(read), floor) => return Some((read, floor)),
+            (LocalRead::WouldBlock, _) => Counters::count(&self.shared.counters.reads_from_disk),
         }
         let shared = Arc::clone(&self.shared);
         let this = self.this.upgrade()?;
         let key = key.clone();
         tokio::spawn(async move {
-            let read = shared.blocking(move |shared| shared.read_blocking(&key)).await;
+            let work = move |it: &Shared| Ok(it.at_floor(&key, || it.read_blocking(&key)));
+            let read = shared.blocking(work).await;
+            let read = read.unwrap_or_else(|refusal| (Err(refusal), Hlc::ZERO));
             {
                 let mut state = this.lock();
                 later(&this, &mut state, read);
@@ -371,6 +376,9 @@ impl IoLoop {
         None
     }
 }
+
+/// What this node holds of a key, and its floor then.
+type ReadAt = (Result<Option<Record>, Refusal>, Hlc);
 
 /// The answering node's clock, by which a read judges whether a record has expired meanwhile (G3).
 fn expiry_clock(read_at: Hlc, clock: Hlc) -> Hlc {

@@ -91,11 +91,11 @@ impl IoLoop {
         token: Token,
         key: &StorageKey,
     ) -> Option<WriteEvent> {
-        let read = self.read_here(key, move |this, state, read| {
+        let read = self.read_here(key, move |this, state, (read, _)| {
             let event = this.version_event(from, read);
             this.write_event(state, token, event);
         })?;
-        Some(self.version_event(from, read))
+        Some(self.version_event(from, read.0))
     }
 
     fn version_event(
@@ -178,7 +178,7 @@ impl IoLoop {
                             }
                         }
                     }
-                    ReadEffect::WriteBack { to, record } => {
+                    ReadEffect::WriteBack { to, record, floor } => {
                         let version = record.version();
                         let Some(operation) = round(read, token, ReadRound::WriteBack(version))
                         else {
@@ -188,17 +188,17 @@ impl IoLoop {
                         let counter = &self.shared.counters.read_write_backs;
                         for it in to.iter() {
                             Counters::count(counter);
-                            if !outlet.write_back(read, it, operation, &record) {
+                            if !outlet.write_back(read, it, operation, (&record, floor)) {
                                 unreachable.insert(it);
                             }
                         }
                     }
-                    ReadEffect::Repair { to, record } => {
+                    ReadEffect::Repair { to, record, floor } => {
                         for it in to.iter() {
                             Counters::count(&self.shared.counters.read_repairs);
                             // Behind the reply: the next read or the exchange repairs what this
                             // queue does not take.
-                            outlet.write_back(read, it, NO_ANSWER, &record);
+                            outlet.write_back(read, it, NO_ANSWER, (&record, floor));
                         }
                     }
                     ReadEffect::Reply(result) => {

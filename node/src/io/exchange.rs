@@ -4,6 +4,7 @@
 //! holds. A round costs one small message while both are the same.
 
 mod pace;
+mod purge;
 mod round;
 mod serve;
 mod step;

@@ -96,7 +96,7 @@ impl IoLoop {
 
     /// Queues what the commit queue never refuses for lack of room. A closed queue is a node that ends,
     /// and a hint that stays is met once more: versions commute.
-    fn queue(&self, item: CommitItem<crate::shared::Destination>) {
+    pub(in crate::io) fn queue(&self, item: CommitItem<crate::shared::Destination>) {
         let _ = self.shared.commits.push(|items| items.push_back(item));
     }
 }

@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 use model::{
-    Mutant, NodeIndex, OperationId, Record, ReplicaIndex, ReplicaMask, StorageKey, Version,
+    Hlc, Mutant, NodeIndex, OperationId, Record, ReplicaIndex, ReplicaMask, StorageKey, Version,
 };
 use proto::internal::{Mutation, MutationKind, Query};
 
 use crate::{
-    commit::{CommitItem, HintClass},
+    commit::{CommitItem, HintClass, Origin},
     liveness::Peers,
     operation::{NO_ANSWER, ReadOperation, Token, WriteOperation},
     shared::{Destination, Shared},
@@ -36,7 +36,7 @@ impl Outlet<'_> {
         let operation = token.with_sequence(round);
         let node = write.replicas.node(to);
         if self.peers.own() == Some(node) {
-            self.commit(operation, &write.key, record, false);
+            self.commit(operation, &write.key, record, None);
             return ReplicaMask::EMPTY;
         }
         let pass_on_to = pass_on.iter().map(|it| u32::from(write.replicas.node(it).0)).collect();
@@ -55,17 +55,17 @@ impl Outlet<'_> {
         }
     }
 
-    /// Writes a record back to a replica. False if it cannot be reached.
+    /// Writes a record back to a replica, with the floor of one that holds it. False if it cannot be reached.
     pub(super) fn write_back(
         &mut self,
         read: &ReadOperation,
         to: ReplicaIndex,
         operation: OperationId,
-        record: &Record,
+        (record, floor): (&Record, Hlc),
     ) -> bool {
         let node = read.replicas.node(to);
         if self.peers.own() == Some(node) {
-            self.commit(operation, &read.key, record.clone(), true);
+            self.commit(operation, &read.key, record.clone(), Some(floor));
             return true;
         }
         let mutation = Mutation {
@@ -73,6 +73,7 @@ impl Outlet<'_> {
             key: read.key.as_bytes().clone(),
             record: record.as_bytes().clone(),
             kind: MutationKind::WriteBack.into(),
+            floor: floor.0,
             ..Mutation::default()
         };
         self.mutate(node, mutation)
@@ -84,12 +85,13 @@ impl Outlet<'_> {
         peer.is_some_and(|it| it.outbox.push(bytes, |frame| frame.mutations.push(mutation)).is_ok())
     }
 
+    /// Hands a record to this node's own replica; with the floor of its holder if it is written back.
     fn commit(
         &mut self,
         operation: OperationId,
         key: &StorageKey,
         record: Record,
-        want_newest: bool,
+        written_back: Option<Hlc>,
     ) {
         let destination = if operation == NO_ANSWER {
             Destination::Nowhere
@@ -104,7 +106,8 @@ impl Outlet<'_> {
             slot,
             key,
             record,
-            want_newest,
+            origin: written_back.map_or(Origin::Fresh, Origin::Held),
+            want_newest: written_back.is_some(),
         });
     }
 

@@ -330,7 +330,7 @@ impl Scan {
             }
             rows.push((key, record));
         }
-        Ok(ReplicaPage { from, rows, covered_to, clock })
+        Ok(ReplicaPage { from, rows, covered_to, clock, floor: Hlc(answer.floor) })
     }
 
     fn too_few(

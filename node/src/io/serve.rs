@@ -12,7 +12,7 @@ use proto::internal::{
 
 use super::{io_loop::IoLoop, links::Origins};
 use crate::{
-    commit::{CommitAnswer, CommitAnswerKind, CommitItem},
+    commit::{CommitAnswer, CommitAnswerKind, CommitItem, Origin},
     counters::Counters,
     liveness::Peer,
     local_read::LocalRead,
@@ -119,13 +119,18 @@ impl IoLoop {
             Some(outbox) if operation != NO_ANSWER => Destination::Peer(self.index, outbox),
             _ => Destination::Nowhere,
         };
+        let want_newest = mutation.kind == i32::from(MutationKind::WriteBack);
         items.push(CommitItem::Mutation {
             destination,
             operation,
             slot: 0,
             key,
             record,
-            want_newest: mutation.kind == i32::from(MutationKind::WriteBack),
+            origin: match want_newest {
+                true => Origin::Held(Hlc(mutation.floor)),
+                false => Origin::Fresh,
+            },
+            want_newest,
         });
     }
 
@@ -188,26 +193,28 @@ impl IoLoop {
         let operation = query.operation;
         let Some(key) = StorageKey::parse(query.key) else {
             Counters::count(&self.shared.counters.peer_messages_malformed);
-            answers.queries.push(query_answer(operation, Err(Refusal::Failed), false));
+            answers.queries.push(query_answer(operation, Err(Refusal::Failed), false, Hlc::ZERO));
             return;
         };
         if let Some(refusal) = refusal {
-            answers.queries.push(query_answer(operation, Err(refusal), false));
+            answers.queries.push(query_answer(operation, Err(refusal), false, Hlc::ZERO));
             return;
         }
-        match self.shared.read_inline(&key) {
-            LocalRead::Here(read) => {
-                answers.queries.push(query_answer(operation, read, query.version_only));
+        match self.shared.at_floor(&key, || self.shared.read_inline(&key)) {
+            (LocalRead::Here(read), floor) => {
+                answers.queries.push(query_answer(operation, read, query.version_only, floor));
                 return;
             }
-            LocalRead::WouldBlock => Counters::count(&self.shared.counters.reads_from_disk),
+            (LocalRead::WouldBlock, _) => Counters::count(&self.shared.counters.reads_from_disk),
         }
         let shared = Arc::clone(&self.shared);
         let outbox = Arc::clone(&caller.outbox);
         tokio::spawn(async move {
-            let read = Arc::clone(&shared).blocking(move |it| it.read_blocking(&key)).await;
+            let work = move |it: &Shared| Ok(it.at_floor(&key, || it.read_blocking(&key)));
+            let read = Arc::clone(&shared).blocking(work).await;
+            let (read, floor) = read.unwrap_or_else(|refusal| (Err(refusal), Hlc::ZERO));
             let mut answers = Answers::default();
-            answers.queries.push(query_answer(operation, read, query.version_only));
+            answers.queries.push(query_answer(operation, read, query.version_only, floor));
             answers.send(&outbox, &shared);
         });
     }
@@ -255,10 +262,15 @@ impl Shared {
             rows_max: wanted(query.rows_max, limits.scan_rows_max).max(1),
             bytes_max: wanted(query.bytes_max, limits.scan_bytes_max),
         };
+        let first = StorageKey::first_token(&request.start);
         let mut answer = RangeAnswer { operation: query.operation, ..RangeAnswer::default() };
-        match self.range_blocking(&request) {
+        // Before the read: one that rises meanwhile would vouch for what is overwritten by now.
+        let floor_at = first.map_or(0, |(keyspace, token)| self.floor_at(keyspace, token).0);
+        let page = self.range_blocking(&request);
+        match page {
             Ok(page) => {
                 answer.complete = page.complete;
+                answer.floor = floor_at;
                 let now = self.clock.highest();
                 let dropped =
                     |it: &Record| Mutant::ScanLiveRowsOnly.is_on() && it.live_value(now).is_none();
@@ -282,8 +294,9 @@ fn query_answer(
     operation: u64,
     read: Result<Option<Record>, Refusal>,
     version_only: bool,
+    floor: Hlc,
 ) -> QueryAnswer {
-    let mut answer = QueryAnswer { operation, ..QueryAnswer::default() };
+    let mut answer = QueryAnswer { operation, floor: floor.0, ..QueryAnswer::default() };
     match read {
         Ok(Some(record)) if version_only => {
             answer.newest_clock = record.version().hlc.0;

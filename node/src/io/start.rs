@@ -381,6 +381,7 @@ impl Node {
             hint_bytes_per_target_max,
             any_hint_bytes_max,
             trees,
+            floors: Arc::clone(&self.shared.floors),
             ..CommitSettings::default()
         };
         let committer = Committer::open(storage, settings)?;
@@ -432,6 +433,8 @@ impl Node {
             tasks.spawn(Arc::clone(&io).run_handoff());
             tasks.spawn(Arc::clone(&io).run_exchange());
             tasks.spawn(Arc::clone(&io).run_dirty_marks());
+            tasks.spawn(Arc::clone(&io).run_purges());
+            tasks.spawn(Arc::clone(&io).run_sweeps());
         }
         tasks.spawn(self.links.clone().run(Arc::clone(&io)));
         if let Some(events) = events {

@@ -41,7 +41,7 @@ fn get(storage: &impl Storage, space: Space, key: &str) -> Option<String> {
 
 fn clear(storage: &impl Storage) {
     let mut batch = WriteBatch::new();
-    for space in [Space::Data, Space::Hints, Space::Trees] {
+    for space in [Space::Data, Space::Hints, Space::Trees, Space::Dues] {
         batch.delete_range(space, b"", &[0xff; 64]);
     }
     storage.write(&batch, Durability::Synced).unwrap();
@@ -51,9 +51,10 @@ fn rows_are_found_by_key_and_space(storage: &impl Storage) {
     put(storage, Space::Data, &[("k", "data"), ("", "empty key"), ("e", "")]);
     put(storage, Space::Hints, &[("k", "hint")]);
     put(storage, Space::Trees, &[("k", "tree")]);
+    put(storage, Space::Dues, &[("k", "due")]);
     put(storage, Space::System, &[("k", "system")]);
     let found = Space::ALL.map(|it| get(storage, it, "k").unwrap());
-    assert_eq!(found, ["data", "hint", "tree", "system"]);
+    assert_eq!(found, ["data", "hint", "tree", "due", "system"]);
     assert_eq!(get(storage, Space::Data, "").unwrap(), "empty key");
     assert_eq!(get(storage, Space::Data, "e").unwrap(), "");
     assert_eq!(get(storage, Space::Hints, "e"), None);
@@ -64,7 +65,7 @@ fn rows_are_found_by_key_and_space(storage: &impl Storage) {
     batch.delete(Space::Data, b"never there");
     storage.write(&batch, Durability::Synced).unwrap();
     let found = Space::ALL.map(|it| get(storage, it, "k").is_some());
-    assert_eq!(found, [false, true, true, true]);
+    assert_eq!(found, [false, true, true, true, true]);
     clear(storage);
 }
 
@@ -145,7 +146,7 @@ fn batches_apply_in_order(storage: &impl Storage) {
 }
 
 fn ranges_can_be_deleted(storage: &impl Storage) {
-    for space in [Space::Data, Space::Hints, Space::Trees] {
+    for space in [Space::Data, Space::Hints, Space::Trees, Space::Dues] {
         put(storage, space, &[("a", ""), ("b", ""), ("bb", ""), ("c", "")]);
     }
     let mut batch = WriteBatch::new();

@@ -37,6 +37,7 @@ pub struct RocksStorage {
 /// Data rows are in the default column family: it alone is reached without looking up a name.
 const HINTS: &str = "hints";
 const TREES: &str = "trees";
+const DUES: &str = "dues";
 const SYSTEM: &str = "system";
 
 impl RocksStorage {
@@ -48,6 +49,7 @@ impl RocksStorage {
             ("default", shared.options()),
             (HINTS, shared.options()),
             (TREES, shared.tree_options()),
+            (DUES, shared.options()),
             (SYSTEM, shared.options()),
         ]
         .map(|(name, options)| ColumnFamilyDescriptor::new(name, options));
@@ -67,6 +69,7 @@ impl RocksStorage {
             Space::Data => return None,
             Space::Hints => HINTS,
             Space::Trees => TREES,
+            Space::Dues => DUES,
             Space::System => SYSTEM,
         };
         Some(self.db.cf_handle(name).expect("opened with every column family"))
@@ -149,13 +152,14 @@ impl Storage for RocksStorage {
         }
         let mut encoded =
             rocksdb::WriteBatch::with_capacity_bytes(batch.bytes() + 16 * batch.len() + 12);
-        let [hints, trees, system] =
-            [Space::Hints, Space::Trees, Space::System].map(|it| self.family(it));
+        let [hints, trees, dues, system] =
+            [Space::Hints, Space::Trees, Space::Dues, Space::System].map(|it| self.family(it));
         for (space, change) in batch.changes() {
             let family = match space {
                 Space::Data => None,
                 Space::Hints => hints,
                 Space::Trees => trees,
+                Space::Dues => dues,
                 Space::System => system,
             };
             match (change, family) {

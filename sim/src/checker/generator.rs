@@ -168,6 +168,7 @@ fn call(
         deadline_us: Some(called_us + 10_000),
         returned_us: Some(called_us + random.random_range(2..long_us)),
         outcome,
+        purges: false,
     }
 }
 

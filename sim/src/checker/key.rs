@@ -227,7 +227,7 @@ pub(super) fn read_of(operation: &Operation) -> Option<Read<'_>> {
     else {
         return None;
     };
-    let never_written = operation.via != Via::Scan && value.is_none();
+    let never_written = operation.via != Via::Scan && value.is_none() && !operation.purges;
     let version = version.or(never_written.then_some(Version::ABSENT));
     Some(Read { operation, value: *value, version, returned_us })
 }

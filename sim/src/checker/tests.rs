@@ -86,6 +86,7 @@ fn operation(id: u64, discipline: Discipline, text: &str) -> Operation {
         deadline_us: None,
         returned_us: returned.parse().ok(),
         outcome,
+        purges: false,
     }
 }
 

@@ -172,7 +172,7 @@ impl Running {
         for effect in effects {
             match effect {
                 ReadEffect::Query { to, .. } => self.queried = self.queried.or(to),
-                ReadEffect::WriteBack { to, record } => {
+                ReadEffect::WriteBack { to, record, .. } => {
                     if self.record.as_ref() != Some(&record) {
                         self.written = ReplicaMask::EMPTY;
                     }

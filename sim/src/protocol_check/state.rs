@@ -226,6 +226,7 @@ impl State {
                 read_at: READ_AT,
                 record: held.record().cloned(),
                 clock: READ_AT,
+                floor: Hlc::ZERO,
             }),
         };
         self.answer(bounds, operation, at, event);

@@ -351,7 +351,7 @@ fn play_to_end(
     violations: &mut Vec<Violation>,
     ended_at: &mut Duration,
 ) {
-    let load = Load::new(shape.clone(), Recorder::new(log.clone()));
+    let load = Load::new(shape.clone(), Recorder::new(log.clone(), shape.bounds.purges()));
     let orders = Rc::new(RefCell::new(VecDeque::new()));
     let ended = Rc::new(RefCell::new(None));
     let mut world = World::new(seed, shape.clone(), log.clone());

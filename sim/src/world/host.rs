@@ -91,6 +91,8 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
         no_hints_for,
         exchange_interval_ms: settings.bounds.exchange_interval_ms,
         exchange_settle_ms: settings.bounds.exchange_settle_ms,
+        fence_lag_ms: settings.bounds.fence_lag_ms,
+        purge_interval_ms: settings.bounds.purge_interval_ms,
         ..NodeConfig::default()
     };
     let world = World {

@@ -40,7 +40,15 @@ fn put_value(name: &str, at: &str, value: &str) -> CommitItem<usize> {
 fn mutation(key: &StorageKey, version: Version, value: &str) -> CommitItem<usize> {
     let record = Record::encode(key, version, 0, Some(value.as_bytes()));
     let (key, operation) = (key.clone(), OperationId(5));
-    CommitItem::Mutation { destination: 0, operation, slot: 9, key, record, want_newest: true }
+    CommitItem::Mutation {
+        destination: 0,
+        operation,
+        slot: 9,
+        key,
+        record,
+        origin: Origin::Fresh,
+        want_newest: true,
+    }
 }
 
 fn hint(name: &str, at: &str, replaces: Option<&str>) -> CommitItem<usize> {

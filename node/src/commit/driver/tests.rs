@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use model::{Hlc, Key, KeyspaceId, OperationId, Record, RequestId, StorageKey, Version};
 
 use super::*;
-use crate::commit::{CommitAnswerKind, CommitSettings, QueueLimits, SystemDone};
+use crate::commit::{CommitAnswerKind, CommitSettings, Origin, QueueLimits, SystemDone};
 use crate::storage::memory::{Access, Fault, MemoryStorage};
 use crate::storage::{Durability, Space, TryGet};
 
@@ -23,6 +23,7 @@ fn put(number: u64) -> CommitItem<u64> {
         slot: 0,
         key,
         record,
+        origin: Origin::Fresh,
         want_newest: false,
     }
 }

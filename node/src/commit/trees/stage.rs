@@ -47,25 +47,30 @@ impl TreeStage {
         })
     }
 
-    /// Notes that a record takes the place of another one. False if nothing is known yet of the
+    /// Notes that a record takes the place of another one, or goes. False if nothing is known yet of the
     /// cluster: then nothing may be written either.
     pub(in crate::commit) fn change(
         &mut self,
         key: &StorageKey,
         old: Option<&Record>,
-        new: &Record,
+        new: Option<&Record>,
     ) -> bool {
         let (keyspace, token) = (key.keyspace(), key.token());
         let Some(settings) = self.trees.settings.get() else { return false };
         let Some(leaf) = self.trees.leaf(keyspace, token) else { return false };
-        if Mutant::TreeForgetsTombstones.is_on() && new.kind() == RecordKind::Tombstone {
+        let is_tombstone = |it: &Record| it.kind() == RecordKind::Tombstone;
+        if Mutant::TreeForgetsTombstones.is_on() && new.is_some_and(is_tombstone) {
             return true;
         }
         let hasher = settings.hasher();
-        let mut change = LeafChange { hash: hasher.hash(key, new), records: 0 };
-        match old {
-            Some(old) => change.hash ^= hasher.hash(key, old),
-            None => change.records = 1,
+        let mut change = LeafChange::default();
+        if let Some(old) = old {
+            change.hash ^= hasher.hash(key, old);
+            change.records -= 1;
+        }
+        if let Some(new) = new {
+            change.hash ^= hasher.hash(key, new);
+            change.records += 1;
         }
         // Leaves are cut between groups only: the one of the first change is that of all.
         let changed = self.changed.entry((keyspace, leaf.first)).or_insert(leaf);

@@ -4,7 +4,9 @@ use model::{Hlc, Key, OperationId, Record, RequestId, Version, WriteAnswer};
 use proptest::prelude::*;
 
 use super::*;
-use crate::commit::{CommitAnswer, CommitAnswerKind, CommitItem, CommitSettings, Committer};
+use crate::commit::{
+    CommitAnswer, CommitAnswerKind, CommitItem, CommitSettings, Committer, Origin,
+};
 use crate::storage::memory::{Access, Fault, MemoryStorage};
 
 const KEYSPACE: KeyspaceId = KeyspaceId(1);
@@ -70,7 +72,15 @@ fn put_in(keyspace: KeyspaceId, number: u64, at: u64, value: Option<&[u8]>) -> C
     let version = Version { hlc: Hlc(at), request: RequestId(1) };
     let record = Record::encode(&key, version, 0, value);
     let operation = OperationId(1);
-    CommitItem::Mutation { destination: 0, operation, slot: 0, key, record, want_newest: false }
+    CommitItem::Mutation {
+        destination: 0,
+        operation,
+        slot: 0,
+        key,
+        record,
+        origin: Origin::Fresh,
+        want_newest: false,
+    }
 }
 
 #[test]

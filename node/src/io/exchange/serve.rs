@@ -1,16 +1,25 @@
 //! The answering side: steps of other nodes' rounds.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
-use model::{KeyspaceId, NodeId, OperationId, PartitionIndex, Record, Refusal, StorageKey, Token};
+use antientropy::exchange::Width;
+use model::{
+    Hlc, KeyspaceId, NodeId, OperationId, PartitionIndex, Record, Refusal, StorageKey, Token,
+};
 use prost::Message;
 use proto::internal::{
-    ExchangeAnswer, ExchangeDirty, ExchangeMoves, ExchangeRequest, ExchangeSettled,
+    ExchangeAnswer, ExchangeDirty, ExchangeMoves, ExchangeRequest, ExchangeSettled, PartitionFloor,
     exchange_request::Step,
 };
 
 use crate::{
-    commit::CommitItem,
+    commit::{CommitItem, Origin},
     counters::Counters,
     exchange::{DirtyPart, decode_block, is_known_format, refused},
     io::{io_loop::IoLoop, links::frame_bytes_max, serve::Caller},
@@ -56,6 +65,9 @@ impl IoLoop {
                 (Step::Moves(moves), Some(io)) => io.answer_moves(from, moves).await,
                 (Step::Settled(settled), _) => shared.note_settled(from, &settled),
                 (Step::Dirty(dirty), _) => shared.answer_dirty(from, &dirty),
+                (Step::PurgeOpen(open), Some(io)) => io.answer_open(from, open).await,
+                (Step::PurgeSign(sign), Some(io)) => io.answer_sign(from, sign).await,
+                (Step::PurgeCertify(certify), Some(io)) => io.answer_certify(&certify).await,
                 (step, _) => {
                     let work = move |it: &Shared| Ok(it.answer_exchange(from, &step));
                     Arc::clone(&shared).blocking(work).await.unwrap_or_else(refused)
@@ -76,7 +88,7 @@ impl IoLoop {
                 return refused(Refusal::Corrupt);
             }
         };
-        let Some(refused_rows) = self.take_records(rows).await else {
+        let Some(refused_rows) = self.take_records(rows, &moves.floors).await else {
             return refused(Refusal::Failed);
         };
         let view = shared.view.load_full();
@@ -84,10 +96,12 @@ impl IoLoop {
             metadata.layout().node(node).datacenter != shared.config.datacenter
         });
         let (keyspace, salt, wanted) = (KeyspaceId(moves.keyspace), moves.salt, moves.wanted);
-        let work = move |it: &Shared| it.answer_wanted(keyspace, salt, &wanted, far);
+        let width = if moves.exact { Width::Exact } else { Width::Short };
+        let work = move |it: &Shared| it.answer_wanted(keyspace, salt, &wanted, (width, far));
         match Arc::clone(shared).blocking(work).await {
-            Ok(records) => ExchangeAnswer {
+            Ok((records, floors)) => ExchangeAnswer {
                 records: Some(records),
+                floors,
                 refused: refused_rows,
                 ..ExchangeAnswer::default()
             },
@@ -95,19 +109,34 @@ impl IoLoop {
         }
     }
 
-    /// Hands records to the commit path and waits until they are durable; how many were refused, or
-    /// `None` if the node ends.
-    pub(super) async fn take_records(&self, rows: Vec<(StorageKey, Record)>) -> Option<u32> {
+    /// Hands records to the commit path and waits until they are durable. `floors` are those of the node
+    /// that holds them. How many were refused, or `None` if the disk refused any or the node ends.
+    pub(super) async fn take_records(
+        &self,
+        rows: Vec<(StorageKey, Record)>,
+        floors: &[PartitionFloor],
+    ) -> Option<u32> {
         if rows.is_empty() {
             return Some(0);
         }
+        let floors: BTreeMap<u32, Hlc> =
+            floors.iter().map(|it| (it.partition, Hlc(it.floor))).collect();
+        let not_written_before = self.groups_not_written();
         let (shared, mut refused) = (&self.shared, 0);
         let view = shared.view.load_full();
         let mut items = Vec::with_capacity(rows.len());
         for (key, record) in rows {
+            let partition = shared.trees.partition_of(key.token())?;
+            let floor = floors.get(&u32::from(partition.0)).copied().unwrap_or_default();
+            let own = shared.floors.of(key.keyspace(), partition);
+            if record.purgeable_at(own.floor) {
+                // It is gone here, and will be there.
+                continue;
+            }
+            let behind = own.is_behind(&record, floor);
             let dropped = view.metadata().is_some_and(|it| it.was_dropped(key.keyspace()));
             // A record from the future moves to nobody (C4).
-            if dropped || self.is_future(record.version().hlc) {
+            if dropped || behind || self.is_future(record.version().hlc) {
                 refused += 1;
                 continue;
             }
@@ -117,17 +146,38 @@ impl IoLoop {
                 slot: 0,
                 key,
                 record,
+                origin: Origin::Held(floor),
                 want_newest: false,
             });
         }
         if let Err(rejected) = shared.commits.push(|queue| queue.extend(items)) {
             refused += u32::try_from(rejected.items.len()).unwrap_or(u32::MAX);
         }
-        self.settled().await.then_some(refused)
+        let written = self.settled().await && self.groups_not_written() == not_written_before;
+        written.then_some(refused)
+    }
+
+    /// Groups that the disk has refused so far.
+    fn groups_not_written(&self) -> u64 {
+        let counters = self.shared.commit_counters.load();
+        let read = |it: &AtomicU64| it.load(Ordering::Relaxed);
+        read(&counters.groups_full) + read(&counters.groups_failed)
     }
 }
 
 impl Shared {
+    /// The time by the highest stamp, which stands still when nobody writes, or by the wall clock: some
+    /// clocks are ahead of this one.
+    pub(super) fn now_ms(&self) -> u64 {
+        self.clock.highest().ms().max(self.believed_wall().0)
+    }
+
+    /// When the oldest hint of a write at ANY was stamped, or a little earlier.
+    pub(super) fn oldest_any_hint_ms(&self) -> Option<u64> {
+        let kept = self.hint_totals.load().all();
+        kept.values().filter_map(|it| it.any.oldest_ms).min()
+    }
+
     /// How slow clients are served, in thousandths of what the operator wants at most.
     pub(crate) fn pressure(&self) -> u32 {
         let target_us = self.config.foreground_p99_target_ms.saturating_mul(1_000);

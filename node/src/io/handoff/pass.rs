@@ -11,7 +11,7 @@ use super::{
     pace::{Pace, WINDOW_MAX},
 };
 use crate::{
-    commit::{CommitItem, Hint, HintClass, HintEnd},
+    commit::{CommitItem, Hint, HintClass, HintEnd, Origin},
     counters::Counters,
     io::io_loop::{Alarm, IoLoop},
     operation::{HintAnswer, HintReplay, Operation},
@@ -135,6 +135,7 @@ impl IoLoop {
                 slot: 0,
                 key: hint.key,
                 record: hint.record,
+                origin: Origin::Fresh,
                 want_newest: false,
             });
             self.push_local(&mut state);

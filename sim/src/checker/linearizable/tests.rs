@@ -94,6 +94,7 @@ fn arbitrary(seed: u64) -> Vec<Operation> {
             deadline_us: None,
             returned_us: Some(returned_us),
             outcome,
+            purges: false,
         });
     }
     operations

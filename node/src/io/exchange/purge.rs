@@ -1,0 +1,419 @@
+//! Purging by proof: fence, exchange, signatures, certificate, and then tombstones and expired records go.
+//! Rules: docs/protocol.md, F1 to F6.
+//!
+//! The first replica of a partition begins. All of them take part or nothing happens, and nothing depends
+//! on when: there is no grace period.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use model::{Hlc, Keyspace, KeyspaceId, Mutant, NodeId, PartitionIndex, Refusal};
+use proto::internal::{
+    ExchangeAnswer, PartitionFloor, PurgeCertify, PurgeOpen, PurgeSign, exchange_request::Step,
+};
+use rand::RngExt;
+
+use super::{
+    pace::Pace,
+    round::{Direction, Round},
+};
+use crate::{
+    commit::{CommitItem, FloorChange, due_keys},
+    exchange::{OpenRound, PurgeBlock, refused},
+    io::io_loop::IoLoop,
+    shared::Shared,
+    view::View,
+};
+
+/// A round of some partitions of one keyspace, with their replicas.
+struct PurgeRound<'a> {
+    io: &'a IoLoop,
+    keyspace: KeyspaceId,
+    up_to: Hlc,
+    round: u64,
+    /// The other replicas of each partition that is still in.
+    partitions: BTreeMap<PartitionIndex, Vec<NodeId>>,
+    /// Nodes that may keep hints of ANY for the keyspace (F10).
+    keepers: Vec<NodeId>,
+}
+
+impl IoLoop {
+    /// Begins rounds for the partitions whose first replica this node is, for as long as it lives.
+    pub(in crate::io) async fn run_purges(self: Arc<Self>) {
+        loop {
+            let interval_ms = self.shared.config.purge_interval_ms;
+            let jitter_ms = self.lock().random.random_range(0..=interval_ms / 2);
+            tokio::time::sleep(Duration::from_millis(interval_ms - interval_ms / 4 + jitter_ms))
+                .await;
+            let view = self.shared.view.load_full();
+            let Some(metadata) = view.metadata() else { continue };
+            for keyspace in metadata.keyspaces() {
+                let block = self.purge(&view, keyspace).await;
+                self.shared.exchange.note_purge(keyspace.id, block, self.now_us());
+            }
+        }
+    }
+
+    /// Removes what floors cover, for as long as the node lives.
+    pub(in crate::io) async fn run_sweeps(self: Arc<Self>) {
+        loop {
+            for (keyspace, partition, floor) in self.shared.floors.all().iter() {
+                if floor.swept < floor.floor {
+                    self.sweep(keyspace, partition, floor.floor).await;
+                }
+            }
+            tokio::select! {
+                biased;
+                () = self.shared.exchange.floor_raised.notified() => {}
+                () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+            }
+        }
+    }
+
+    /// Removes what one partition's floor covers. What cannot be read stays, and is met again.
+    async fn sweep(&self, keyspace: KeyspaceId, partition: PartitionIndex, floor: Hlc) {
+        let mut after = None;
+        loop {
+            let work = move |shared: &Shared| {
+                let storage = &shared.world.storage;
+                due_keys(storage, keyspace, partition, floor, after.as_ref(), SWEEP_ROWS)
+                    .map_err(|error| shared.read_error(&error))
+            };
+            let Ok(page) = Arc::clone(&self.shared).blocking(work).await else { return };
+            for key in page.keys {
+                self.queue(CommitItem::Purge { key });
+            }
+            if !self.settled().await {
+                return;
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        let work = move |shared: &Shared| {
+            let storage = &shared.world.storage;
+            let left = due_keys(storage, keyspace, partition, floor, None, 1);
+            left.map_err(|error| shared.read_error(&error))
+        };
+        if let Ok(left) = Arc::clone(&self.shared).blocking(work).await
+            && left.keys.is_empty()
+        {
+            let change = FloorChange::Swept(floor);
+            self.queue(CommitItem::Floor { keyspace, partition, change });
+        }
+    }
+
+    /// One round of a keyspace. What stood in its way, if anything.
+    async fn purge(&self, view: &View, keyspace: &Keyspace) -> PurgeBlock {
+        let (shared, allows_any, keyspace) = (&self.shared, keyspace.allow_any, keyspace.id);
+        let up_to = Hlc::from_ms(shared.now_ms().saturating_sub(shared.config.fence_lag_ms));
+        let Some(partitions) = self.led_partitions(view, keyspace, up_to).await else {
+            return PurgeBlock::Stuck;
+        };
+        if partitions.is_empty() {
+            return PurgeBlock::Nothing;
+        }
+        // F10: a hint of ANY may be the only copy of a write, and any node may keep it.
+        let layout = view.metadata().map(|it| it.layout().nodes()).unwrap_or_default();
+        let everyone = layout.iter().map(|it| it.id).filter(|it| *it != shared.identity.node);
+        let keepers: Vec<NodeId> = everyone.filter(|_| allows_any).collect();
+        if let Some(away) = keepers.iter().find(|it| !self.can_deliver(**it)) {
+            return PurgeBlock::Away(*away);
+        }
+        let members = partitions.values().flatten();
+        if let Some(away) = members.clone().find(|it| !self.can_deliver(**it)) {
+            // The others need not wait for it.
+            let mut reachable = partitions.clone();
+            reachable.retain(|_, members| members.iter().all(|it| self.can_deliver(*it)));
+            let away = *away;
+            if !reachable.is_empty() {
+                self.purge_partitions(keyspace, up_to, reachable, keepers).await;
+            }
+            return PurgeBlock::Away(away);
+        }
+        self.purge_partitions(keyspace, up_to, partitions, keepers).await
+    }
+
+    async fn purge_partitions(
+        &self,
+        keyspace: KeyspaceId,
+        up_to: Hlc,
+        partitions: BTreeMap<PartitionIndex, Vec<NodeId>>,
+        keepers: Vec<NodeId>,
+    ) -> PurgeBlock {
+        let round = self.lock().random.random();
+        let mut round = PurgeRound { io: self, keyspace, up_to, round, partitions, keepers };
+        let begun = round.partitions.len();
+        let block = match round.run().await {
+            Ok(()) if round.partitions.len() == begun => PurgeBlock::Nothing,
+            Ok(()) => PurgeBlock::Unsigned,
+            Err(block) => block,
+        };
+        tracing::debug!(?keyspace, %up_to, begun, signed = round.partitions.len(), ?block, "purge");
+        block
+    }
+
+    /// The partitions of which this node is the first replica and where something may go, with their
+    /// other replicas; `None` if the disk cannot be read.
+    async fn led_partitions(
+        &self,
+        view: &View,
+        keyspace: KeyspaceId,
+        up_to: Hlc,
+    ) -> Option<BTreeMap<PartitionIndex, Vec<NodeId>>> {
+        let (metadata, own) = (Arc::clone(view.metadata()?), view.own()?);
+        let known = Arc::clone(view.keyspace_of_id(keyspace)?);
+        let layout = Arc::clone(metadata.layout());
+        let work = move |shared: &Shared| {
+            let mut led = BTreeMap::new();
+            for partition in layout.partition_indexes() {
+                let replicas = known.replica_set(partition);
+                if replicas.nodes().first() != Some(&own) {
+                    continue;
+                }
+                let due = due_keys(&shared.world.storage, keyspace, partition, up_to, None, 1);
+                if due.map_err(|error| shared.read_error(&error))?.keys.is_empty() {
+                    continue;
+                }
+                let others = replicas.nodes().iter().filter(|it| **it != own);
+                let others = others.map(|it| layout.node(*it).id).collect();
+                led.insert(partition, others);
+                if led.len() >= PARTITIONS_MAX {
+                    break;
+                }
+            }
+            Ok(led)
+        };
+        Arc::clone(&self.shared).blocking(work).await.ok()
+    }
+
+    /// F1: raises fences for another node's round.
+    pub(super) async fn answer_open(&self, from: NodeId, open: PurgeOpen) -> ExchangeAnswer {
+        let shared = &self.shared;
+        let (keyspace, up_to) = (KeyspaceId(open.keyspace), Hlc(open.up_to));
+        let lag_ms = shared.config.fence_lag_ms;
+        let Some(partitions) = partitions_of(&open.partitions) else {
+            return refused(Refusal::Failed);
+        };
+        // A fence near the clock would stop writes that are on their way (CE22).
+        if up_to.ms().saturating_add(lag_ms) > shared.now_ms() {
+            return refused(Refusal::ClockAhead);
+        }
+        if open.allows_any && shared.oldest_any_hint_ms().is_some_and(|it| it <= up_to.ms()) {
+            return refused(Refusal::NotReady);
+        }
+        self.step(keyspace, &partitions, FloorChange::Fence(up_to));
+        if !self.settled().await {
+            return refused(Refusal::Failed);
+        }
+        let layout_hash = shared.view.load().layout_hash();
+        let opened = OpenRound { from, round: open.round, up_to, layout_hash };
+        shared.exchange.open(keyspace, &partitions, opened);
+        let floors = shared.floors.all();
+        let fenced = partitions.iter().filter(|it| floors.of(keyspace, **it).fence >= up_to);
+        let partitions = fenced.map(|it| it.0.into()).collect();
+        ExchangeAnswer { partitions, ..ExchangeAnswer::default() }
+    }
+
+    /// F4: signs, for a round that was opened in this life of the process and by this layout.
+    pub(super) async fn answer_sign(&self, from: NodeId, sign: PurgeSign) -> ExchangeAnswer {
+        let shared = &self.shared;
+        let (keyspace, up_to, round) = (KeyspaceId(sign.keyspace), Hlc(sign.up_to), sign.round);
+        let Some(mut partitions) = partitions_of(&sign.partitions) else {
+            return refused(Refusal::Failed);
+        };
+        let layout_hash = shared.view.load().layout_hash();
+        let opened = OpenRound { from, round, up_to, layout_hash };
+        partitions.retain(|it| shared.exchange.is_open(keyspace, *it, opened));
+        self.step(keyspace, &partitions, FloorChange::Sign { up_to, round });
+        if !self.settled().await {
+            return refused(Refusal::Failed);
+        }
+        let floors = shared.floors.all();
+        let signed = partitions.iter().filter(|it| {
+            let own = floors.of(keyspace, **it);
+            (own.signed, own.signed_round) == (up_to, round)
+        });
+        let partitions = signed.map(|it| it.0.into()).collect();
+        ExchangeAnswer { partitions, ..ExchangeAnswer::default() }
+    }
+
+    /// F5: takes floors that all have signed.
+    pub(super) async fn answer_certify(&self, certify: &PurgeCertify) -> ExchangeAnswer {
+        for floor in &certify.floors {
+            self.adopt_floor(KeyspaceId(certify.keyspace), floor);
+        }
+        match self.settled().await {
+            true => ExchangeAnswer::default(),
+            false => refused(Refusal::Failed),
+        }
+    }
+
+    /// Takes a floor, if this replica has signed it.
+    pub(super) fn adopt_floor(&self, keyspace: KeyspaceId, floor: &PartitionFloor) {
+        let Ok(partition) = u16::try_from(floor.partition).map(PartitionIndex) else { return };
+        let change = FloorChange::Adopt { up_to: Hlc(floor.floor), round: floor.round };
+        self.queue(CommitItem::Floor { keyspace, partition, change });
+        self.shared.exchange.floor_raised.notify_one();
+    }
+
+    fn step(&self, keyspace: KeyspaceId, partitions: &[PartitionIndex], change: FloorChange) {
+        for partition in partitions {
+            self.queue(CommitItem::Floor { keyspace, partition: *partition, change });
+        }
+    }
+}
+
+impl PurgeRound<'_> {
+    /// Runs the round; partitions that do not come to its end are taken out.
+    async fn run(&mut self) -> Result<(), PurgeBlock> {
+        let own = self.io.shared.identity.node;
+        let keepers = std::mem::take(&mut self.keepers);
+        self.open(own, !keepers.is_empty()).await?;
+        for member in self.members() {
+            self.open(member, keepers.contains(&member)).await?;
+        }
+        let members = self.members();
+        for keeper in keepers.iter().filter(|it| !members.contains(it)) {
+            self.open(*keeper, true).await?;
+        }
+        if !Mutant::SignedBlindly.is_on() {
+            // F2: everything comes here first, and then goes to everyone.
+            for direction in [Direction::Gather, Direction::Scatter] {
+                for member in self.members() {
+                    self.bring(member, direction).await?;
+                }
+            }
+        }
+        let all = self.partitions.clone();
+        self.sign(own).await?;
+        let members = self.members();
+        let (quorum, most) = (members.len() / 2, Mutant::QuorumCertifies.is_on());
+        for (at, member) in members.into_iter().enumerate() {
+            match self.sign(member).await {
+                Err(_) if most && at >= quorum => {}
+                signed => signed?,
+            }
+        }
+        if most {
+            self.partitions = all;
+        }
+        self.certify().await;
+        Ok(())
+    }
+
+    /// The other replicas of the partitions that are still in.
+    fn members(&self) -> Vec<NodeId> {
+        let mut members: Vec<NodeId> = self.partitions.values().flatten().copied().collect();
+        members.sort_unstable();
+        members.dedup();
+        members
+    }
+
+    fn partitions_of(&self, member: NodeId) -> Vec<PartitionIndex> {
+        let own = self.io.shared.identity.node;
+        let holds = |it: &(&PartitionIndex, &Vec<NodeId>)| member == own || it.1.contains(&member);
+        self.partitions.iter().filter(holds).map(|it| *it.0).collect()
+    }
+
+    /// Takes out a member's partitions but for these.
+    fn keep(&mut self, member: NodeId, kept: &[PartitionIndex]) {
+        let own = self.io.shared.identity.node;
+        self.partitions.retain(|partition, members| {
+            member != own && !members.contains(&member) || kept.contains(partition)
+        });
+    }
+
+    async fn open(&mut self, member: NodeId, allows_any: bool) -> Result<(), PurgeBlock> {
+        let open = PurgeOpen {
+            allows_any,
+            keyspace: self.keyspace.0,
+            up_to: self.up_to.0,
+            round: self.round,
+            partitions: self.partitions_of(member).iter().map(|it| it.0.into()).collect(),
+        };
+        let own = self.io.shared.identity.node;
+        let answer = match member == own {
+            true => self.io.answer_open(own, open).await,
+            false => self.ask(member, Step::PurgeOpen(open)).await?,
+        };
+        self.keep_answered(member, &answer)
+    }
+
+    async fn sign(&mut self, member: NodeId) -> Result<(), PurgeBlock> {
+        let sign = PurgeSign {
+            keyspace: self.keyspace.0,
+            up_to: self.up_to.0,
+            round: self.round,
+            partitions: self.partitions_of(member).iter().map(|it| it.0.into()).collect(),
+        };
+        let own = self.io.shared.identity.node;
+        let answer = match member == own {
+            true => self.io.answer_sign(own, sign).await,
+            false => self.ask(member, Step::PurgeSign(sign)).await?,
+        };
+        self.keep_answered(member, &answer)
+    }
+
+    async fn bring(&mut self, member: NodeId, direction: Direction) -> Result<(), PurgeBlock> {
+        let partitions = self.partitions_of(member);
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        let mut pace = Pace::default();
+        let (io, keyspace) = (self.io, self.keyspace);
+        let done = Round::bring(io, member, keyspace, &partitions, direction, &mut pace).await;
+        let done = done.map_err(|end| PurgeBlock::Ended(member, end))?;
+        self.keep(member, &done);
+        Ok(())
+    }
+
+    /// What is certified is true whoever hears of it: those that do not hear now will be told with the
+    /// next comparison.
+    async fn certify(&self) {
+        let floor = |it: &PartitionIndex| PartitionFloor {
+            partition: it.0.into(),
+            floor: self.up_to.0,
+            round: self.round,
+        };
+        let own = self.io.shared.identity.node;
+        for member in [vec![own], self.members()].concat() {
+            let floors: Vec<_> = self.partitions_of(member).iter().map(floor).collect();
+            if floors.is_empty() {
+                continue;
+            }
+            let certify = PurgeCertify { keyspace: self.keyspace.0, floors };
+            if member == own {
+                self.io.answer_certify(&certify).await;
+            } else if let Err(block) = self.ask(member, Step::PurgeCertify(certify)).await {
+                tracing::debug!(%member, ?block, "a floor is to be told later");
+            }
+        }
+    }
+
+    async fn ask(&self, member: NodeId, step: Step) -> Result<ExchangeAnswer, PurgeBlock> {
+        let node = self.io.shared.view.load().node_index(member).ok_or(PurgeBlock::Away(member))?;
+        let answered = self.io.exchange_step(node, step).await;
+        answered.map(|it| it.answer).map_err(|end| PurgeBlock::Ended(member, end))
+    }
+
+    fn keep_answered(&mut self, member: NodeId, answer: &ExchangeAnswer) -> Result<(), PurgeBlock> {
+        if proto::refusal(answer.refusal).is_some() {
+            return Err(PurgeBlock::Stuck);
+        }
+        let kept = partitions_of(&answer.partitions).unwrap_or_default();
+        self.keep(member, &kept);
+        Ok(())
+    }
+}
+
+fn partitions_of(numbers: &[u32]) -> Option<Vec<PartitionIndex>> {
+    numbers.iter().map(|it| u16::try_from(*it).ok().map(PartitionIndex)).collect()
+}
+
+/// How soon a floor that was not swept whole is swept again.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// Records removed before the next ones are looked for.
+const SWEEP_ROWS: usize = 1_024;
+/// Partitions of one round.
+const PARTITIONS_MAX: usize = 4_096;
