@@ -192,7 +192,7 @@ impl Judge<'_> {
         let expires = !newest.expired_at(self.read_at) && newest.expired_at(self.clock);
         let confirmed = tally.is_confirmed(self.requirement) && !expires;
         let weighs = |it: &Record| self.weighed_to.is_some_and(|floor| it.version().hlc <= floor);
-        let apart = records.iter().any(|it| weighs(&it.2)) && !Mutant::FloorsIgnored.is_on();
+        let apart = records.iter().any(|it| weighs(&it.2));
         let unordered = !self.requirement.is_ordered() || Mutant::ScanUnconfirmed.is_on();
         let settled = (confirmed || unordered) && !apart;
         MergedRow { key: key.clone(), newest: newest.clone(), settled, stale: tally.stale() }

@@ -96,10 +96,8 @@ mutants! {
     FenceIgnored = "fence-ignored",
     /// F2 off: a round signs without an exchange.
     SignedBlindly = "signed-blindly",
-    /// F4 off: a round certifies when a quorum of the replicas has signed.
-    QuorumCertifies = "quorum-certifies",
-    /// F8 off: old versions are taken from replicas with a lower floor, and counted.
-    FloorsIgnored = "floors-ignored",
+    /// F4 off: a round leaves out replicas that are away.
+    PurgedWithoutAll = "purged-without-all",
     /// H1 off: replicas are not compared.
     ExchangeOff = "exchange-off",
     /// A failed sync is ignored.

@@ -7,6 +7,7 @@ mod hints;
 mod hybrid_clocks;
 mod levels;
 mod metadata;
+mod purge;
 mod script;
 mod story;
 
@@ -87,6 +88,7 @@ pub fn all() -> Vec<Scenario> {
     let mut all = datacenters::all();
     all.extend(executions::all());
     all.extend(hints::all());
+    all.extend(purge::all());
     all.extend(hybrid_clocks::all());
     all.extend(levels::all());
     all.extend(metadata::all());

@@ -5,7 +5,7 @@
 //! floor holds; what a replica below it holds besides is overwritten, or comes from a disk that was put
 //! back.
 
-use model::{Hlc, Mutant, ReadTally, Record, RecordKind, ReplicaIndex, ReplicaMask, Version};
+use model::{Hlc, ReadTally, Record, RecordKind, ReplicaIndex, ReplicaMask, Version};
 
 /// What is known of the floors of those that answered.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
@@ -43,9 +43,6 @@ pub(super) struct Weighed {
 impl Floors {
     /// Judges an answer by its floor. `counts` is false once the read has what it needs.
     pub(super) fn judge(&mut self, counts: bool, floor: Hlc) -> FloorVerdict {
-        if Mutant::FloorsIgnored.is_on() {
-            return FloorVerdict::Same;
-        }
         match (&self.answers, counts) {
             (Some(_), true) => FloorVerdict::Weighed,
             (Some(_), false) => FloorVerdict::Stray,

@@ -84,7 +84,7 @@ impl PartitionFloor {
     /// here, or comes from a disk that was put back.
     pub(crate) fn is_behind(&self, record: &Record, floor: Hlc) -> bool {
         let behind = record.version().hlc <= self.floor && floor < self.floor;
-        behind && !record.purgeable_at(self.floor) && !Mutant::FloorsIgnored.is_on()
+        behind && !record.purgeable_at(self.floor)
     }
 
     fn encode(self, key: &[u8]) -> Bytes {

@@ -8,7 +8,7 @@ use proto::{CallError, Reason, v1};
 use tonic::metadata::MetadataMap;
 
 use super::{admin::AdminApi, call::Call};
-use crate::exchange::{ExchangeBoard, RoundEnd, RoundReport};
+use crate::exchange::{ExchangeBoard, PurgeBlock, RoundEnd, RoundReport};
 
 /// The rounds that a call waits for: those numbered so or higher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,9 +130,20 @@ impl AdminApi {
                 bytes_moved: figures.bytes_moved,
             });
         }
-        let keyspaces = keyspaces.into_iter();
-        let keyspaces =
-            keyspaces.map(|(keyspace, pairs)| v1::KeyspaceConvergence { keyspace, pairs });
+        let purges = shared.exchange.purges();
+        let keyspaces = keyspaces.into_iter().map(|(name, pairs)| {
+            let noted = view.keyspace(&name).and_then(|it| purges.get(&it.keyspace.id)).copied();
+            let (block, waits_for) = purge_block(noted.map(|it| it.0));
+            v1::KeyspaceConvergence {
+                keyspace: name,
+                pairs,
+                purge_block: block.into(),
+                purge_waits_for: waits_for
+                    .map_or_else(Bytes::new, |it| Bytes::copy_from_slice(&it.to_bytes())),
+                purge_waits_for_address: waits_for.map_or_else(String::new, |it| self.place(it).0),
+                purge_blocked_ms: noted.map_or(0, |it| now_us.saturating_sub(it.1) / 1_000),
+            }
+        });
         v1::GetConvergenceResponse { keyspaces: keyspaces.collect() }
     }
 
@@ -145,6 +156,17 @@ impl AdminApi {
         let laid_out = laid_out.map(|(it, metadata)| metadata.layout().node(it).clone());
         let known = known.or(laid_out);
         known.map_or_else(Default::default, |it| (it.client_address.to_string(), it.datacenter))
+    }
+}
+
+fn purge_block(noted: Option<PurgeBlock>) -> (v1::PurgeBlock, Option<NodeId>) {
+    match noted {
+        None => (v1::PurgeBlock::Unspecified, None),
+        Some(PurgeBlock::Nothing) => (v1::PurgeBlock::Nothing, None),
+        Some(PurgeBlock::Away(node)) => (v1::PurgeBlock::Away, Some(node)),
+        Some(PurgeBlock::Ended(node, _)) => (v1::PurgeBlock::Ended, Some(node)),
+        Some(PurgeBlock::Unsigned) => (v1::PurgeBlock::Unsigned, None),
+        Some(PurgeBlock::Stuck) => (v1::PurgeBlock::Stuck, None),
     }
 }
 
