@@ -10,7 +10,7 @@ use bytes::Bytes;
 use clap::Args;
 use model::{Hlc, KeyspaceId, OperationId, Record, RequestId, StorageKey, Version};
 use node::{
-    commit::{CommitItem, CommitSettings, Committer, TreeSettings, TreeStatistics, Trees},
+    commit::{CommitItem, CommitSettings, Committer, Origin, TreeSettings, TreeStatistics, Trees},
     storage::{
         cached::CachedStorage,
         rocks::{RocksLimits, RocksShared, RocksStorage},
@@ -178,7 +178,15 @@ impl Bed {
                 let record = Record::encode(&key, version, 0, Some(value));
                 let operation = OperationId(*index);
                 let (destination, slot, want_newest) = ((), 0, false);
-                CommitItem::Mutation { destination, operation, slot, key, record, origin: Origin::Fresh, want_newest }
+                CommitItem::Mutation {
+                    destination,
+                    operation,
+                    slot,
+                    key,
+                    record,
+                    origin: Origin::Fresh,
+                    want_newest,
+                }
             })
             .collect();
         let (count, mut answers) = (items.len(), Vec::with_capacity(items.len()));

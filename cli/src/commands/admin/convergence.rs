@@ -1,6 +1,7 @@
 //! `quorate admin convergence`: how far replicas are known to be the same, as numbers.
 
 mod figures;
+mod purges;
 
 use std::collections::BTreeMap;
 
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 pub(super) use figures::Figures;
 use figures::spell_age;
+use purges::PurgeDocument;
 
 use super::{
     asked::{Asked, AskedArgs, note_error, note_unknown},
@@ -85,6 +87,8 @@ struct ConvergenceDocument {
     dirty_marks: u64,
     overwritten_concurrent: u64,
     keyspaces: Vec<KeyspaceDocument>,
+    /// What stands in the way of removing tombstones and expired records.
+    purges: Vec<PurgeDocument>,
     nodes: Vec<NodeDocument>,
     /// Nodes that are down: what they lack is not known.
     down: Vec<String>,
@@ -162,6 +166,10 @@ impl ConvergenceDocument {
             })
             .collect();
         let nodes: Vec<_> = answers.iter().map(NodeDocument::new).collect();
+        let purges = answers.iter().flat_map(|answer| {
+            let keyspaces = answer.convergence.keyspaces.iter();
+            keyspaces.filter_map(|it| PurgeDocument::of(&answer.node, it))
+        });
         Self {
             all: keyspaces.iter().map(|it| &it.figures).sum(),
             hints: nodes.iter().map(|it| it.hints).sum(),
@@ -170,6 +178,7 @@ impl ConvergenceDocument {
             dirty_marks: nodes.iter().map(|it| it.dirty_marks).sum(),
             overwritten_concurrent: nodes.iter().map(|it| it.overwritten_concurrent).sum(),
             keyspaces,
+            purges: purges.collect(),
             nodes,
             down,
         }
@@ -191,6 +200,10 @@ impl ConvergenceDocument {
         if !differing.is_empty() {
             output.line("")?;
             output.report(&differing)?;
+        }
+        if !self.purges.is_empty() {
+            output.line("")?;
+            output.report(&purges::table(&self.purges))?;
         }
         output.line("")?;
         for it in &self.nodes {
@@ -324,7 +337,11 @@ mod tests {
             ..v1::PairConvergence::default()
         };
         let pairs = pairs.iter().map(pair).collect();
-        let keyspaces = vec![v1::KeyspaceConvergence { keyspace: "shop".to_owned(), pairs }];
+        let keyspaces = vec![v1::KeyspaceConvergence {
+            keyspace: "shop".to_owned(),
+            pairs,
+            ..v1::KeyspaceConvergence::default()
+        }];
         let sum = |hints, age| {
             Some(v1::HintSum { hints, bytes: 1_000 * hints, oldest_age_ms: Some(age) })
         };
