@@ -1,6 +1,8 @@
 //! What all loops of a node share. Of all this a request locks the commit
 //! queue, and of the cache of rows the shard of its key.
 
+mod done;
+
 use std::sync::{
     Arc, Mutex, OnceLock, PoisonError,
     atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,10 +20,7 @@ use tokio::{
 use crate::{
     clock::NodeClock,
     clock_watch::{ClockState, Reading},
-    commit::{
-        CommitAnswer, CommitCounters, CommitItem, CommitQueue, Floors, HintTotals, TreeSettings,
-        Trees,
-    },
+    commit::{CommitCounters, CommitItem, CommitQueue, Floors, HintTotals, TreeSettings, Trees},
     config::NodeConfig,
     counters::Counters,
     exchange::ExchangeBoard,
@@ -33,6 +32,8 @@ use crate::{
     storage::StorageError,
     view::View,
 };
+
+pub(crate) use done::DoneQueue;
 
 /// Where the answer to a commit item goes.
 pub enum Destination {
@@ -136,7 +137,7 @@ pub struct Shared {
     /// What is known of every other node ever linked.
     pub statuses: Mutex<std::collections::BTreeMap<NodeId, Arc<PeerStatus>>>,
     /// The answers of the commit path, for each loop.
-    pub done: Vec<DoneQueue>,
+    pub(crate) done: Vec<DoneQueue>,
     /// Wakes who waits for a higher clock ceiling, or for a better clock.
     pub ceiling_raised: Notify,
     /// Permits for scans.
@@ -165,36 +166,6 @@ impl Destination {
             Self::Loop(index) | Self::Peer(index, _) => Some(*index),
             Self::Nowhere => None,
         }
-    }
-}
-
-/// The commit path's answers on their way to one loop, those for its peers among them: one wake-up
-/// for all of a group, because waking another thread costs more than anything done with an answer.
-#[derive(Default)]
-pub struct DoneQueue {
-    answers: Mutex<Vec<(Destination, CommitAnswer)>>,
-    wake: Notify,
-}
-
-impl DoneQueue {
-    /// Adds answers, which are drained, and wakes the loop if it has none left.
-    pub fn push(&self, answers: impl Iterator<Item = (Destination, CommitAnswer)>) {
-        let was_empty = {
-            let mut queue = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-            let was_empty = queue.is_empty();
-            queue.extend(answers);
-            was_empty
-        };
-        if was_empty {
-            self.wake.notify_one();
-        }
-    }
-
-    /// Waits until the loop is woken and swaps the answers, if any, with the empty `taken`.
-    pub async fn take(&self, taken: &mut Vec<(Destination, CommitAnswer)>) {
-        self.wake.notified().await;
-        let mut queue = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::swap(&mut *queue, taken);
     }
 }
 
@@ -324,7 +295,7 @@ impl Shared {
     pub(crate) fn wake_stampers(&self) {
         self.ceiling_raised.notify_waiters();
         for done in &self.done {
-            done.wake.notify_one();
+            done.wake();
         }
     }
 

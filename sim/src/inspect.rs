@@ -1,5 +1,6 @@
 //! Looks into a world from outside, where no client could: disks, clocks, queues, tasks, members.
 
+mod replicas;
 mod trees;
 
 use std::{
@@ -16,6 +17,7 @@ use node::{
 };
 use xxhash_rust::xxh3::Xxh3;
 
+pub use replicas::{records_exchanged, replicas_agree};
 pub use trees::trees_are_exact;
 
 use crate::{
@@ -39,52 +41,6 @@ pub fn state_hash(world: &World) -> u64 {
         }
     }
     hash.digest()
-}
-
-/// After everything was read at ALL: the replicas of each key hold the same record, to the byte.
-pub fn replicas_agree(world: &World) -> Vec<Violation> {
-    let mut held: BTreeMap<StorageKey, Vec<(String, Option<Record>)>> = BTreeMap::new();
-    for node in &world.nodes {
-        let page = node.disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
-        for (key, value) in page.rows {
-            let Some(key) = StorageKey::parse(key) else { continue };
-            let record = decode_stored(&key, value).ok().map(|it| it.record);
-            if record.as_ref().is_some_and(|it| it.purgeable_at(highest_floor(world, &key))) {
-                // It is gone, whether or not every replica has removed it yet.
-                continue;
-            }
-            held.entry(key).or_default().push((node.name.clone(), record));
-        }
-    }
-    let replicas = usize::from(world.shape.replicas_in_all());
-    let bytes = |it: &Option<Record>| it.as_ref().map(|it| it.as_bytes().clone());
-    let differ = held.into_iter().filter(|(_, holders)| {
-        let first = bytes(&holders[0].1);
-        holders.len() != replicas
-            || first.is_none()
-            || holders.iter().any(|it| bytes(&it.1) != first)
-    });
-    let violation = |(key, holders): (StorageKey, Vec<(String, Option<Record>)>)| {
-        let name = format!("{:?}", key.key());
-        let told = |(node, record): (String, Option<Record>)| match record {
-            Some(it) => format!("{node}: {} (checksum {:08x})", it.version(), it.crc()),
-            None => format!("{node}: damaged"),
-        };
-        let holders: Vec<_> = holders.into_iter().map(told).collect();
-        let what = format!("of {replicas} replicas these hold it: {}", holders.join(", "));
-        Violation::broken("replicas-agree", Some(&name), what)
-    };
-    differ.map(violation).collect()
-}
-
-/// The highest floor that any replica has for a key.
-fn highest_floor(world: &World, key: &StorageKey) -> Hlc {
-    let floors = world.nodes.iter().filter_map(|it| {
-        let shared = &it.controls.node()?.shared;
-        let partition = shared.trees.partition_of(key.token())?;
-        Some(shared.floors.of(key.keyspace(), partition).floor)
-    });
-    floors.max().unwrap_or(Hlc::ZERO)
 }
 
 /// What a replica held last of a key.
@@ -342,17 +298,6 @@ fn hint_bytes(node: &SimNode) -> BTreeMap<Option<u128>, u64> {
         *bytes.entry(whose).or_default() += (row.len() + value.len()) as u64;
     }
     bytes
-}
-
-/// The records that exchanges have moved since the nodes started.
-pub fn records_exchanged(world: &World) -> u64 {
-    let counters = world.nodes.iter().filter_map(|it| it.controls.node());
-    let moved = |it: &node::io::Node| {
-        let counters = &it.shared.counters;
-        counters.exchange_records_sent.load(Ordering::Relaxed)
-            + counters.exchange_records_taken.load(Ordering::Relaxed)
-    };
-    counters.map(|it| moved(&it)).sum()
 }
 
 /// Hints are handed over and forgotten once their targets are there again (H2).
