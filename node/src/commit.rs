@@ -6,7 +6,8 @@
 //! the disk once, and only then answers the group (rules P2 and G4). It is the serialization point
 //! per key, and there is never a second one: two writers on one database cost more than they give.
 //!
-//! Decides nothing about levels, fences or clocks: who enqueues a mutation has checked these.
+//! It also keeps fences and floors. Decides nothing about levels or clocks: who enqueues a mutation has
+//! checked these.
 
 mod committer;
 mod dirty;

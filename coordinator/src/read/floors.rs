@@ -76,6 +76,7 @@ impl Floors {
         let mut weighed = Weighed::default();
         let Some(answers) = &self.answers else { return weighed };
         let highest = self.highest();
+        let mut doubtful = Vec::new();
         for (from, record, floor) in answers {
             let vouched = |version| {
                 answers.iter().any(|it| it.2 == highest && version_of(it.1.as_ref()) == version)
@@ -87,7 +88,7 @@ impl Floors {
                         (true, _) => Some(it),
                         (false, true) => None,
                         (false, false) => {
-                            weighed.ignored.insert(*from);
+                            doubtful.push((*from, it.version()));
                             continue;
                         }
                     }
@@ -96,6 +97,14 @@ impl Floors {
             };
             if weighed.tally.record(*from, version_of(counted)) {
                 weighed.newest = counted.cloned();
+            }
+        }
+        for (from, version) in doubtful {
+            // Overwritten by what counts: as any answer that is older. Else nothing can be confirmed there.
+            if version < weighed.tally.newest() {
+                weighed.tally.record(from, version);
+            } else {
+                weighed.ignored.insert(from);
             }
         }
         weighed
@@ -155,8 +164,9 @@ mod tests {
         assert_eq!(weigh("/20 d10/5"), "- ", "purged there, and not here yet");
         assert_eq!(weigh("/20 v10/5"), "- 1", "a disk that was put back");
         assert_eq!(weigh("v10/20 v10/5"), "10 ");
-        assert_eq!(weigh("v15/20 v10/5"), "15 1");
-        assert_eq!(weigh("v15/20 v10/5 v30/5"), "30 1", "above the floor everything counts");
+        assert_eq!(weigh("v15/20 v10/5"), "15 ", "stale, as any other");
+        assert_eq!(weigh("v15/20 v17/5"), "15 1", "newer, and not to be believed");
+        assert_eq!(weigh("v15/20 v10/5 v30/5"), "30 ", "above the floor everything counts");
         assert_eq!(weigh("/20 d10/5 v12/20"), "12 ", "another one with that floor holds it");
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use model::{KeyspaceId, Mutant, PartitionIndex, Record, Refusal, StorageKey, WriteAnswer};
+use model::{KeyspaceId, Mutant, NodeId, PartitionIndex, Record, Refusal, StorageKey, WriteAnswer};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::dues;
@@ -45,6 +45,8 @@ struct Group {
     hints: Overlay<Option<Kept>>,
     /// Dirty marks put, with their generation, or removed.
     marks: BTreeMap<DirtyMark, Option<u64>>,
+    /// Targets whose marks were all removed before these.
+    forgotten: Vec<NodeId>,
     done: Vec<SystemDone>,
     /// A lone item needs no overlay.
     alone: bool,
@@ -59,7 +61,15 @@ impl<S: Storage> Committer<S> {
         let batch = WriteBatch::new();
         let (records, hints) = (Overlay::new(), Overlay::new());
         let marks = BTreeMap::new();
-        let group = Group { batch, records, hints, marks, done: Vec::new(), alone: false };
+        let group = Group {
+            batch,
+            records,
+            hints,
+            marks,
+            forgotten: Vec::new(),
+            done: Vec::new(),
+            alone: false,
+        };
         let counters = Arc::default();
         let recent = RecentVersions::new();
         Ok(Self {
@@ -130,6 +140,7 @@ impl<S: Storage> Committer<S> {
         self.group.records.clear();
         self.group.hints.clear();
         self.group.marks.clear();
+        self.group.forgotten.clear();
         for done in self.group.done.drain(..) {
             done(written.clone());
         }

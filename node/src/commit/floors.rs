@@ -10,6 +10,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
 use model::{Hlc, KeyspaceId, Mutant, PartitionIndex, Record, Refusal, StorageKey};
+use tokio::sync::Notify;
 
 use super::hints::malformed;
 use crate::storage::{RangeRequest, Space, Storage, StorageError, WriteBatch};
@@ -136,6 +137,8 @@ pub enum Origin {
 #[derive(Default)]
 pub struct Floors {
     table: ArcSwap<FloorTable>,
+    /// Wakes who removes what floors cover.
+    pub(crate) changed: Notify,
 }
 
 /// By keyspace; those of a keyspace by partition, as many as there are.
@@ -250,6 +253,7 @@ impl FloorStage {
     pub(super) fn keep(&mut self) {
         if std::mem::take(&mut self.changed) {
             self.floors.table.store(Arc::new(self.table.clone()));
+            self.floors.changed.notify_one();
         }
     }
 

@@ -53,13 +53,13 @@ impl Shared {
 
     /// A hash over the roots of all trees that this node shares with another one.
     pub(crate) fn roots_hash(&self, shared: &SharedTrees) -> Bytes {
-        let mut roots = BytesMut::new();
+        let (mut roots, floors) = (BytesMut::new(), self.floors.all());
         for (keyspace, partitions) in shared {
             roots.put_u32(keyspace.0);
             for (partition, root) in partitions.iter().zip(self.trees.roots(*keyspace, partitions))
             {
                 roots.put_u16(partition.0);
-                roots.put_u64(self.floors.of(*keyspace, *partition).swept.0);
+                roots.put_u64(floors.of(*keyspace, *partition).swept.0);
                 roots.put_slice(&root.to_bytes());
             }
         }
@@ -114,25 +114,29 @@ impl Shared {
 
     fn answer_leaves(&self, asked: &ExchangeLeaves) -> Result<ExchangeAnswer, Refusal> {
         let keyspace = KeyspaceId(asked.keyspace);
-        let spans = asked.tilings.iter().map(|it| self.differing_leaves(keyspace, it));
-        let spans = spans.collect::<Option<Vec<_>>>().ok_or(Refusal::Failed)?;
+        let (mut spans, mut bytes) = (Vec::with_capacity(asked.tilings.len()), 0);
+        for tiling in &asked.tilings {
+            // A whole range is an answer too: then its records tell.
+            let found = match bytes < STEP_ANSWER_BYTES {
+                true => self.differing_leaves(keyspace, tiling),
+                false => range_of(tiling).map(|it| encode_spans(&[it])),
+            };
+            let found = found.ok_or(Refusal::Failed)?;
+            bytes += found.len();
+            spans.push(found);
+        }
         Ok(ExchangeAnswer { spans, ..ExchangeAnswer::default() })
     }
 
     fn differing_leaves(&self, keyspace: KeyspaceId, asked: &Tiling) -> Option<Bytes> {
-        let range = TokenRange::new(Token(asked.first), u8::try_from(asked.bits).ok()?)?;
+        let range = range_of(asked)?;
         let theirs = decode_tiling(range, &asked.leaves)?;
         let found = match self.trees.tiling(keyspace, range) {
             Some(ours) => differing(&ours, &theirs),
             // One leaf here covers more than the range: its records will tell.
             None => theirs.iter().map(|it| it.range).collect(),
         };
-        let mut spans = BytesMut::with_capacity(9 * found.len());
-        for it in found {
-            spans.put_u64(it.first.0);
-            spans.put_u8(it.bits);
-        }
-        Some(spans.freeze())
+        Some(encode_spans(&found))
     }
 
     fn answer_records(&self, asked: &ExchangeRecords) -> Result<ExchangeAnswer, Refusal> {
@@ -230,6 +234,19 @@ impl Shared {
         let floor = |it: PartitionIndex| floor_message(it, floors.of(keyspace, it));
         partitions.into_iter().map(floor).collect()
     }
+}
+
+fn range_of(tiling: &Tiling) -> Option<TokenRange> {
+    TokenRange::new(Token(tiling.first), u8::try_from(tiling.bits).ok()?)
+}
+
+fn encode_spans(ranges: &[TokenRange]) -> Bytes {
+    let mut spans = BytesMut::with_capacity(9 * ranges.len());
+    for it in ranges {
+        spans.put_u64(it.first.0);
+        spans.put_u8(it.bits);
+    }
+    spans.freeze()
 }
 
 /// A partition's floor for another node.

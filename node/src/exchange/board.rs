@@ -90,9 +90,10 @@ impl RoundReport {
         self.records_sent + self.records_taken > 0
     }
 
-    /// True if more records have been moved than an earlier report says.
+    /// True if more records have been moved, and taken, than an earlier report says.
     pub(crate) fn has_moved_since(&self, earlier: &Self) -> bool {
-        self.records_sent + self.records_taken > earlier.records_sent + earlier.records_taken
+        let moved = |it: &Self| it.records_sent + it.records_taken;
+        moved(self) - moved(earlier) > self.refused - earlier.refused
     }
 }
 
@@ -165,8 +166,6 @@ pub(crate) struct ExchangeBoard {
     board: Mutex<Board>,
     /// Wakes who begins rounds.
     pub(crate) wanted: Notify,
-    /// Wakes who removes what floors cover.
-    pub(crate) floor_raised: Notify,
     /// Steps that are answered at a time.
     pub(crate) answering: Arc<Semaphore>,
     /// Rounds that compare and move records at a time.
@@ -194,7 +193,6 @@ impl Default for ExchangeBoard {
         Self {
             board: Mutex::default(),
             wanted: Notify::new(),
-            floor_raised: Notify::new(),
             answering: Arc::new(Semaphore::new(ANSWERING_MAX)),
             moving: Semaphore::new(MOVING_MAX),
         }
@@ -317,7 +315,8 @@ impl ExchangeBoard {
             return false;
         }
         let (generation, since_us) = board.dirty.entry(known).or_insert((part.generation, now_us));
-        if part.generation > *generation {
+        // A mark that was gone meanwhile begins anew.
+        if part.generation != *generation {
             (*generation, *since_us) = (part.generation, now_us);
         }
         let since_us = *since_us;

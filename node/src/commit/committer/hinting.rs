@@ -247,6 +247,7 @@ impl<S: Storage> Committer<S> {
             self.group.batch.delete_range(Space::System, &start, &end);
         }
         self.group.marks.retain(|mark, _| mark.target != target);
+        self.group.forgotten.push(target);
         self.ledger.forget_marks(target);
     }
 
@@ -255,7 +256,12 @@ impl<S: Storage> Committer<S> {
         let staged = self.group.marks.get(&mark).copied();
         // One that cannot be read is put once more.
         let stored = || self.read(Space::System, &mark.system_key()).ok().flatten();
-        staged.unwrap_or_else(|| stored().map(|it| generation_of(&it)))
+        match staged {
+            Some(staged) => staged,
+            // Its rows are still on the disk.
+            None if self.group.forgotten.contains(&mark.target) => None,
+            None => stored().map(|it| generation_of(&it)),
+        }
     }
 }
 

@@ -27,6 +27,8 @@ use crate::{
 /// A round of some partitions of one keyspace, with their replicas.
 struct PurgeRound<'a> {
     io: &'a IoLoop,
+    /// The layout by which the replicas were found.
+    layout_hash: u64,
     keyspace: KeyspaceId,
     up_to: Hlc,
     round: u64,
@@ -34,6 +36,8 @@ struct PurgeRound<'a> {
     partitions: BTreeMap<PartitionIndex, Vec<NodeId>>,
     /// Nodes that may keep hints of ANY for the keyspace (F10).
     keepers: Vec<NodeId>,
+    /// What a replica's part ended by, the last if there were several: its partitions are left out.
+    block: Option<PurgeBlock>,
 }
 
 impl IoLoop {
@@ -45,10 +49,13 @@ impl IoLoop {
             tokio::time::sleep(Duration::from_millis(interval_ms - interval_ms / 4 + jitter_ms))
                 .await;
             let view = self.shared.view.load_full();
-            let Some(metadata) = view.metadata() else { continue };
-            for keyspace in metadata.keyspaces() {
-                let block = self.purge(&view, keyspace).await;
-                self.shared.exchange.note_purge(keyspace.id, block, self.now_us());
+            let known = view.metadata().map(|it| it.keyspaces()).unwrap_or_default();
+            for keyspace in known.iter().map(|it| it.id) {
+                // A round may take long: each goes by the layout of its own beginning.
+                let view = self.shared.view.load_full();
+                let Some(keyspace) = view.keyspace_of_id(keyspace) else { continue };
+                let block = self.purge(&view, &keyspace.keyspace).await;
+                self.shared.exchange.note_purge(keyspace.keyspace.id, block, self.now_us());
             }
         }
     }
@@ -63,7 +70,7 @@ impl IoLoop {
             }
             tokio::select! {
                 biased;
-                () = self.shared.exchange.floor_raised.notified() => {}
+                () = self.shared.floors.changed.notified() => {}
                 () = tokio::time::sleep(SWEEP_INTERVAL) => {}
             }
         }
@@ -106,7 +113,9 @@ impl IoLoop {
     /// One round of a keyspace. What stood in its way, if anything.
     async fn purge(&self, view: &View, keyspace: &Keyspace) -> PurgeBlock {
         let (shared, allows_any, keyspace) = (&self.shared, keyspace.allow_any, keyspace.id);
-        let up_to = Hlc::from_ms(shared.now_ms().saturating_sub(shared.config.fence_lag_ms));
+        // Raises the clock that the questions carry: the others judge by it.
+        let now = shared.clock.read(shared.believed_wall());
+        let up_to = Hlc::from_ms(now.ms().saturating_sub(shared.config.fence_lag_ms));
         let Some(mut partitions) = self.led_partitions(view, keyspace, up_to).await else {
             return PurgeBlock::Stuck;
         };
@@ -132,26 +141,35 @@ impl IoLoop {
             reachable.retain(|_, members| members.iter().all(|it| self.can_deliver(*it)));
             let away = *away;
             if !reachable.is_empty() {
-                self.purge_partitions(keyspace, up_to, reachable, keepers).await;
+                self.purge_partitions(view, keyspace, up_to, (reachable, keepers)).await;
             }
             return PurgeBlock::Away(away);
         }
-        self.purge_partitions(keyspace, up_to, partitions, keepers).await
+        self.purge_partitions(view, keyspace, up_to, (partitions, keepers)).await
     }
 
     async fn purge_partitions(
         &self,
+        view: &View,
         keyspace: KeyspaceId,
         up_to: Hlc,
-        partitions: BTreeMap<PartitionIndex, Vec<NodeId>>,
-        keepers: Vec<NodeId>,
+        (partitions, keepers): (BTreeMap<PartitionIndex, Vec<NodeId>>, Vec<NodeId>),
     ) -> PurgeBlock {
         let round = self.lock().random.random();
-        let mut round = PurgeRound { io: self, keyspace, up_to, round, partitions, keepers };
+        let mut round = PurgeRound {
+            io: self,
+            layout_hash: view.layout_hash(),
+            keyspace,
+            up_to,
+            round,
+            partitions,
+            keepers,
+            block: None,
+        };
         let begun = round.partitions.len();
         let block = match round.run().await {
             Ok(()) if round.partitions.len() == begun => PurgeBlock::Nothing,
-            Ok(()) => PurgeBlock::Unsigned,
+            Ok(()) => round.block.unwrap_or(PurgeBlock::Unsigned),
             Err(block) => block,
         };
         tracing::debug!(?keyspace, %up_to, begun, signed = round.partitions.len(), ?block, "purge");
@@ -197,7 +215,11 @@ impl IoLoop {
         let shared = &self.shared;
         let (keyspace, up_to) = (KeyspaceId(open.keyspace), Hlc(open.up_to));
         let lag_ms = shared.config.fence_lag_ms;
-        let Some(partitions) = partitions_of(&open.partitions) else {
+        let view = shared.view.load_full();
+        if open.layout_hash != view.layout_hash() {
+            return refused(Refusal::StaleLayout);
+        }
+        let Some(partitions) = own_partitions(&view, keyspace, &open.partitions) else {
             return refused(Refusal::Failed);
         };
         // A fence near the clock would stop writes that are on their way (CE22).
@@ -211,7 +233,7 @@ impl IoLoop {
         if !self.settled().await {
             return refused(Refusal::Failed);
         }
-        let layout_hash = shared.view.load().layout_hash();
+        let layout_hash = open.layout_hash;
         let opened = OpenRound { from, round: open.round, up_to, layout_hash };
         shared.exchange.open(keyspace, &partitions, opened);
         let floors = shared.floors.all();
@@ -224,10 +246,11 @@ impl IoLoop {
     pub(super) async fn answer_sign(&self, from: NodeId, sign: PurgeSign) -> ExchangeAnswer {
         let shared = &self.shared;
         let (keyspace, up_to, round) = (KeyspaceId(sign.keyspace), Hlc(sign.up_to), sign.round);
-        let Some(mut partitions) = partitions_of(&sign.partitions) else {
+        let view = shared.view.load_full();
+        let Some(mut partitions) = own_partitions(&view, keyspace, &sign.partitions) else {
             return refused(Refusal::Failed);
         };
-        let layout_hash = shared.view.load().layout_hash();
+        let layout_hash = view.layout_hash();
         let opened = OpenRound { from, round, up_to, layout_hash };
         partitions.retain(|it| shared.exchange.is_open(keyspace, *it, opened));
         self.step(keyspace, &partitions, FloorChange::Sign { up_to, round });
@@ -256,10 +279,12 @@ impl IoLoop {
 
     /// Takes a floor, if this replica has signed it.
     pub(super) fn adopt_floor(&self, keyspace: KeyspaceId, floor: &PartitionFloor) {
-        let Ok(partition) = u16::try_from(floor.partition).map(PartitionIndex) else { return };
+        let view = self.shared.view.load();
+        let own = own_partitions(&view, keyspace, &[floor.partition]);
+        let Some([partition]) = own.as_deref() else { return };
+        let partition = *partition;
         let change = FloorChange::Adopt { up_to: Hlc(floor.floor), round: floor.round };
         self.queue(CommitItem::Floor { keyspace, partition, change });
-        self.shared.exchange.floor_raised.notify_one();
     }
 
     fn step(&self, keyspace: KeyspaceId, partitions: &[PartitionIndex], change: FloorChange) {
@@ -276,7 +301,11 @@ impl PurgeRound<'_> {
         let keepers = std::mem::take(&mut self.keepers);
         self.open(own, !keepers.is_empty()).await?;
         for member in self.members() {
-            self.open(member, keepers.contains(&member)).await?;
+            let opened = self.open(member, keepers.contains(&member)).await;
+            match keepers.is_empty() {
+                true => self.leave_out(member, opened),
+                false => opened?,
+            }
         }
         let members = self.members();
         for keeper in keepers.iter().filter(|it| !members.contains(it)) {
@@ -289,16 +318,26 @@ impl PurgeRound<'_> {
             // F2: everything comes here first, and then goes to everyone.
             for direction in [Direction::Gather, Direction::Scatter] {
                 for member in self.members() {
-                    self.bring(member, direction).await?;
+                    let brought = self.bring(member, direction).await;
+                    self.leave_out(member, brought);
                 }
             }
         }
         self.sign(own).await?;
         for member in self.members() {
-            self.sign(member).await?;
+            let signed = self.sign(member).await;
+            self.leave_out(member, signed);
         }
         self.certify().await;
         Ok(())
+    }
+
+    /// A replica that does not take its part takes its partitions out, and no others.
+    fn leave_out(&mut self, member: NodeId, part: Result<(), PurgeBlock>) {
+        if let Err(block) = part {
+            self.keep(member, &[]);
+            self.block = Some(block);
+        }
     }
 
     /// The other replicas of the partitions that are still in.
@@ -326,6 +365,7 @@ impl PurgeRound<'_> {
     async fn open(&mut self, member: NodeId, allows_any: bool) -> Result<(), PurgeBlock> {
         let open = PurgeOpen {
             allows_any,
+            layout_hash: self.layout_hash,
             keyspace: self.keyspace.0,
             up_to: self.up_to.0,
             round: self.round,
@@ -404,6 +444,20 @@ impl PurgeRound<'_> {
         self.keep(member, &kept);
         Ok(())
     }
+}
+
+/// Partitions of a known keyspace of which this node is a replica; `None` if one is not.
+fn own_partitions(
+    view: &View,
+    keyspace: KeyspaceId,
+    numbers: &[u32],
+) -> Option<Vec<PartitionIndex>> {
+    let (known, own) = (view.keyspace_of_id(keyspace)?, view.own()?);
+    let count = view.metadata()?.layout().partitions();
+    let within = numbers.len() <= PARTITIONS_MAX && numbers.iter().all(|it| *it < count);
+    let partitions = partitions_of(numbers).filter(|_| within)?;
+    let is_own = |it: &PartitionIndex| known.replica_set(*it).replica(own).is_some();
+    partitions.iter().all(is_own).then_some(partitions)
 }
 
 fn partitions_of(numbers: &[u32]) -> Option<Vec<PartitionIndex>> {

@@ -10,7 +10,7 @@ use antientropy::{
     merkle::Tree,
 };
 use model::{Hlc, KeyspaceId, NodeId, NodeIndex, PartitionIndex};
-use proto::internal::{ExchangeSettled, exchange_request::Step};
+use proto::internal::{ExchangeSettled, PartitionFloor, exchange_request::Step};
 
 use super::{pace::Pace, step::Answered};
 use crate::{
@@ -161,6 +161,7 @@ impl<'a> Round<'a> {
                 differing += count(unequal.differing.len());
                 settled &= unequal.apart.is_empty();
                 self.tell_floors(keyspace, &unequal.apart).await?;
+                self.compare_apart(keyspace, &unequal.apart).await?;
                 for trees in unequal.differing.chunks(LEAF_TREES_MAX) {
                     settled &= self.compare_trees(keyspace, trees).await?;
                 }
@@ -187,7 +188,7 @@ impl<'a> Round<'a> {
             let settle_ms = shared.config.exchange_settle_ms;
             tokio::time::sleep(Duration::from_millis(settle_ms)).await;
             let _turn = shared.exchange.moving.acquire().await.map_err(|_ended| RoundEnd::Stuck)?;
-            self.how = How::settled(Hlc::from_ms(shared.now_ms().saturating_sub(settle_ms)));
+            self.how = How::settled(shared.settled_before());
             unsettled = self.compare_records(suspects).await?;
             unsettled.sort_unstable();
             unsettled.dedup();
@@ -205,6 +206,32 @@ impl<'a> Round<'a> {
                 .await?;
         }
         Ok(unsettled.is_empty())
+    }
+
+    /// Compares the records of trees that were purged up to different floors, less what the higher one
+    /// covers (M3). Mostly the lower side has only not heard yet, and the next pass finds them comparable;
+    /// one that cannot follow must not be left behind.
+    async fn compare_apart(
+        &mut self,
+        keyspace: KeyspaceId,
+        apart: &[(PartitionIndex, PartitionFloor)],
+    ) -> Result<(), RoundEnd> {
+        if apart.is_empty() {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.io.shared);
+        tokio::time::sleep(Duration::from_millis(shared.config.exchange_settle_ms)).await;
+        let _turn = shared.exchange.moving.acquire().await.map_err(|_ended| RoundEnd::Stuck)?;
+        let mut differ = Vec::new();
+        for (partition, theirs) in apart {
+            let own = shared.floors.of(keyspace, *partition).floor;
+            self.how =
+                How { floor: own.max(Hlc(theirs.floor)), ..How::settled(shared.settled_before()) };
+            let suspect = (keyspace, whole_of(*partition, self.partitions));
+            differ.extend(self.compare_records(vec![suspect]).await?);
+        }
+        shared.exchange.differed((keyspace, self.other), &differ, self.io.now_us());
+        Ok(())
     }
 
     async fn ask(&mut self, step: Step) -> Result<Answered, RoundEnd> {

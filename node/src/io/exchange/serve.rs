@@ -121,7 +121,7 @@ impl IoLoop {
         }
         let floors: BTreeMap<u32, Hlc> =
             floors.iter().map(|it| (it.partition, Hlc(it.floor))).collect();
-        let not_written_before = self.groups_not_written();
+        let (not_written_before, refused_before) = (self.groups_not_written(), self.refused());
         let (shared, mut refused) = (&self.shared, 0);
         let view = shared.view.load_full();
         let mut items = Vec::with_capacity(rows.len());
@@ -154,7 +154,17 @@ impl IoLoop {
             refused += u32::try_from(rejected.items.len()).unwrap_or(u32::MAX);
         }
         let written = self.settled().await && self.groups_not_written() == not_written_before;
+        // The commit path has looked once more. What it refused to others meanwhile counts too: then these
+        // records are only taken for less certain than they are.
+        refused += u32::try_from(self.refused() - refused_before).unwrap_or(u32::MAX);
         written.then_some(refused)
+    }
+
+    /// Mutations that the commit path has refused so far for their own sake.
+    fn refused(&self) -> u64 {
+        let counters = self.shared.commit_counters.load();
+        let read = |it: &AtomicU64| it.load(Ordering::Relaxed);
+        read(&counters.below_fence) + read(&counters.corrupt)
     }
 
     /// Groups that the disk has refused so far.
@@ -170,6 +180,11 @@ impl Shared {
     /// clocks are ahead of this one.
     pub(super) fn now_ms(&self) -> u64 {
         self.clock.highest().ms().max(self.believed_wall().0)
+    }
+
+    /// What was stamped later is on its way (M4).
+    pub(super) fn settled_before(&self) -> Hlc {
+        Hlc::from_ms(self.now_ms().saturating_sub(self.config.exchange_settle_ms))
     }
 
     /// When the oldest hint of a write at ANY was stamped, or a little earlier.

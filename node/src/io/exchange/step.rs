@@ -1,10 +1,13 @@
 //! One step of an exchange: a question to another node, and its answer.
 
-use model::{NodeId, NodeIndex};
+use std::time::Duration;
+
+use model::{NodeId, NodeIndex, Refusal};
 use prost::Message;
 use proto::internal::{
     DirtyPart, ExchangeAnswer, ExchangeDirty, ExchangeRequest, exchange_request::Step,
 };
+use rand::RngExt;
 use tokio::sync::oneshot;
 
 use crate::{
@@ -28,6 +31,20 @@ impl IoLoop {
         node: NodeIndex,
         step: Step,
     ) -> Result<Answered, RoundEnd> {
+        let until_us = self.now_us() + STEP_TIMEOUT_US;
+        loop {
+            match self.exchange_step_once(node, step.clone()).await {
+                // It answers others: theirs end soon.
+                Err(RoundEnd::Refused(Refusal::Overloaded)) if self.now_us() < until_us => {
+                    let wait_ms = self.lock().random.random_range(OVERLOADED_MS);
+                    tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+                }
+                answered => return answered,
+            }
+        }
+    }
+
+    async fn exchange_step_once(&self, node: NodeIndex, step: Step) -> Result<Answered, RoundEnd> {
         let (answer, result) = oneshot::channel();
         let mut request = ExchangeRequest {
             operation: 0,
@@ -77,5 +94,7 @@ impl IoLoop {
     }
 }
 
+/// How long a node that answers others is left alone.
+const OVERLOADED_MS: std::ops::Range<u64> = 20..80;
 /// Longer than a step of full slices takes between continents on a busy disk.
 const STEP_TIMEOUT_US: u64 = 10_000_000;

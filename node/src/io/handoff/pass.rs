@@ -217,8 +217,8 @@ impl Pass<'_> {
                 self.pace.answered(flight.sent_us, answered_us);
                 self.drop_hint(flight.key, flight.version);
             }
-            // Who fenced it off has exchanged what lies below with every replica. That does not hold
-            // for a write that no replica had (F10).
+            // What lies below a fence comes by exchange, from a replica that has applied it. That does not
+            // hold for a write that no replica had (F10).
             Err(Refusal::BelowFence) if flight.class == HintClass::Ordinary => {
                 self.pace.answered(flight.sent_us, answered_us);
                 self.drop_hint(flight.key, flight.version);

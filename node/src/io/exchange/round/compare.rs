@@ -154,7 +154,9 @@ fn parse_spans(asked: TokenRange, spans: &[u8]) -> Option<Vec<TokenRange>> {
     let span = |[first @ .., bits]: &[u8; 9]| {
         TokenRange::new(Token(u64::from_be_bytes(*first)), *bits).filter(|it| asked.contains(*it))
     };
-    spans.iter().map(span).collect()
+    let spans = spans.iter().map(span).collect::<Option<Vec<_>>>()?;
+    // One behind the other: a span that came twice would be asked for twice, on every level.
+    spans.is_sorted_by(|a, b| a.last() < b.first).then_some(spans)
 }
 
 /// Bytes of leaves in one step.
