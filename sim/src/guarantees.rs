@@ -93,7 +93,7 @@ the weaker line counts for a key that is used at several.
 
 Batches promise this for each of their keys, scans for each of their rows, and neither promises anything for its
 keys together: no atomicity, no order, no snapshot (S4). ANY acknowledges a durable hint and promises convergence
-alone. Replicas that nobody reads at ALL are not compared until exchange exists.
+alone.
 
 ";
 

@@ -108,8 +108,7 @@ pub(super) const PROMISES: &[Promise] = &[
         name: "others",
         keys: Keys::Of(&[Discipline::QuorumThenOne, Discipline::Mixed]),
         levels: "QUORUM / ONE, and all other pairs",
-        promised: "replicas converge once everything was read at ALL (until exchange exists, nothing else sees to \
-                  it); what is newest at a replica only rises, and each client's own writes keep their order",
+        promised: "replicas converge by themselves; what is newest at a replica only rises, and each client's own writes keep their order",
         judges: &["replicas-agree", "versions-rise", "session"],
         mutants: &[Mutant::RowCacheStale, Mutant::GroupJudgedBlindly, Mutant::ClientClockIgnored],
     },
