@@ -130,7 +130,9 @@ mod tests {
     #[test]
     fn every_judge_that_is_named_exists() {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src");
-        let inspect = std::fs::read_to_string(format!("{source}/inspect.rs")).unwrap();
+        let inspect = ["inspect.rs", "inspect/replicas.rs", "inspect/trees.rs"]
+            .map(|it| std::fs::read_to_string(format!("{source}/{it}")).unwrap())
+            .concat();
         for judge in PROMISES.iter().flat_map(|it| it.judges) {
             let file = std::fs::read_to_string(format!("{source}/checker/{judge}.rs"));
             let (checker, name) = (file.unwrap_or_default(), format!("\"{judge}\""));
