@@ -15,8 +15,8 @@ use model::{Mutant, Token};
 use crate::merkle::{Leaf, TreeHash};
 
 pub use sketch::{
-    Differences, Moves, NamedRecord, RecordDigest, SKETCH_BYTES_MAX, Sketch, Width, compare,
-    decide, name_all, name_of,
+    Differences, Moves, NamedRecord, RecordDigest, Sketch, Width, compare, decide, name_all,
+    name_of,
 };
 
 /// A range of tokens that share their leading bits: a leaf's, or that of several side by side.

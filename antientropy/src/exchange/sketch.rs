@@ -78,8 +78,6 @@ pub struct Sketch(Vec<u16>);
 /// Records of one bucket, on average: naming a bucket's records costs about as much as the bucket.
 const BUCKET_RECORDS: usize = 4;
 const BUCKETS_MAX: usize = 256;
-/// The most bytes of an encoded sketch.
-pub const SKETCH_BYTES_MAX: usize = 2 * BUCKETS_MAX;
 
 impl Sketch {
     /// The sketch of some records, with as many buckets as suit them.
@@ -168,13 +166,6 @@ impl Differences {
             || self.buckets.get(bucket / 8).is_some_and(|it| it & 1 << (bucket % 8) != 0)
     }
 
-    /// True if nothing differs.
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
-            && !self.buckets.is_empty()
-            && self.buckets.iter().all(|it| *it == 0)
-    }
-
     /// As they are sent: buckets, and records.
     pub fn encode(&self) -> (Vec<u8>, Vec<u8>) {
         let mut records = Vec::with_capacity(self.records.len() * EXACT_BYTES);
@@ -228,8 +219,6 @@ pub struct Moves {
     pub push: Vec<usize>,
     /// Names of its records that we lack.
     pub fetch: Vec<u64>,
-    /// How many records differ and are too young to be moved: they are on their way.
-    pub young: usize,
 }
 
 /// Decides what moves. `ours` are the records that `sketch` was made of, as far as the answer covers
@@ -248,30 +237,22 @@ pub fn decide(
     let named = ours.iter().enumerate().filter(|(_, it)| differences.has(it.bucket(bits)));
     for (at, our) in named {
         let our = our.named(differences.width);
-        let their = theirs.binary_search_by_key(&our.name, |it| it.name).ok();
-        let (mut push, mut fetch) = (true, false);
-        if let Some(their) = their {
-            met[their] = true;
-            let their = theirs[their];
-            let unequal = our.record != their.record;
-            push = our.hlc > their.hlc || our.hlc == their.hlc && unequal;
-            fetch = our.hlc < their.hlc || our.hlc == their.hlc && unequal;
-            moves.young += usize::from(fetch && their.hlc > cutoff);
-            if fetch && their.hlc <= cutoff {
-                moves.fetch.push(their.name);
-            }
-        }
-        moves.young += usize::from(push && !fetch && our.hlc > cutoff);
-        if push && our.hlc <= cutoff {
+        let Ok(place) = theirs.binary_search_by_key(&our.name, |it| it.name) else {
+            moves.push.extend((our.hlc <= cutoff).then_some(at));
+            continue;
+        };
+        met[place] = true;
+        let their = theirs[place];
+        // Of two records with one clock the versions' request ids decide: each side is shown the other's.
+        let differs = our.hlc != their.hlc || our.record != their.record;
+        if differs && our.hlc >= their.hlc && our.hlc <= cutoff {
             moves.push.push(at);
         }
-    }
-    for (their, _) in theirs.iter().zip(met).filter(|(_, met)| !met) {
-        if their.hlc <= cutoff {
+        if differs && our.hlc <= their.hlc && their.hlc <= cutoff {
             moves.fetch.push(their.name);
-        } else {
-            moves.young += 1;
         }
     }
+    let unmet = theirs.iter().zip(met).filter(|(their, met)| !met && their.hlc <= cutoff);
+    moves.fetch.extend(unmet.map(|(their, _)| their.name));
     moves
 }

@@ -210,8 +210,18 @@ impl IoLoop {
         Arc::clone(&self.shared).blocking(work).await.ok()
     }
 
-    /// F1: raises fences for another node's round.
-    pub(super) async fn answer_open(&self, from: NodeId, open: PurgeOpen) -> ExchangeAnswer {
+    /// Takes a step of a round, another node's or this one's.
+    pub(super) async fn answer_purge(&self, from: NodeId, step: Step) -> ExchangeAnswer {
+        match step {
+            Step::PurgeOpen(open) => self.answer_open(from, open).await,
+            Step::PurgeSign(sign) => self.answer_sign(from, sign).await,
+            Step::PurgeCertify(certify) => self.answer_certify(&certify).await,
+            _ => refused(Refusal::Failed),
+        }
+    }
+
+    /// F1: raises fences.
+    async fn answer_open(&self, from: NodeId, open: PurgeOpen) -> ExchangeAnswer {
         let shared = &self.shared;
         let (keyspace, up_to) = (KeyspaceId(open.keyspace), Hlc(open.up_to));
         let lag_ms = shared.config.fence_lag_ms;
@@ -243,7 +253,7 @@ impl IoLoop {
     }
 
     /// F4: signs, for a round that was opened in this life of the process and by this layout.
-    pub(super) async fn answer_sign(&self, from: NodeId, sign: PurgeSign) -> ExchangeAnswer {
+    async fn answer_sign(&self, from: NodeId, sign: PurgeSign) -> ExchangeAnswer {
         let shared = &self.shared;
         let (keyspace, up_to, round) = (KeyspaceId(sign.keyspace), Hlc(sign.up_to), sign.round);
         let view = shared.view.load_full();
@@ -267,7 +277,7 @@ impl IoLoop {
     }
 
     /// F5: takes floors that all have signed.
-    pub(super) async fn answer_certify(&self, certify: &PurgeCertify) -> ExchangeAnswer {
+    async fn answer_certify(&self, certify: &PurgeCertify) -> ExchangeAnswer {
         for floor in &certify.floors {
             self.adopt_floor(KeyspaceId(certify.keyspace), floor);
         }
@@ -371,12 +381,7 @@ impl PurgeRound<'_> {
             round: self.round,
             partitions: self.partitions_of(member).iter().map(|it| it.0.into()).collect(),
         };
-        let own = self.io.shared.identity.node;
-        let answer = match member == own {
-            true => self.io.answer_open(own, open).await,
-            false => self.ask(member, Step::PurgeOpen(open)).await?,
-        };
-        self.keep_answered(member, &answer)
+        self.take_part(member, Step::PurgeOpen(open)).await
     }
 
     async fn sign(&mut self, member: NodeId) -> Result<(), PurgeBlock> {
@@ -386,12 +391,18 @@ impl PurgeRound<'_> {
             round: self.round,
             partitions: self.partitions_of(member).iter().map(|it| it.0.into()).collect(),
         };
-        let own = self.io.shared.identity.node;
-        let answer = match member == own {
-            true => self.io.answer_sign(own, sign).await,
-            false => self.ask(member, Step::PurgeSign(sign)).await?,
-        };
-        self.keep_answered(member, &answer)
+        self.take_part(member, Step::PurgeSign(sign)).await
+    }
+
+    /// Has a replica take a step; partitions for which it does not are left out.
+    async fn take_part(&mut self, member: NodeId, step: Step) -> Result<(), PurgeBlock> {
+        let answer = self.ask(member, step).await?;
+        if proto::refusal(answer.refusal).is_some() {
+            return Err(PurgeBlock::Stuck);
+        }
+        let kept = partitions_of(&answer.partitions).unwrap_or_default();
+        self.keep(member, &kept);
+        Ok(())
     }
 
     async fn bring(&mut self, member: NodeId, direction: Direction) -> Result<(), PurgeBlock> {
@@ -422,27 +433,20 @@ impl PurgeRound<'_> {
                 continue;
             }
             let certify = PurgeCertify { keyspace: self.keyspace.0, floors };
-            if member == own {
-                self.io.answer_certify(&certify).await;
-            } else if let Err(block) = self.ask(member, Step::PurgeCertify(certify)).await {
+            if let Err(block) = self.ask(member, Step::PurgeCertify(certify)).await {
                 tracing::debug!(%member, ?block, "a floor is to be told later");
             }
         }
     }
 
+    /// Asks a replica, which may be this node's own.
     async fn ask(&self, member: NodeId, step: Step) -> Result<ExchangeAnswer, PurgeBlock> {
+        if member == self.io.shared.identity.node {
+            return Ok(self.io.answer_purge(member, step).await);
+        }
         let node = self.io.shared.view.load().node_index(member).ok_or(PurgeBlock::Away(member))?;
         let answered = self.io.exchange_step(node, step).await;
         answered.map(|it| it.answer).map_err(|end| PurgeBlock::Ended(member, end))
-    }
-
-    fn keep_answered(&mut self, member: NodeId, answer: &ExchangeAnswer) -> Result<(), PurgeBlock> {
-        if proto::refusal(answer.refusal).is_some() {
-            return Err(PurgeBlock::Stuck);
-        }
-        let kept = partitions_of(&answer.partitions).unwrap_or_default();
-        self.keep(member, &kept);
-        Ok(())
     }
 }
 

@@ -65,9 +65,10 @@ impl IoLoop {
                 (Step::Moves(moves), Some(io)) => io.answer_moves(from, moves).await,
                 (Step::Settled(settled), _) => shared.note_settled(from, &settled),
                 (Step::Dirty(dirty), _) => shared.answer_dirty(from, &dirty),
-                (Step::PurgeOpen(open), Some(io)) => io.answer_open(from, open).await,
-                (Step::PurgeSign(sign), Some(io)) => io.answer_sign(from, sign).await,
-                (Step::PurgeCertify(certify), Some(io)) => io.answer_certify(&certify).await,
+                (
+                    step @ (Step::PurgeOpen(_) | Step::PurgeSign(_) | Step::PurgeCertify(_)),
+                    Some(io),
+                ) => io.answer_purge(from, step).await,
                 (step, _) => {
                     let work = move |it: &Shared| Ok(it.answer_exchange(from, &step));
                     Arc::clone(&shared).blocking(work).await.unwrap_or_else(refused)
