@@ -4,4 +4,5 @@
 //! compare, and what moves between two of them.
 
 pub mod exchange;
+pub mod heal;
 pub mod merkle;

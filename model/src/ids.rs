@@ -47,9 +47,24 @@ uuid_id! {
 }
 uuid_id! {
     /// One database directory. Re-minted when a directory is restored or found rolled back, so that
-    /// a vote of the disk that is gone cannot be counted for the one that replaced it.
+    /// a vote of the disk that is gone cannot be counted for the one that replaced it. The later
+    /// directory of a node has the higher id: `generation (64) | random (64)`.
     StorageId
 }
+
+impl StorageId {
+    /// The id of a directory. Generation 0 is a node's first one; one that replaces another has a higher
+    /// generation than that.
+    pub fn mint(generation: u64, random: u64) -> Self {
+        Self(u128::from(generation) << 64 | u128::from(random | 1))
+    }
+
+    /// How often the node's directory was replaced, by a number that only rises.
+    pub fn generation(self) -> u64 {
+        u64::try_from(self.0 >> 64).expect("64 bits remain")
+    }
+}
+
 uuid_id! {
     /// A cluster, minted with its first layout. Nodes of different clusters refuse each other.
     ClusterId

@@ -98,12 +98,26 @@ mutants! {
     SignedBlindly = "signed-blindly",
     /// F4 off: a round leaves out replicas that are away.
     PurgedWithoutAll = "purged-without-all",
+    /// F7 off: a replica whose disk was lost or put back answers reads before others have filled it (CE16).
+    ServesUnfilled = "serves-unfilled",
+    /// F7 off: one source is enough to fill a replica.
+    FilledFromOne = "filled-from-one",
+    /// F7 off: what only a replica that was put back holds stays, although it was purged (CE18).
+    FillKeepsExtras = "fill-keeps-extras",
+    /// F12 off: votes of directories that were replaced meanwhile count (CX5).
+    OldVotesCount = "old-votes-count",
+    /// F13 off: a start takes its directory for what it was, whatever others have seen (CX6).
+    RollbackUnseen = "rollback-unseen",
     /// H1 off: replicas are not compared.
     ExchangeOff = "exchange-off",
     /// A failed sync is ignored.
     FailedSyncIgnored = "failed-sync-ignored",
     /// F9 off: a record that fails its checksum is served.
     ChecksumIgnored = "checksum-ignored",
+    /// F9 off: what one other replica holds takes the place of a damaged record.
+    HealsFromOne = "heals-from-one",
+    /// M6 off: trees are not compared with the data.
+    ScrubOff = "scrub-off",
     /// F9 off: a record that fails its checksum is taken for absent.
     CorruptIsAbsent = "corrupt-is-absent",
     /// A write does not reach the row cache.

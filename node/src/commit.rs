@@ -16,6 +16,7 @@ mod dues;
 mod floors;
 mod hint_ledger;
 mod hints;
+mod mend;
 mod overlay;
 mod queue;
 mod trees;
@@ -31,6 +32,7 @@ use model::{
 
 use crate::{
     counters::counters,
+    damage::DamageBoard,
     storage::{Durability, StorageError},
 };
 
@@ -38,9 +40,11 @@ pub use committer::Committer;
 pub use dirty::{DirtyMark, dirty_marks};
 pub use driver::{CommitStage, run_as_task, run_on_thread};
 pub use dues::{DuePage, due_keys};
+pub(crate) use floors::fill_row;
 pub use floors::{FloorChange, FloorTable, Floors, Origin, PartitionFloor};
 pub use hint_ledger::{AGE_STEP_MS, HintSum, HintTotals, TargetHints};
 pub use hints::{Hint, HintClass, HintPage, hint_bytes_of, hints_for};
+pub use mend::{Healing, Mend, MendDone, Mended};
 pub use queue::{CommitQueue, QueueLimits, Rejected};
 pub use trees::{TreeSettings, TreeStatistics, Trees, WrongTree};
 
@@ -148,6 +152,26 @@ pub enum CommitItem<D> {
         /// The key.
         key: StorageKey,
     },
+    /// Removes a record that none of the sources holds by which a replica is being filled (F7).
+    Discard {
+        /// The key.
+        key: StorageKey,
+        /// The record's version. Another one stays.
+        version: Version,
+    },
+    /// The directory is to be filled by others from now on, or has been (F7).
+    Fill {
+        /// Its generation; `None` once it was filled.
+        generation: Option<u64>,
+        /// Without one: the generation that was filled.
+        ends: Option<u64>,
+        /// Who the node is, if the directory gets another id with that.
+        identity: Option<Bytes>,
+        /// Hears of the outcome.
+        done: SystemDone,
+    },
+    /// Puts something right that a disk has done wrong.
+    Mend(Mend),
     /// Changes nothing: what was queued before it is durable, or was refused.
     Settled {
         /// Hears of it.
@@ -171,10 +195,13 @@ impl<D> CommitItem<D> {
             Self::DropHint { key, .. }
             | Self::EndHint { key, .. }
             | Self::MarkDirty { key, .. }
-            | Self::Purge { key } => key.as_bytes().len(),
+            | Self::Purge { key }
+            | Self::Discard { key, .. } => key.as_bytes().len(),
+            Self::Mend(mend) => mend.bytes(),
             Self::DropDirtyMark { .. }
             | Self::ForgetDirtyMarks { .. }
             | Self::Floor { .. }
+            | Self::Fill { .. }
             | Self::Settled { .. }
             | Self::DropKeyspace { .. } => 0,
         };
@@ -241,6 +268,8 @@ pub struct CommitSettings {
     pub trees: Option<Arc<Trees>>,
     /// Where partitions stand on the way to purging.
     pub floors: Arc<Floors>,
+    /// Which records are known to be damaged.
+    pub damage: Arc<DamageBoard>,
 }
 
 impl Default for CommitSettings {
@@ -254,6 +283,7 @@ impl Default for CommitSettings {
             any_hint_bytes_max: 128 << 20,
             trees: None,
             floors: Arc::default(),
+            damage: Arc::default(),
         }
     }
 }
@@ -272,6 +302,8 @@ counters! {
     records_written,
     /// Tombstones and expired records removed because every replica has proven that nothing older is left.
     records_purged,
+    /// Records removed because no source held them by which this replica was filled.
+    records_discarded,
     /// Mutations refused as below a fence or a floor.
     below_fence = "mutations_below_fence",
     /// Mutations answered `Superseded`.
@@ -284,6 +316,10 @@ counters! {
     leaves_cut,
     /// Leaves that were not what the data say, and are again. Alarm.
     leaves_mended,
+    /// Leaves that the scrub has found not to be what the data say: a write was lost, or a record is damaged. Alarm.
+    leaves_recounted,
+    /// Damaged records that were replaced by what the other replicas hold.
+    records_healed,
     /// Hints kept.
     hints_stored,
     /// Hints replaced by a dirty mark.

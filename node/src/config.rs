@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use model::{Layout, Limits};
+use model::{Layout, Limits, NodeId};
 
 use crate::{commit::CommitSettings, snapshot::SnapshotFolder};
 
@@ -30,6 +30,14 @@ pub struct NodeConfig {
     pub rack: String,
     /// Peer addresses (`host:port`) of nodes to find the cluster through. May name this node.
     pub join: Vec<String>,
+    /// The node whose place this one takes, because its data directory is lost: this directory must be
+    /// empty, or that node's already. It is filled by the others before it counts.
+    pub replace: Option<NodeId>,
+    /// The data directory was restored from a copy just now: it is filled anew before it counts.
+    pub restored: bool,
+    /// Fills replicas by fewer sources than a quorum's every write is among, if there are no more: what
+    /// only the lost ones held stays lost.
+    pub accept_loss: bool,
     /// Nodes of another name are refused, before there is a cluster id to tell clusters apart.
     pub cluster_name: String,
     /// This node's weight in layouts: a node of capacity 2 holds twice as many partitions as one of
@@ -80,6 +88,9 @@ pub struct NodeConfig {
     pub fence_lag_ms: u64,
     /// How often tombstones and expired records are looked for that may go, in milliseconds.
     pub purge_interval_ms: u64,
+    /// How long the scrub takes to compare all Merkle trees with the data, in milliseconds: all data are
+    /// read once in that time.
+    pub scrub_interval_ms: u64,
     /// Snapshots kept at once. Each holds on to data files that the database has replaced since.
     pub snapshots_max: usize,
     /// How long a connection may take to its first request, in milliseconds: half-open and idle
@@ -101,6 +112,9 @@ impl Default for NodeConfig {
             datacenter: "dc1".to_owned(),
             rack: "rack1".to_owned(),
             join: Vec::new(),
+            replace: None,
+            restored: false,
+            accept_loss: false,
             cluster_name: "quorate".to_owned(),
             capacity: 1,
             io_threads: 1,
@@ -121,6 +135,7 @@ impl Default for NodeConfig {
             foreground_p99_target_ms: 25,
             fence_lag_ms: 900_000,
             purge_interval_ms: 60_000,
+            scrub_interval_ms: 7 * 86_400_000,
             snapshots_max: 16,
             first_request_timeout_ms: 10_000,
             shutdown_grace_ms: 5_000,
@@ -139,6 +154,12 @@ pub struct ConfigError {
 }
 
 impl NodeConfig {
+    /// How long after a damaged record was found the other replicas are asked for it, in milliseconds: no
+    /// call is under way then that may have counted it. Twice a call's time, for coordinators that pause.
+    pub fn heal_after_ms(&self) -> u64 {
+        2 * self.request_timeout_ms
+    }
+
     /// Checks the settings that a person chooses.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let error = |setting, problem: String| Err(ConfigError { setting, problem });
@@ -181,6 +202,7 @@ impl NodeConfig {
             ("foreground_p99_target_ms", self.foreground_p99_target_ms, FOREGROUND_P99_MS),
             ("fence_lag_ms", self.fence_lag_ms, FENCE_LAG_MS),
             ("purge_interval_ms", self.purge_interval_ms, PURGE_INTERVAL_MS),
+            ("scrub_interval_ms", self.scrub_interval_ms, SCRUB_INTERVAL_MS),
         ] {
             if actual < least || actual > most {
                 return error(setting, format!("{actual} is not within {least} to {most}"));
@@ -246,3 +268,6 @@ const FOREGROUND_P99_MS: (u64, u64) = (1, 10_000);
 
 /// Requests must be over long before a fence can reach them (rule F1).
 const REQUEST_TIMEOUT_MS_MAX: u64 = 60_000;
+
+/// Less, and nothing else is read any more; more, and damage adds up.
+const SCRUB_INTERVAL_MS: (u64, u64) = (1_000, 90 * 86_400_000);

@@ -4,6 +4,7 @@ mod accept;
 mod admin;
 mod admin_exchange;
 mod admin_hints;
+mod admin_scrub;
 mod admin_snapshot;
 mod admin_view;
 mod answers;
@@ -30,18 +31,22 @@ mod recall;
 mod request;
 mod scan;
 mod scan_range;
+mod scrub;
 mod serve;
 mod start;
+mod witness;
 mod world;
 
 pub use crate::shared::StopReason;
 pub use change::Changes;
 pub use clocks::ClockGate;
+pub(crate) use exchange::{FillBoard, FillStatus};
 pub use gossip::{Directory, Gossip, GossipEvent};
 pub(crate) use handoff::HandoffBoard;
 pub use io_loop::IoLoop;
 pub use real::{SystemClock, TcpNetwork};
 pub use start::{Node, RunningNode, StartError, start};
+pub use witness::WitnessBoard;
 pub use world::{
     Blocking, Boxed, BoxedStream, DiskPace, Listener, Network, Stream, WallClock, World,
 };

@@ -31,6 +31,8 @@ pub struct PeerStatus {
     pub latency_us: AtomicU64,
     /// The metadata that it has said to be at.
     pub metadata_sequence: AtomicU64,
+    /// The hash of the directories that it was told of last.
+    pub storages_told: AtomicU64,
     /// When it was last heard, in microseconds of elapsed time.
     pub last_heard_us: AtomicU64,
     /// The loops that have a link to it.
@@ -43,6 +45,7 @@ impl Default for PeerStatus {
             member: AtomicBool::new(true),
             latency_us: AtomicU64::new(LATENCY_US_START),
             metadata_sequence: AtomicU64::new(0),
+            storages_told: AtomicU64::new(0),
             last_heard_us: AtomicU64::new(0),
             links: AtomicUsize::new(0),
         }

@@ -18,6 +18,9 @@ pub enum LocalRead {
     WouldBlock,
 }
 
+/// What this node holds of a key, and its floor then.
+pub(crate) type ReadAt = (Result<Option<Record>, Refusal>, Hlc);
+
 /// One page of a range, verified.
 pub struct LocalRange {
     /// Storage keys and records.
@@ -69,27 +72,40 @@ impl Shared {
         record.map(|it| Some(it).filter(|it| !self.is_purged(key, it)))
     }
 
+    /// Reads this replica's record of a key if that needs no disk, and the floor at which that was.
+    pub(crate) fn replica_inline(&self, key: &StorageKey) -> (LocalRead, Hlc) {
+        let refused = |refusal| (LocalRead::Here(Err(refusal)), Hlc::ZERO);
+        self.at_floor(key, || self.read_inline(key)).unwrap_or_else(refused)
+    }
+
+    /// Reads this replica's record of a key, from disk if need be, and the floor at which that was.
+    pub(crate) fn replica_blocking(&self, key: &StorageKey) -> ReadAt {
+        let refused = |refusal| (Err(refusal), Hlc::ZERO);
+        self.at_floor(key, || self.read_blocking(key)).unwrap_or_else(refused)
+    }
+
     /// Reads by `read`, and the floor at which that was: one that rises meanwhile would vouch for what is
-    /// overwritten by now.
-    pub(crate) fn at_floor<T>(&self, key: &StorageKey, read: impl Fn() -> T) -> (T, Hlc) {
+    /// overwritten by now. An error if what this replica holds does not count (F7, F13).
+    fn at_floor<T>(&self, key: &StorageKey, read: impl Fn() -> T) -> Result<(T, Hlc), Refusal> {
         loop {
-            let floor = self.floor_of(key);
+            let floor = self.readable_at(key.keyspace(), key.token())?;
             let done = read();
-            if self.floor_of(key) == floor {
-                return (done, floor);
+            if self.readable_at(key.keyspace(), key.token())? == floor {
+                return Ok((done, floor));
             }
         }
     }
 
-    /// The floor of a key's partition.
-    pub(crate) fn floor_of(&self, key: &StorageKey) -> Hlc {
-        self.floor_at(key.keyspace(), key.token())
+    /// The floor of a token's partition, if what this replica holds of it counts.
+    pub(crate) fn readable_at(&self, keyspace: KeyspaceId, token: Token) -> Result<Hlc, Refusal> {
+        let partition = self.trees.partition_of(token).ok_or(Refusal::NotReady)?;
+        self.floors.readable(keyspace, partition)
     }
 
-    /// The floor of a token's partition.
-    pub(crate) fn floor_at(&self, keyspace: KeyspaceId, token: Token) -> Hlc {
-        let partition = self.trees.partition_of(token);
-        partition.map_or(Hlc::ZERO, |it| self.floors.of(keyspace, it).floor)
+    /// The floor of a key's partition.
+    fn floor_of(&self, key: &StorageKey) -> Hlc {
+        let partition = self.trees.partition_of(key.token());
+        partition.map_or(Hlc::ZERO, |it| self.floors.of(key.keyspace(), it).floor)
     }
 
     /// True for a record that is gone (F6), whether or not it has been removed yet.
@@ -100,6 +116,7 @@ impl Shared {
     fn verified(&self, key: &StorageKey, bytes: Bytes) -> Result<Record, Refusal> {
         decode_stored(key, bytes).map(|it| it.record).map_err(|error| {
             Counters::count(&self.counters.checksum_failures);
+            self.damage.note(key);
             tracing::error!(token = %key.token(), %error, "a stored record is damaged");
             Refusal::Corrupt
         })

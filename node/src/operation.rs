@@ -278,6 +278,15 @@ impl OperationTable {
         self.operations.iter().filter(|(_, it)| overdue(&it.1)).count()
     }
 
+    /// The tokens of operations that count replicas' votes, in table order.
+    pub fn with_votes(&self) -> Vec<Token> {
+        let counts = |it: &Operation| {
+            matches!(it, Operation::Write(_) | Operation::Read(_) | Operation::Range { .. })
+        };
+        let counting = self.operations.iter().filter(|(_, it)| counts(&it.1));
+        counting.map(|(index, it)| Token::new(it.0, index, self.io_loop)).collect()
+    }
+
     /// The tokens of all operations, in table order.
     pub fn tokens(&self) -> Vec<Token> {
         let tokens = self.operations.iter();

@@ -2,6 +2,7 @@
 //! queue, and of the cache of rows the shard of its key.
 
 mod done;
+mod stop;
 
 use std::sync::{
     Arc, Mutex, OnceLock, PoisonError,
@@ -23,17 +24,21 @@ use crate::{
     commit::{CommitCounters, CommitItem, CommitQueue, Floors, HintTotals, TreeSettings, Trees},
     config::NodeConfig,
     counters::Counters,
+    damage::DamageBoard,
     exchange::ExchangeBoard,
     foreground::Foreground,
-    io::{Blocking, Changes, ClockGate, Directory, HandoffBoard, World},
+    io::{Blocking, Changes, ClockGate, Directory, FillBoard, HandoffBoard, WitnessBoard, World},
     liveness::PeerStatus,
     metrics::LoopMetrics,
     outbox::{FrameStamp, Outbox},
+    scrub::ScrubBoard,
     storage::StorageError,
     view::View,
+    witness::Witness,
 };
 
 pub(crate) use done::DoneQueue;
+pub use stop::StopReason;
 
 /// Where the answer to a commit item goes.
 pub enum Destination {
@@ -44,20 +49,6 @@ pub enum Destination {
     Peer(usize, Arc<Outbox>),
     /// Nowhere: nobody awaits it.
     Nowhere,
-}
-
-/// Why a node ends by itself.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum StopReason {
-    /// Its storage failed: what is on disk is served again only after a restart has read it.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    /// A part of it ended that must not: a bug. The log has the panic.
-    #[error("{what} has ended unexpectedly: this is a bug, and its panic is in the log")]
-    Lost {
-        /// The part.
-        what: &'static str,
-    },
 }
 
 /// Why no stamp can be given now.
@@ -74,8 +65,10 @@ pub enum NoStamp {
 pub struct Identity {
     /// The node.
     pub node: NodeId,
-    /// Its database directory.
+    /// Its database directory when it started; [`Shared::storage_id`] is the one in force.
     pub storage: StorageId,
+    /// That directory was minted by this start, to replace another.
+    pub minted: bool,
     /// Rises with every start.
     pub incarnation: u64,
     /// What clients are told to connect to.
@@ -94,6 +87,12 @@ pub(crate) mod system_key {
     pub(crate) const CLOCK_CEILING: &[u8] = b"clock-ceiling";
     /// Node id, storage id and incarnation: forty bytes.
     pub(crate) const IDENTITY: &[u8] = b"identity";
+    /// What was seen of other nodes' database directories.
+    pub(crate) const WITNESS: &[u8] = b"witness";
+    /// The sequence of the metadata when the directory, which replaced another, had been filled.
+    pub(crate) const FILLED_AT: &[u8] = b"filled-at";
+    /// How far the scrub is.
+    pub(crate) const SCRUB: &[u8] = b"scrub";
     /// Acceptors of the agreement, each under its instance.
     pub(crate) const AGREEMENT: &[u8] = b"agreement/";
 }
@@ -120,10 +119,18 @@ pub struct Shared {
     pub hint_totals: ArcSwap<HintTotals>,
     /// Where their handoff stands.
     pub(crate) handoff: HandoffBoard,
+    /// What was seen of nodes' database directories.
+    pub witness: WitnessBoard,
     /// Where partitions stand on the way to purging.
     pub floors: Arc<Floors>,
+    /// Which records are known to be damaged.
+    pub damage: Arc<DamageBoard>,
+    /// Where the comparison of trees with data stands.
+    pub(crate) scrub: ScrubBoard,
     /// Where their comparison with other nodes' stands.
     pub(crate) exchange: ExchangeBoard,
+    /// Where the filling of its replicas stands.
+    pub(crate) fill: FillBoard,
     /// How slow clients are served.
     pub(crate) foreground: Foreground,
     /// The Merkle trees of this node's data.
@@ -155,7 +162,7 @@ pub struct Shared {
     /// Wakes who waits for the node to fail.
     pub failed: Notify,
     raising_ceiling: AtomicBool,
-    storage_ids_hash: AtomicU64,
+    records_shown: AtomicU64,
     started: Instant,
 }
 
@@ -178,7 +185,10 @@ impl Shared {
         view: View,
         commits: Arc<CommitQueue<Destination>>,
         directory: watch::Receiver<Directory>,
+        witness: Witness,
     ) -> Arc<Self> {
+        let members = view.metadata().map(|it| it.layout().nodes()).unwrap_or_default();
+        let witness = WitnessBoard::new(&identity, witness, members.iter().map(|it| it.id));
         let clock = NodeClock::new(identity.clock_ceiling, config.clock_offset_max_ms);
         let start = Reading { wall: world.clock.now(), elapsed_us: 0 };
         let clock_gate = ClockGate::new(config.clock_offset_max_ms, start);
@@ -197,8 +207,12 @@ impl Shared {
             commit_counters: ArcSwap::default(),
             hint_totals: ArcSwap::default(),
             handoff: HandoffBoard::default(),
+            witness,
             floors: Arc::default(),
+            damage: Arc::default(),
+            scrub: ScrubBoard::default(),
             exchange: ExchangeBoard::default(),
+            fill: FillBoard::default(),
             foreground: Foreground::default(),
             trees: Arc::default(),
             directory,
@@ -215,9 +229,11 @@ impl Shared {
             failure: OnceLock::new(),
             failed: Notify::new(),
             raising_ceiling: AtomicBool::new(false),
-            storage_ids_hash: AtomicU64::new(0),
+            records_shown: AtomicU64::new(0),
             started: Instant::now(),
         };
+        // Until others have looked at the directory (F13).
+        shared.floors.set_shut(true);
         shared.look_at_clock();
         if let Some(metadata) = shared.view.load().metadata() {
             shared.configure_trees(metadata);
@@ -370,6 +386,8 @@ impl Shared {
         self.view.store(Arc::new(view));
         Counters::count(&self.counters.metadata_adopted);
         self.look_at_clock();
+        self.follow_members();
+        self.check_place(&metadata);
         let known = before.metadata().map(|it| it.keyspaces()).unwrap_or_default();
         for dropped in known.iter().filter(|it| metadata.keyspace_of_id(it.id).is_none()) {
             let item = CommitItem::DropKeyspace { keyspace: dropped.id };
@@ -385,30 +403,16 @@ impl Shared {
         true
     }
 
-    /// Notes why the node takes no more writes. The first failure stays.
-    pub fn fail(&self, error: &StorageError) {
-        if matches!(error, StorageError::Full { .. }) {
-            tracing::error!(%error, "the disk is full: writes are refused, reads go on");
-            return;
+    /// Raises the durable ceiling while records are written, whether or not this node stamps: by that
+    /// others tell a copy of its directory from before (F13).
+    pub(crate) fn show_ceiling(self: &Arc<Self>) {
+        let written = self.commit_counters.load().records_written.load(Ordering::Relaxed);
+        let wall = self.believed_wall();
+        let news = self.records_shown.load(Ordering::Relaxed) != written;
+        if news && self.clock.wanted_ceiling(wall).is_some() {
+            self.records_shown.store(written, Ordering::Relaxed);
+            self.raise_ceiling(wall);
         }
-        self.stop_for(StopReason::Storage(error.clone()));
-    }
-
-    /// Stops the node: without one of its tasks or threads it would look alive and answer nothing.
-    pub fn lost(&self, what: &'static str) {
-        self.stop_for(StopReason::Lost { what });
-    }
-
-    fn stop_for(&self, reason: StopReason) {
-        if self.failure.set(reason.clone()).is_ok() {
-            tracing::error!(%reason, "this node stops");
-            self.failed.notify_waiters();
-        }
-    }
-
-    /// Why the node takes no more writes, if it does not.
-    pub fn failure(&self) -> Option<&StopReason> {
-        self.failure.get()
     }
 
     /// Runs work that blocks where it may: in the pool, or in the simulated time of a simulation.
@@ -444,7 +448,7 @@ impl Shared {
             protocol: PROTOCOL,
             cluster_id,
             node_id: Bytes::copy_from_slice(&self.identity.node.to_bytes()),
-            storage_id: Bytes::copy_from_slice(&self.identity.storage.to_bytes()),
+            storage_id: Bytes::copy_from_slice(&self.storage_id().to_bytes()),
             incarnation: self.identity.incarnation,
             io_loop: u32::try_from(io_loop).unwrap_or(u32::MAX),
             datacenter: self.config.datacenter.clone(),
@@ -456,6 +460,7 @@ impl Shared {
             metadata_sequence: self.view.load().sequence(),
             clock_ceiling: self.identity.clock_ceiling.0,
             cluster_name: self.config.cluster_name.clone(),
+            seen: self.seen_storages(),
         };
         Frame { hello: Some(hello), ..Frame::default() }
     }
@@ -468,6 +473,6 @@ impl FrameStamp for Shared {
     fn stamp(&self, frame: &mut Frame) {
         frame.clock = self.clock.highest().0;
         frame.layout_hash = self.view.load().layout_hash();
-        frame.storage_ids_hash = self.storage_ids_hash.load(Ordering::Relaxed);
+        frame.storage_ids_hash = self.witness.storage_ids_hash();
     }
 }

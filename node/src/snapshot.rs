@@ -12,6 +12,7 @@ mod digest;
 mod folder;
 mod manifest;
 mod name;
+mod restore;
 
 use std::{io, path::PathBuf};
 
@@ -20,6 +21,7 @@ pub use digest::{DIGEST_PREFIX, digest_file, digest_of};
 pub use folder::{Draft, Listed, Opened, SnapshotFolder};
 pub use manifest::{FORMAT, FileEntry, KeyspaceEntry, Manifest, ManifestError, Origin};
 pub use name::SnapshotName;
+pub use restore::{RestoreError, forget_restored, is_restored, restore};
 
 use crate::storage::StorageError;
 

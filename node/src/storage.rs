@@ -48,6 +48,9 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Sizes, cheap enough to ask for every second.
     fn statistics(&self) -> StorageStatistics;
+
+    /// Forgets rows that are kept in memory before the engine: the disk was found to hold other ones.
+    fn forget_rows(&self) {}
 }
 
 /// A shared engine is an engine.
@@ -78,6 +81,10 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
 
     fn statistics(&self) -> StorageStatistics {
         (**self).statistics()
+    }
+
+    fn forget_rows(&self) {
+        (**self).forget_rows();
     }
 }
 

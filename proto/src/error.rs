@@ -132,6 +132,8 @@ reasons! {
     ClusterMismatch = "CLUSTER_MISMATCH", FailedPrecondition;
     /// The peer speaks a protocol that this node does not.
     VersionMismatch = "VERSION_MISMATCH", FailedPrecondition;
+    /// A node would take the place of one that is up.
+    NodeIsUp = "NODE_IS_UP", FailedPrecondition;
     /// A client called the interface between nodes.
     NotAPeer = "NOT_A_PEER", PermissionDenied;
     /// The members or the metadata changed since the plan was made.

@@ -1,14 +1,17 @@
 //! Judges and writes one group at a time.
 
 mod hinting;
+mod mending;
+mod reading;
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use model::{KeyspaceId, Mutant, NodeId, PartitionIndex, Record, Refusal, StorageKey, WriteAnswer};
+use model::{
+    Hlc, KeyspaceId, Mutant, NodeId, PartitionIndex, Record, Refusal, StorageKey, Version,
+    WriteAnswer,
+};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::dues;
@@ -17,10 +20,11 @@ use super::hint_ledger::{HintLedger, HintTotals};
 use super::overlay::Overlay;
 use super::trees::{Cut, TreeStage};
 use super::{
-    CommitAnswer, CommitAnswerKind, CommitCounters, CommitItem, CommitSettings, DirtyMark, Origin,
-    SystemDone,
+    CommitAnswer, CommitAnswerKind, CommitCounters, CommitItem, CommitSettings, DirtyMark, Mend,
+    Origin, SystemDone,
 };
-use crate::replica::{RecentVersions, Stored, decode_stored, receive};
+use crate::replica::{RecentVersions, Stored, receive};
+use crate::shared::system_key;
 use crate::storage::{Durability, Space, Storage, StorageError, WriteBatch};
 use hinting::Kept;
 
@@ -35,6 +39,10 @@ pub struct Committer<S> {
     floors: FloorStage,
     failure: Option<StorageError>,
     group: Group,
+    /// What is to be put right once the group is answered.
+    mends: Vec<Mend>,
+    /// The fence of each partition when a record of it was last replaced in this life of the process.
+    healed_below: BTreeMap<(KeyspaceId, PartitionIndex), Hlc>,
 }
 
 /// What the group at hand has come to so far. Kept for its memory.
@@ -82,6 +90,8 @@ impl<S: Storage> Committer<S> {
             floors,
             failure: None,
             group,
+            mends: Vec::new(),
+            healed_below: BTreeMap::new(),
         })
     }
 
@@ -150,6 +160,9 @@ impl<S: Storage> Committer<S> {
     /// What can wait until a group of so many items has been answered: cuts leaves of trees that have
     /// grown. On an error the node must stop, as after [`Committer::commit`].
     pub fn tend(&mut self, items: usize) -> Result<(), StorageError> {
+        if self.failure.is_none() {
+            self.mend_all()?;
+        }
         let Some(trees) = self.trees.as_mut().filter(|_| self.failure.is_none()) else {
             return Ok(());
         };
@@ -223,10 +236,21 @@ impl<S: Storage> Committer<S> {
             CommitItem::MarkDirty { target, key } => self.mark_dirty(target, &key),
             CommitItem::DropDirtyMark { mark, generation } => self.unmark(mark, generation),
             CommitItem::ForgetDirtyMarks { target } => self.forget_marks(target),
+            CommitItem::Floor { keyspace, partition, change }
+                if self.is_barred(keyspace, partition, change) => {}
             CommitItem::Floor { keyspace, partition, change } => {
                 self.floors.change(keyspace, partition, change, &mut self.group.batch);
             }
             CommitItem::Purge { key } => self.stage_purge(&key),
+            CommitItem::Discard { key, version } => self.stage_discard(&key, version),
+            CommitItem::Fill { generation, ends, identity, done } => {
+                self.floors.fill(generation, ends, &mut self.group.batch);
+                if let Some(identity) = identity {
+                    self.group.batch.put(Space::System, system_key::IDENTITY, [&identity]);
+                }
+                self.group.done.push(done);
+            }
+            CommitItem::Mend(mend) => self.mends.push(mend),
             CommitItem::Settled { done } => self.group.done.push(done),
             CommitItem::DropKeyspace { keyspace } => self.stage_drop_keyspace(keyspace),
         }
@@ -305,64 +329,49 @@ impl<S: Storage> Committer<S> {
         true
     }
 
-    /// Removes a record that the partition's floor covers (F6): the row, and what trees and index say of
-    /// it.
+    /// Removes a record that the partition's floor covers (F6).
     fn stage_purge(&mut self, key: &StorageKey) {
         let (hash, partition) = (xxh3_64(key.as_bytes()), self.partition(key));
         // One that cannot be read stays, and is met again.
         let Ok(Some(stored)) = self.stored(hash, key) else { return };
         let floor = self.floors.of(key.keyspace(), partition).floor;
-        if !stored.record.purgeable_at(floor) {
+        if stored.record.purgeable_at(floor) && self.remove(hash, key, &stored) {
+            CommitCounters::add(&self.counters.records_purged, 1);
+        }
+    }
+
+    /// Removes a record that no source holds, while its partition is being filled (F7).
+    fn stage_discard(&mut self, key: &StorageKey, version: Version) {
+        let (hash, partition) = (xxh3_64(key.as_bytes()), self.partition(key));
+        if self.floors.counts(key.keyspace(), partition) {
             return;
         }
+        let Ok(Some(stored)) = self.stored(hash, key) else { return };
+        if stored.record.version() == version && self.remove(hash, key, &stored) {
+            CommitCounters::add(&self.counters.records_discarded, 1);
+        }
+    }
+
+    /// Removes a record: the row, and what trees and index say of it. False if the trees do not know of a
+    /// cluster yet, and nothing was staged.
+    fn remove(&mut self, hash: u64, key: &StorageKey, stored: &Stored) -> bool {
         if let Some(trees) = &mut self.trees
             && !trees.change(key, Some(&stored.record), None)
         {
-            return;
+            return false;
         }
+        let partition = self.partition(key);
         dues::stage(&mut self.group.batch, key, partition, Some(&stored.record), None);
         self.group.batch.delete(Space::Data, key.as_bytes());
-        CommitCounters::add(&self.counters.records_purged, 1);
         if !self.group.alone {
             self.group.records.set(hash, key.as_bytes(), None);
         }
+        true
     }
 
     fn partition(&self, key: &StorageKey) -> PartitionIndex {
         let trees = self.settings.trees.as_ref();
         trees.and_then(|it| it.partition_of(key.token())).unwrap_or(PartitionIndex(0))
-    }
-
-    /// What is stored for a key, the group's earlier items included.
-    fn stored(&self, hash: u64, key: &StorageKey) -> Result<Option<Stored>, Refusal> {
-        if let Some(stored) = self.group.records.get(hash, key.as_bytes())
-            && !Mutant::GroupJudgedBlindly.is_on()
-        {
-            return Ok(stored.clone());
-        }
-        let bytes = self.read(Space::Data, key.as_bytes())?;
-        let stored = bytes.map(|it| decode_stored(key, it)).transpose();
-        stored.map_err(|error| self.note_corrupt(key.as_bytes(), &error))
-    }
-
-    fn read(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>, Refusal> {
-        if self.failure.is_some() {
-            return Err(Refusal::Failed);
-        }
-        self.storage.get(space, key).map_err(|error| match error {
-            StorageError::Corruption { .. } => self.note_corrupt(key, &error),
-            StorageError::Full { .. } | StorageError::Failed { .. } => {
-                tracing::error!(%error, "the stored version could not be read");
-                Refusal::Failed
-            }
-        })
-    }
-
-    fn note_corrupt(&self, key: &[u8], error: &(dyn Error + 'static)) -> Refusal {
-        self.counters.corrupt.fetch_add(1, Ordering::Relaxed);
-        let key = key.escape_ascii();
-        tracing::error!(%key, error, "stored bytes are damaged; the key is left as it is");
-        Refusal::Corrupt
     }
 
     fn stage_drop_keyspace(&mut self, keyspace: KeyspaceId) {

@@ -31,6 +31,15 @@ pub(super) fn stage(
     }
 }
 
+/// The row of a record; `None` if it stays for ever.
+pub(super) fn row_of(
+    key: &StorageKey,
+    partition: PartitionIndex,
+    record: &Record,
+) -> Option<Bytes> {
+    record.due().map(|due| row(key, partition, due))
+}
+
 /// Removes the rows of a keyspace.
 pub(super) fn drop_keyspace(batch: &mut WriteBatch, keyspace: KeyspaceId) {
     let start = keyspace.0.to_be_bytes();
@@ -42,6 +51,8 @@ pub(super) fn drop_keyspace(batch: &mut WriteBatch, keyspace: KeyspaceId) {
 pub struct DuePage {
     /// The keys.
     pub keys: Vec<StorageKey>,
+    /// The row of each.
+    pub rows: Vec<Bytes>,
     /// The last row that was read, if there are more.
     pub next: Option<Bytes>,
 }
@@ -68,7 +79,9 @@ pub fn due_keys(
         let rest = row.get(HEAD_BYTES..)?;
         StorageKey::parse([&row[..KEYSPACE_BYTES], rest].concat().into())
     };
-    Ok(DuePage { keys: page.rows.iter().filter_map(|it| key(&it.0)).collect(), next })
+    let due = page.rows.into_iter().filter_map(|it| Some((key(&it.0)?, it.0)));
+    let (keys, rows) = due.unzip();
+    Ok(DuePage { keys, rows, next })
 }
 
 /// Bytes of index rows read at a time.

@@ -2,10 +2,14 @@
 //! section 2. Durable, and none of them ever falls.
 //!
 //! A row is `prefix | keyspace (4) | partition (2)` -> `fence (8) | signed (8) | its round (8) | floor (8)
-//! | its round (8) | swept (8) | CRC32C (4) of key and value`.
+//! | its round (8) | swept (8) | opened (8) | filled (8) | CRC32C (4) of key and value`.
+//!
+//! A directory that replaces another holds nothing that counts until others have filled it, partition by
+//! partition (F7). While it does, one more row says which directory that is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -30,6 +34,10 @@ pub struct PartitionFloor {
     pub floor_round: u64,
     /// Up to here they are gone from disk and trees too.
     pub swept: Hlc,
+    /// The generation of the directory that takes writes for the partition while others fill it.
+    pub opened: u64,
+    /// The generation of the directory that others have filled: its replica counts.
+    pub filled: u64,
 }
 
 /// A step on the way.
@@ -53,6 +61,23 @@ pub enum FloorChange {
     },
     /// Nothing purgeable is left up to here.
     Swept(Hlc),
+    /// F7: begins to take writes, and what sources hold. Whatever an earlier directory has vouched for
+    /// is void.
+    Open {
+        /// The directory's generation.
+        generation: u64,
+        /// No write at or below is taken but from a source.
+        fence: Hlc,
+        /// The highest floor of the sources: what was purged there is not to come back from here.
+        floor: Hlc,
+        /// The round of that floor.
+        round: u64,
+    },
+    /// F7: holds what the sources hold.
+    Filled {
+        /// The directory's generation.
+        generation: u64,
+    },
 }
 
 impl PartitionFloor {
@@ -77,6 +102,21 @@ impl PartitionFloor {
                     after.swept = self.swept.max(up_to);
                 }
             }
+            FloorChange::Open { generation, fence, floor, round } => {
+                let again = self.opened == generation && self.filled != generation;
+                if self.opened < generation || again && floor > self.floor {
+                    after.fence = self.fence.max(fence).max(floor);
+                    (after.signed, after.signed_round) = (floor, round);
+                    (after.floor, after.floor_round) = (floor, round);
+                    after.swept = self.swept.min(floor);
+                    after.opened = generation;
+                }
+            }
+            FloorChange::Filled { generation } => {
+                if self.opened == generation {
+                    after.filled = generation;
+                }
+            }
         }
         after
     }
@@ -97,6 +137,8 @@ impl PartitionFloor {
             self.floor.0,
             self.floor_round,
             self.swept.0,
+            self.opened,
+            self.filled,
         ] {
             value.put_u64(it);
         }
@@ -106,7 +148,8 @@ impl PartitionFloor {
 
     fn decode(key: &[u8], value: &[u8]) -> Option<Self> {
         let (body, crc) = value.split_last_chunk::<4>()?;
-        let ([fence, signed, signed_round, floor, floor_round, swept], []) = body.as_chunks::<8>()
+        let (fields, []) = body.as_chunks::<8>() else { return None };
+        let [fence, signed, signed_round, floor, floor_round, swept, opened, filled] = fields
         else {
             return None;
         };
@@ -119,6 +162,8 @@ impl PartitionFloor {
             floor: Hlc(number(floor)),
             floor_round: number(floor_round),
             swept: Hlc(number(swept)),
+            opened: number(opened),
+            filled: number(filled),
         })
     }
 }
@@ -139,22 +184,45 @@ pub struct Floors {
     table: ArcSwap<FloorTable>,
     /// Wakes who removes what floors cover.
     pub(crate) changed: Notify,
+    /// Nothing is taken or answered yet: others have to look at the directory first (F13).
+    shut: AtomicBool,
 }
 
 /// By keyspace; those of a keyspace by partition, as many as there are.
 #[derive(Clone, Debug, Default)]
-pub struct FloorTable(BTreeMap<KeyspaceId, Arc<Vec<PartitionFloor>>>);
+pub struct FloorTable {
+    partitions: BTreeMap<KeyspaceId, Arc<Vec<PartitionFloor>>>,
+    /// The generation of the directory that is being filled, if it is.
+    filling: Option<u64>,
+}
 
 impl FloorTable {
     /// Where a partition stands.
     pub fn of(&self, keyspace: KeyspaceId, partition: PartitionIndex) -> PartitionFloor {
-        let floors = self.0.get(&keyspace).and_then(|it| it.get(partition.index()));
+        let floors = self.partitions.get(&keyspace).and_then(|it| it.get(partition.index()));
         floors.copied().unwrap_or_default()
+    }
+
+    /// The generation of the directory that is being filled, if it is.
+    pub fn filling(&self) -> Option<u64> {
+        self.filling
+    }
+
+    /// True if this replica of a partition takes writes.
+    pub fn takes_writes(&self, keyspace: KeyspaceId, partition: PartitionIndex) -> bool {
+        self.filling.is_none_or(|it| self.of(keyspace, partition).opened == it)
+            || Mutant::ServesUnfilled.is_on()
+    }
+
+    /// True if what this replica of a partition holds counts: reads are answered by it.
+    pub fn counts(&self, keyspace: KeyspaceId, partition: PartitionIndex) -> bool {
+        self.filling.is_none_or(|it| self.of(keyspace, partition).filled == it)
+            || Mutant::ServesUnfilled.is_on()
     }
 
     /// Every partition that stands anywhere.
     pub fn iter(&self) -> impl Iterator<Item = (KeyspaceId, PartitionIndex, PartitionFloor)> {
-        self.0.iter().flat_map(|(keyspace, floors)| {
+        self.partitions.iter().flat_map(|(keyspace, floors)| {
             let partitions = (0..=u16::MAX).map(PartitionIndex);
             partitions.zip(floors.iter()).map(|(partition, floor)| (*keyspace, partition, *floor))
         })
@@ -170,6 +238,27 @@ impl Floors {
     /// All of them, as they are now.
     pub fn all(&self) -> Arc<FloorTable> {
         self.table.load_full()
+    }
+
+    /// Takes and answers nothing from now on, or does again (F13).
+    pub fn set_shut(&self, shut: bool) {
+        self.shut.store(shut, Ordering::Release);
+    }
+
+    /// True while nothing is taken or answered.
+    pub fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::Acquire)
+    }
+
+    /// The floor of a partition; an error if what this replica holds of it does not count.
+    pub fn readable(
+        &self,
+        keyspace: KeyspaceId,
+        partition: PartitionIndex,
+    ) -> Result<Hlc, Refusal> {
+        let table = self.table.load();
+        let counts = !self.is_shut() && table.counts(keyspace, partition);
+        if counts { Ok(table.of(keyspace, partition).floor) } else { Err(Refusal::NotReady) }
     }
 }
 
@@ -191,6 +280,9 @@ impl FloorStage {
             let floor = PartitionFloor::decode(&key, &value).ok_or_else(|| malformed(&key))?;
             *slot(&mut table, keyspace, partition) = floor;
         }
+        if let Some(value) = storage.get(Space::System, FILL_KEY)? {
+            table.filling = Some(decode_fill(&value).ok_or_else(|| malformed(FILL_KEY))?);
+        }
         floors.table.store(Arc::new(table.clone()));
         Ok(Self { floors, table, changed: false })
     }
@@ -198,6 +290,11 @@ impl FloorStage {
     /// Where a partition stands, the group's earlier items included.
     pub(super) fn of(&self, keyspace: KeyspaceId, partition: PartitionIndex) -> PartitionFloor {
         self.table.of(keyspace, partition)
+    }
+
+    /// True unless the partition is still being filled.
+    pub(super) fn counts(&self, keyspace: KeyspaceId, partition: PartitionIndex) -> bool {
+        self.table.counts(keyspace, partition)
     }
 
     /// Why a mutation is not taken, if so.
@@ -208,7 +305,10 @@ impl FloorStage {
         record: &Record,
         origin: Origin,
     ) -> Option<Refusal> {
-        if self.table.0.is_empty() {
+        if self.floors.is_shut() || !self.table.takes_writes(key.keyspace(), partition) {
+            return Some(Refusal::NotReady);
+        }
+        if self.table.partitions.is_empty() {
             return None;
         }
         let own = self.of(key.keyspace(), partition);
@@ -238,9 +338,28 @@ impl FloorStage {
         self.changed = true;
     }
 
+    /// What the directory holds counts no more, until it was filled; or `None`: it was (F7).
+    pub(super) fn fill(
+        &mut self,
+        generation: Option<u64>,
+        ends: Option<u64>,
+        batch: &mut WriteBatch,
+    ) {
+        if generation.is_none() && self.table.filling != ends {
+            // Another directory is to be filled by now.
+            return;
+        }
+        match generation {
+            Some(it) => batch.put(Space::System, FILL_KEY, [&encode_fill(it)[..]]),
+            None => batch.delete(Space::System, FILL_KEY),
+        }
+        self.table.filling = generation;
+        self.changed = true;
+    }
+
     /// Forgets a keyspace.
     pub(super) fn drop_keyspace(&mut self, keyspace: KeyspaceId, batch: &mut WriteBatch) {
-        if self.table.0.remove(&keyspace).is_some() {
+        if self.table.partitions.remove(&keyspace).is_some() {
             let start = [PREFIX, &keyspace.0.to_be_bytes()].concat();
             if let Some(end) = StorageKey::prefix_end(&start) {
                 batch.delete_range(Space::System, &start, &end);
@@ -270,7 +389,7 @@ fn slot(
     keyspace: KeyspaceId,
     partition: PartitionIndex,
 ) -> &mut PartitionFloor {
-    let floors = Arc::make_mut(table.0.entry(keyspace).or_default());
+    let floors = Arc::make_mut(table.partitions.entry(keyspace).or_default());
     if floors.len() <= partition.index() {
         floors.resize(partition.index() + 1, PartitionFloor::default());
     }
@@ -291,8 +410,25 @@ fn checksum(key: &[u8], body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(key), body)
 }
 
+/// The row of a directory that is being filled, for one that is prepared before it is opened.
+pub(crate) fn fill_row(generation: u64) -> (&'static [u8], Bytes) {
+    (FILL_KEY, encode_fill(generation))
+}
+
+fn encode_fill(generation: u64) -> Bytes {
+    let body = generation.to_be_bytes();
+    [&body[..], &checksum(FILL_KEY, &body).to_be_bytes()].concat().into()
+}
+
+fn decode_fill(value: &[u8]) -> Option<u64> {
+    let (body, crc) = value.split_last_chunk::<4>()?;
+    let generation = u64::from_be_bytes(body.try_into().ok()?);
+    (u32::from_be_bytes(*crc) == checksum(FILL_KEY, body)).then_some(generation)
+}
+
 const PREFIX: &[u8] = b"\0floor/";
-const VALUE_BYTES: usize = 6 * 8 + 4;
+const FILL_KEY: &[u8] = b"\0fill";
+const VALUE_BYTES: usize = 8 * 8 + 4;
 
 #[cfg(test)]
 mod tests {
@@ -329,6 +465,37 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_that_is_filled_goes_by_its_sources() {
+        let old = [FloorChange::Fence(Hlc(9)), sign(8, 1), adopt(8, 1), FloorChange::Swept(Hlc(8))];
+        let (fence, floor) = (Hlc(12), Hlc(5));
+        let open = FloorChange::Open { generation: 2, fence, floor, round: 3 };
+        let filled = |generation| FloorChange::Filled { generation };
+        let run = |more: &[FloorChange]| {
+            let all = [&old[..], more].concat();
+            all.iter().fold(PartitionFloor::default(), |it, change| it.after(*change))
+        };
+        let opened = run(&[open]);
+        let clocks = [opened.fence, opened.signed, opened.floor, opened.swept];
+        assert_eq!(clocks, [Hlc(12), Hlc(5), Hlc(5), Hlc(5)], "what it vouched for is void");
+        assert_eq!(run(&[open, open]), opened, "once");
+        let higher = FloorChange::Open { generation: 2, fence, floor: Hlc(7), round: 4 };
+        assert_eq!(run(&[open, higher]).floor, Hlc(7), "a source has heard of a higher one");
+        assert_eq!(run(&[higher, open]).floor, Hlc(7), "and it does not fall again");
+        assert_eq!(run(&[open, filled(2), higher]).floor, Hlc(5), "once filled, by rounds alone");
+        assert_eq!(run(&[filled(2)]).filled, 0, "not before it takes writes");
+        assert_eq!(run(&[open, filled(1)]).filled, 0, "of this directory");
+        assert_eq!(run(&[open, filled(2)]).filled, 2);
+        let mut table = FloorTable { filling: Some(2), ..FloorTable::default() };
+        assert!(!table.takes_writes(KEYSPACE, PARTITION) && !table.counts(KEYSPACE, PARTITION));
+        *slot(&mut table, KEYSPACE, PARTITION) = opened;
+        assert!(table.takes_writes(KEYSPACE, PARTITION) && !table.counts(KEYSPACE, PARTITION));
+        *slot(&mut table, KEYSPACE, PARTITION) = run(&[open, filled(2)]);
+        assert!(table.counts(KEYSPACE, PARTITION) && !table.counts(KEYSPACE, PartitionIndex(0)));
+        assert_eq!(decode_fill(&encode_fill(7)), Some(7));
+        assert_eq!(decode_fill(&encode_fill(7)[1..]), None);
+    }
+
+    #[test]
     fn rows_survive_and_damage_is_found() {
         let floor = PartitionFloor {
             fence: Hlc(6),
@@ -337,6 +504,8 @@ mod tests {
             floor: Hlc(3),
             floor_round: 2,
             swept: Hlc(1),
+            opened: 9,
+            filled: 8,
         };
         let key = key_of(KEYSPACE, PARTITION);
         assert_eq!(parse_key(&key), Some((KEYSPACE, PARTITION)));

@@ -5,6 +5,7 @@
 //! A row is `keyspace (4) | first token (8)` -> `hash format (1) | bits (1) | records (4) | hash (16) |
 //! CRC32C (4) of key and value`. The left one of two new leaves takes the row of the one that was cut.
 
+mod recount;
 mod stage;
 
 use std::collections::BTreeMap;

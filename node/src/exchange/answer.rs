@@ -14,7 +14,7 @@ use proto::internal::{
 };
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::{BLOCK_BYTES, SharedTrees, Span, block::encode_block};
+use super::{BLOCK_BYTES, Begun, SharedTrees, Span, block::encode_block, board::PairKey};
 use crate::commit::{FloorTable, PartitionFloor};
 use crate::shared::Shared;
 
@@ -41,12 +41,14 @@ impl Shared {
             Step::Roots(roots) => self.answer_roots(from, roots),
             Step::Leaves(leaves) => self.answer_leaves(leaves),
             Step::Records(records) => self.answer_records(records),
+            Step::Held(held) => self.answer_held(held),
             Step::Settled(_)
             | Step::Dirty(_)
             | Step::Moves(_)
             | Step::PurgeOpen(_)
             | Step::PurgeSign(_)
-            | Step::PurgeCertify(_) => Err(Refusal::Failed),
+            | Step::PurgeCertify(_)
+            | Step::FillOpen(_) => Err(Refusal::Failed),
         };
         answer.unwrap_or_else(refused)
     }
@@ -109,7 +111,26 @@ impl Shared {
             answer.differing.pop_if(|last| *last as usize + 1 == partitions.len());
         }
         self.exchange.verified((keyspace, from), &same, at_us);
+        match asked.claim {
+            true => self.grant((keyspace, from), &partitions, &mut answer),
+            // A round begins anew.
+            false => self.exchange.end_claim(from, Begun::There),
+        }
         Ok(answer)
+    }
+
+    /// Grants the trees that differ to the one that asks, but for those that another node has.
+    fn grant(&self, pair: PairKey, partitions: &[PartitionIndex], answer: &mut ExchangeAnswer) {
+        let differing: Vec<_> =
+            answer.differing.iter().map(|it| partitions[*it as usize]).collect();
+        let (keyspace, from) = pair;
+        let claim = (from, Begun::There);
+        let granted = self.exchange.claim(claim, keyspace, &differing, self.elapsed_us());
+        answer.since = self.same_before(pair, &granted).0;
+        let granted: BTreeSet<_> = granted.into_iter().collect();
+        let is_granted = |it: &u32| granted.contains(&partitions[*it as usize]);
+        (answer.differing, answer.busy) =
+            std::mem::take(&mut answer.differing).into_iter().partition(is_granted);
     }
 
     fn answer_leaves(&self, asked: &ExchangeLeaves) -> Result<ExchangeAnswer, Refusal> {
@@ -156,10 +177,10 @@ impl Shared {
             };
             let span = Span::from_wire(keyspace, range).ok_or(Refusal::Failed)?;
             let read = span
-                .read(&self.world.storage, &hasher, asked.salt, ANSWER_LIMITS)
+                .read(&self.world.storage, &hasher, asked.salt, ANSWER_LIMITS, &self.damage)
                 .map_err(|error| self.read_error(&error))?;
             read_bytes += read.bytes;
-            let read = read.without_purgeable(Hlc(asked.floor));
+            let read = read.without_purgeable(Hlc(asked.floor)).stamped_after(Hlc(asked.since));
             if asked.exact && read.damaged > 0 {
                 // Nobody knows what they were.
                 return Err(Refusal::Corrupt);
@@ -201,7 +222,7 @@ impl Shared {
             let range = it.range.as_ref().ok_or(Refusal::Failed)?;
             let span = Span::from_wire(keyspace, range).ok_or(Refusal::Failed)?;
             let read = span
-                .read(&self.world.storage, &hasher, salt, ANSWER_LIMITS)
+                .read(&self.world.storage, &hasher, salt, ANSWER_LIMITS, &self.damage)
                 .map_err(|error| self.read_error(&error))?;
             read_bytes += read.bytes;
             let mut names = it.names.clone();
@@ -258,7 +279,16 @@ pub(crate) fn floor_message(
         partition: partition.0.into(),
         floor: it.floor.0,
         round: it.floor_round,
+        ..internal::PartitionFloor::default()
     }
+}
+
+/// A partition's floor and fence, for a node that fills its replica from this one's.
+pub(crate) fn source_floor(
+    partition: PartitionIndex,
+    it: PartitionFloor,
+) -> internal::PartitionFloor {
+    internal::PartitionFloor { fence: it.fence.0, ..floor_message(partition, it) }
 }
 
 /// True if this node can compare hashes of that format.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use model::{Hlc, KeyspaceId, NodeId, PartitionIndex, Refusal};
 use tokio::sync::{Notify, Semaphore};
 
+use super::claims::{Begun, Claims};
 use crate::view::View;
 
 /// Two nodes' comparison of one keyspace.
@@ -186,6 +187,8 @@ struct Board {
     open: BTreeMap<(KeyspaceId, PartitionIndex), OpenRound>,
     /// What stands in the way of purging, and since when.
     purges: BTreeMap<KeyspaceId, (PurgeBlock, u64)>,
+    /// What is being brought together, and with whom.
+    claims: Claims,
 }
 
 impl Default for ExchangeBoard {
@@ -251,6 +254,35 @@ impl ExchangeBoard {
                 pair.note(*it, |pair, at| pair.differed_us[at] = at_us);
             }
         }
+    }
+
+    /// Claims partitions for a round with a node, instead of those that it had: which of them no round
+    /// with another node has.
+    pub(crate) fn claim(
+        &self,
+        with: (NodeId, Begun),
+        keyspace: KeyspaceId,
+        partitions: &[PartitionIndex],
+        now_us: u64,
+    ) -> Vec<PartitionIndex> {
+        self.lock().claims.claim(with, keyspace, partitions, now_us)
+    }
+
+    /// A node has gone on with its round.
+    pub(crate) fn renew_claim(&self, with: NodeId, now_us: u64) {
+        self.lock().claims.renew(with, now_us);
+    }
+
+    /// What was claimed for a round is free again.
+    pub(crate) fn end_claim(&self, with: NodeId, begun: Begun) {
+        self.lock().claims.end(with, begun);
+    }
+
+    /// When all of these partitions had been found the same; `None` if one never was.
+    pub(crate) fn all_verified(&self, pair: PairKey, partitions: &[PartitionIndex]) -> Option<u64> {
+        let board = self.lock();
+        let pair = board.pairs.get(&pair)?;
+        partitions.iter().map(|it| pair.verified_at(*it)).min().filter(|it| *it > 0)
     }
 
     /// Records of a keyspace have been moved, either way.
@@ -352,6 +384,11 @@ impl ExchangeBoard {
         round: OpenRound,
     ) -> bool {
         self.lock().open.get(&(keyspace, partition)) == Some(&round)
+    }
+
+    /// No round that was opened so far is to be signed (F4).
+    pub(crate) fn forget_rounds(&self) {
+        self.lock().open.clear();
     }
 
     /// Notes what stands in the way of purging a keyspace.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use model::{Hlc, KeyspaceId, Record, StorageKey, Token};
 use proto::internal::RecordRange;
 
+use crate::damage::DamageBoard;
 use crate::replica::decode_stored;
 use crate::storage::{RangeRequest, Space, Storage, StorageError};
 
@@ -70,13 +71,14 @@ impl Span {
         RangeRequest { space: Space::Data, start, end, reverse: false, rows_max, bytes_max }
     }
 
-    /// Reads the span's records until so many rows or about so many bytes.
+    /// Reads the span's records until so many rows or about so many bytes; notes which are damaged.
     pub(crate) fn read(
         &self,
         storage: &impl Storage,
         hasher: &RecordHasher,
         salt: u64,
         (rows_max, bytes_max): (usize, usize),
+        damage: &DamageBoard,
     ) -> Result<SpanRecords, StorageError> {
         let request = self.request(rows_max, bytes_max);
         if request.end.as_ref().is_some_and(|end| *end <= request.start) {
@@ -101,6 +103,7 @@ impl Span {
                 Err(error) => {
                     tracing::error!(token = %key.token(), %error, "a stored record is damaged");
                     read.damaged += 1;
+                    damage.note(&key);
                 }
             }
         }
@@ -125,8 +128,20 @@ pub(crate) struct SpanRecords {
 
 impl SpanRecords {
     /// Leaves out what is purgeable at a floor.
-    pub(crate) fn without_purgeable(mut self, floor: Hlc) -> Self {
-        let kept: Vec<bool> = self.rows.iter().map(|it| !it.1.purgeable_at(floor)).collect();
+    pub(crate) fn without_purgeable(self, floor: Hlc) -> Self {
+        self.retain(|it| !it.purgeable_at(floor))
+    }
+
+    /// Keeps what was stamped later. What is damaged is of any age: who compares everything meets it.
+    pub(crate) fn stamped_after(self, since: Hlc) -> Self {
+        match since {
+            Hlc::ZERO => self,
+            _ => Self { damaged: 0, ..self.retain(|it| it.version().hlc > since) },
+        }
+    }
+
+    fn retain(mut self, keeps: impl Fn(&Record) -> bool) -> Self {
+        let kept: Vec<bool> = self.rows.iter().map(|it| keeps(&it.1)).collect();
         if kept.contains(&false) {
             let mut at = kept.iter().copied();
             self.rows.retain(|_| at.next().unwrap_or(true));

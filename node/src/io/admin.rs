@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use model::{
     Change, ChangeError, ClusterId, ConsistencyLevel, Key, Keyspace, KeyspaceChange, KeyspaceId,
-    Metadata, NodeDescription, NodeIndex, Plan, Record, StorageKey, plan,
+    Metadata, NodeIndex, Plan, Record, StorageKey, plan,
 };
 use proto::{
     CallError, Reason,
@@ -34,23 +34,6 @@ pub(super) struct AdminApi {
 }
 
 impl AdminApi {
-    /// The nodes that a layout can name now: this one, and those whose links are up.
-    fn members(&self) -> Vec<NodeDescription> {
-        let shared = &self.io.shared;
-        let mut members = vec![super::gossip::own_member(shared).description()];
-        let directory = shared.directory.borrow().clone();
-        let state = self.io.lock();
-        let now_us = shared.elapsed_us();
-        for peer in state.peers.iter() {
-            if peer.status.is_up(now_us)
-                && let Some(member) = directory.get(&peer.node)
-            {
-                members.push(member.description());
-            }
-        }
-        members
-    }
-
     fn plan(&self, partitions: u32) -> Result<Plan, CallError> {
         let view = self.io.shared.view.load();
         let before = view.metadata().map(|it| Arc::clone(it.layout()));
@@ -410,6 +393,14 @@ impl AdminService for AdminApi {
     ) -> Result<Response<v1::RepairResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
         Ok(Response::new(self.repair_now(&metadata, request).await?))
+    }
+
+    async fn scrub(
+        &self,
+        request: Request<v1::ScrubRequest>,
+    ) -> Result<Response<v1::ScrubResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        Ok(Response::new(self.scrub_now(&metadata, request).await?))
     }
 
     async fn get_convergence(

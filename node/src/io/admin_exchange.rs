@@ -7,26 +7,26 @@ use model::NodeId;
 use proto::{CallError, Reason, v1};
 use tonic::metadata::MetadataMap;
 
-use super::{admin::AdminApi, call::Call};
+use super::{FillStatus, admin::AdminApi, call::Call};
 use crate::exchange::{ExchangeBoard, PurgeBlock, RoundEnd, RoundReport};
 
 /// The rounds that a call waits for: those numbered so or higher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Asked {
+pub(super) struct Asked {
     /// The node's start by which rounds are counted.
-    incarnation: u64,
-    number: u64,
+    pub(super) incarnation: u64,
+    pub(super) number: u64,
 }
 
 impl Asked {
-    fn encode(self) -> Bytes {
+    pub(super) fn encode(self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(16);
         bytes.put_u64(self.incarnation);
         bytes.put_u64(self.number);
         bytes.freeze()
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (incarnation, number) = bytes.split_first_chunk()?;
         let number = u64::from_be_bytes(number.try_into().ok()?);
         Some(Self { incarnation: u64::from_be_bytes(*incarnation), number })
@@ -144,7 +144,26 @@ impl AdminApi {
                 purge_blocked_ms: noted.map_or(0, |it| now_us.saturating_sub(it.1) / 1_000),
             }
         });
-        v1::GetConvergenceResponse { keyspaces: keyspaces.collect() }
+        let scrub = Some(self.scrub_status());
+        v1::GetConvergenceResponse {
+            keyspaces: keyspaces.collect(),
+            scrub,
+            fill: self.fill_status(),
+        }
+    }
+
+    /// A node whose directory nobody has looked at yet may have to be filled.
+    fn fill_status(&self) -> Option<v1::FillStatus> {
+        let shared = &self.io.shared;
+        let it = shared.fill.status();
+        let it = it.or_else(|| shared.is_filling().then(FillStatus::default))?;
+        let age_us = shared.elapsed_us().saturating_sub(it.began_us);
+        Some(v1::FillStatus {
+            partitions: it.partitions,
+            partitions_filled: it.filled,
+            age_ms: age_us / 1_000,
+            missing: it.missing.into_iter().map(|node| self.place(node).0).collect(),
+        })
     }
 
     /// Where clients connect to a node, and its datacenter.
@@ -188,7 +207,7 @@ fn repair_state(end: RoundEnd) -> (v1::RepairState, String) {
 }
 
 /// How often rounds under way are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {

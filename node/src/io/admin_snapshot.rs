@@ -307,7 +307,7 @@ fn origin(shared: &Shared, view: &View) -> Origin {
         database_format: FORMAT_VERSION,
         cluster_id,
         node_id: shared.identity.node.to_string(),
-        storage_id: shared.identity.storage.to_string(),
+        storage_id: shared.storage_id().to_string(),
         datacenter: shared.config.datacenter.clone(),
         rack: shared.config.rack.clone(),
         metadata_sequence: view.sequence(),

@@ -44,7 +44,7 @@ impl AdminApi {
                 info.up = true;
                 info.clock_offset_ms = Some(0);
                 info.software_version = env!("CARGO_PKG_VERSION").to_owned();
-                info.storage_id = Bytes::copy_from_slice(&shared.identity.storage.to_bytes());
+                info.storage_id = Bytes::copy_from_slice(&shared.storage_id().to_bytes());
                 continue;
             }
             let status = shared.status(node);
@@ -54,6 +54,23 @@ impl AdminApi {
             info.clock_offset_ms = shared.clock_offset_ms(node);
         }
         infos
+    }
+
+    /// The nodes that a layout can name now: this one, and those whose links are up.
+    pub(super) fn members(&self) -> Vec<NodeDescription> {
+        let shared = &self.io.shared;
+        let mut members = vec![super::gossip::own_member(shared).description()];
+        let directory = shared.directory.borrow().clone();
+        let state = self.io.lock();
+        let now_us = shared.elapsed_us();
+        for peer in state.peers.iter() {
+            if peer.status.is_up(now_us)
+                && let Some(member) = directory.get(&peer.node)
+            {
+                members.push(member.description());
+            }
+        }
+        members
     }
 
     pub(super) fn counters(&self) -> BTreeMap<String, u64> {

@@ -11,12 +11,12 @@ use proto::internal::{Frame, QueryAnswer};
 
 use super::{
     effects::VERSION_QUERY,
-    io_loop::{IoLoop, LoopState},
+    io_loop::{Alarm, IoLoop, LoopState},
 };
 use crate::{
     commit::{CommitAnswer, CommitAnswerKind, CommitItem},
     counters::Counters,
-    local_read::LocalRead,
+    local_read::{LocalRead, ReadAt},
     operation::{HintAnswer, Operation, ReadRound, Token},
     shared::{Destination, Shared},
 };
@@ -24,6 +24,7 @@ use crate::{
 impl IoLoop {
     /// Takes the commit path's answers for this node's own replicas.
     pub fn commit_answers(&self, answers: &mut Vec<(Destination, CommitAnswer)>) {
+        self.follow_storages();
         if answers.is_empty() {
             return;
         }
@@ -100,19 +101,26 @@ impl IoLoop {
         if !trusted {
             Counters::count(&self.shared.counters.clocks_refused);
         }
+        self.follow_storages();
         let mut state = self.lock();
+        // What the sender vouches for may be that of a directory which has been replaced (F12).
+        let same_storages =
+            frame.storage_ids_hash == state.storage_ids_hash || Mutant::OldVotesCount.is_on();
+        let refusal = match (trusted, same_storages) {
+            (false, _) => Some(Refusal::ClockAhead),
+            (true, false) => Some(Refusal::NotReady),
+            (true, true) => None,
+        };
         for operation in frame.applied.drain(..) {
-            let answer = if trusted {
-                WriteAnswer::Applied
-            } else {
-                WriteAnswer::Refused(Refusal::ClockAhead)
-            };
+            let answer = refusal.map_or(WriteAnswer::Applied, WriteAnswer::Refused);
             self.mutation_answer(&mut state, from, OperationId(operation), answer, None);
         }
         for answer in frame.mutation_answers.drain(..) {
             let operation = OperationId(answer.operation);
             let mut kind = answer.answer();
-            if !trusted || self.names_future(&kind) {
+            if let Some(refusal) = refusal {
+                kind = WriteAnswer::Refused(refusal);
+            } else if self.names_future(&kind) {
                 kind = WriteAnswer::Refused(Refusal::ClockAhead);
             }
             let newest = self.checked_newest(&mut state, operation, answer.newest_record);
@@ -122,14 +130,14 @@ impl IoLoop {
             self.not_passed_on(&mut state, from, OperationId(operation));
         }
         for mut answer in frame.query_answers.drain(..) {
-            if !trusted {
-                answer.refusal = proto::internal::Refusal::ClockAhead.into();
+            if let Some(refusal) = refusal {
+                answer.refusal = proto::internal::Refusal::from(refusal).into();
             }
             self.query_answer(&mut state, from, answer, clock);
         }
         for mut answer in frame.range_answers.drain(..) {
-            if !trusted {
-                answer.refusal = proto::internal::Refusal::ClockAhead.into();
+            if let Some(refusal) = refusal {
+                answer.refusal = proto::internal::Refusal::from(refusal).into();
             }
             let (token, _) = Token::of(OperationId(answer.operation));
             if let Some(Operation::Range { .. }) = state.operations.get_mut(token)
@@ -150,6 +158,23 @@ impl IoLoop {
             }
         }
         self.push_local(&mut state);
+    }
+
+    /// Ends what is in flight when a node's directory turns out to have been replaced: a vote of the one
+    /// before may have been counted already (F12).
+    fn follow_storages(&self) {
+        let hash = self.shared.witness.storage_ids_hash();
+        let over = {
+            let mut state = self.lock();
+            if state.storage_ids_hash == hash {
+                return;
+            }
+            state.storage_ids_hash = hash;
+            state.operations.with_votes()
+        };
+        if !Mutant::OldVotesCount.is_on() {
+            over.into_iter().for_each(|it| self.alarm(it, Alarm::Deadline));
+        }
     }
 
     /// True if an answer names a version further ahead than clocks may be: a poisoned record (C4).
@@ -353,7 +378,7 @@ impl IoLoop {
         key: &StorageKey,
         later: impl FnOnce(&Self, &mut LoopState, ReadAt) + Send + 'static,
     ) -> Option<ReadAt> {
-        match self.shared.at_floor(key, || self.shared.read_inline(key)) {
+        match self.shared.replica_inline(key) {
             (LocalRead::Here(read), floor) => return Some((read, floor)),
             (LocalRead::WouldBlock, _) => Counters::count(&self.shared.counters.reads_from_disk),
         }
@@ -361,7 +386,7 @@ impl IoLoop {
         let this = self.this.upgrade()?;
         let key = key.clone();
         tokio::spawn(async move {
-            let work = move |it: &Shared| Ok(it.at_floor(&key, || it.read_blocking(&key)));
+            let work = move |it: &Shared| Ok(it.replica_blocking(&key));
             let read = shared.blocking(work).await;
             let read = read.unwrap_or_else(|refusal| (Err(refusal), Hlc::ZERO));
             {
@@ -376,9 +401,6 @@ impl IoLoop {
         None
     }
 }
-
-/// What this node holds of a key, and its floor then.
-type ReadAt = (Result<Option<Record>, Refusal>, Hlc);
 
 /// The answering node's clock, by which a read judges whether a record has expired meanwhile (G3).
 fn expiry_clock(read_at: Hlc, clock: Hlc) -> Hlc {

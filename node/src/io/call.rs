@@ -151,7 +151,7 @@ impl<'a> Call<'a> {
                 let message = format!("this node's storage has failed: {error}");
                 Err(CallError::new(Reason::StorageFailed, message).retry_after(RETRY))
             }
-            Some(reason @ StopReason::Lost { .. }) => {
+            Some(reason) => {
                 let message = format!("this node is stopping: {reason}");
                 Err(CallError::new(Reason::Draining, message).retry_after(RETRY))
             }

@@ -92,6 +92,10 @@ impl Changes {
             tracing::warn!(%from, "an agreement request makes no sense");
             return None;
         };
+        if shared.floors.is_shut() && shared.view.load().metadata().is_some() {
+            // The directory may be one from before, with promises forgotten: the proposer asks again (F13).
+            return None;
+        }
         let reply = self.judge(shared, &request).await?;
         Some(reply.encode().into())
     }
@@ -111,8 +115,11 @@ impl Changes {
                 model::Refusal::Failed
             })
         });
-        let storage = shared.identity.storage;
-        let acceptor = match read.await.ok()? {
+        let storage = shared.storage_id();
+        let stored = read.await.ok()?;
+        let abstains = Arc::clone(shared).blocking(|it| Ok(it.abstains_up_to())).await.ok()?;
+        let acceptor = match stored {
+            _ if abstains.is_some_and(|it| request.sequence <= it) => Acceptor::abstaining(storage),
             Some(stored) => match Acceptor::decode(&stored, storage) {
                 Ok(acceptor) => acceptor,
                 Err(error) => {

@@ -7,7 +7,8 @@ use std::{
 
 use bytes::Bytes;
 use model::{Hlc, Metadata, NodeId};
-use proto::internal::{Control, Ping, control::Control as Kind};
+use prost::Message;
+use proto::internal::{Control, Ping, SeenStorages, control::Control as Kind};
 
 use super::io_loop::IoLoop;
 use crate::{
@@ -49,14 +50,17 @@ impl IoLoop {
             Some(Kind::AgreementReply(bytes)) => shared.changes.replied(from, bytes),
             Some(Kind::Ping(ping)) => {
                 shared.clock_told(from, Hlc(ping.clock));
+                shared.hear_ping(from, &ping);
                 send(outbox, Kind::Pong(shared.ping(ping.sent_us)));
             }
             Some(Kind::Pong(pong)) => {
                 shared.clock_told(from, Hlc(pong.clock));
+                shared.hear_ping(from, &pong);
                 let round_trip_us = shared.elapsed_us().saturating_sub(pong.sent_us);
                 shared.status(from).measured(round_trip_us);
                 shared.clock_measured(from, &pong);
             }
+            Some(Kind::Storages(storages)) => shared.hear_storages(&storages.seen),
             None => Counters::count(&shared.counters.peer_messages_malformed),
         }
     }
@@ -83,6 +87,13 @@ impl IoLoop {
         let shared = &self.shared;
         send(&peer.outbox, Kind::MetadataSequence(shared.view.load().sequence()));
         send(&peer.outbox, Kind::Ping(shared.ping(shared.elapsed_us())));
+        let hash = shared.witness.storage_ids_hash();
+        if peer.status.storages_told.load(Ordering::Relaxed) != hash {
+            let storages = SeenStorages { seen: shared.seen_storages() };
+            if send(&peer.outbox, Kind::Storages(storages)) {
+                peer.status.storages_told.store(hash, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Pings every peer each second, for as long as the node lives: keeps latencies and clock offsets
@@ -92,6 +103,9 @@ impl IoLoop {
         loop {
             // Registered before the look, which may itself ask for pings.
             let asked = self.shared.clock_gate.ask.notified();
+            if self.index == 0 {
+                self.shared.tend_witness();
+            }
             let coordinates = self.shared.look_at_clock().coordinates();
             let interval = if coordinates { PING_INTERVAL } else { PING_INTERVAL_SUSPENDED };
             tokio::select! {
@@ -116,17 +130,18 @@ impl IoLoop {
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(1);
 const PING_INTERVAL_SUSPENDED: Duration = Duration::from_millis(200);
 
-/// Queues a control message. A full queue drops it: all of them are repeated or awaited with a
-/// deadline.
-pub(super) fn send(outbox: &Outbox, kind: Kind) {
+/// Queues a control message. False if the queue was full, and it was dropped: all of them are repeated
+/// or awaited with a deadline.
+pub(super) fn send(outbox: &Outbox, kind: Kind) -> bool {
     let payload = match &kind {
         Kind::Metadata(bytes) | Kind::AgreementRequest(bytes) | Kind::AgreementReply(bytes) => {
             bytes.len()
         }
+        Kind::Storages(storages) => storages.encoded_len(),
         _ => 0,
     };
     let control = Control { control: Some(kind) };
-    let _ = outbox.push(payload + 48, |frame| frame.controls.push(control));
+    outbox.push(payload + 48, |frame| frame.controls.push(control)).is_ok()
 }
 
 impl Shared {
@@ -136,7 +151,7 @@ impl Shared {
             wall_ms: self.wall().0,
             clock_ceiling: self.clock.ceiling().0,
             clock: self.clock.highest().0,
-            storage_id: Bytes::copy_from_slice(&self.identity.storage.to_bytes()),
+            storage_id: Bytes::copy_from_slice(&self.storage_id().to_bytes()),
         }
     }
 
@@ -155,6 +170,7 @@ impl Shared {
         let key = Bytes::from_static(system_key::METADATA);
         self.make_durable(key, Some(metadata.encode().into())).await?;
         let adopted = self.adopt(Arc::new(metadata));
+        self.look_at_directory();
         self.metadata_changed.notify_waiters();
         Ok(adopted)
     }

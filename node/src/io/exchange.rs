@@ -3,15 +3,18 @@
 //! Of two nodes that share trees one begins the rounds; it asks, and the other answers from what it
 //! holds. A round costs one small message while both are the same.
 
-mod pace;
+mod fill;
+mod heal;
+pub(super) mod pace;
 mod purge;
 mod round;
 mod serve;
+mod space;
 mod step;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use model::{Mutant, NodeId};
+use model::{Mutant, NodeId, Refusal};
 use rand::RngExt;
 use tokio::task::JoinSet;
 
@@ -20,6 +23,7 @@ use crate::{
     commit::{CommitItem, dirty_marks},
     exchange::{ExchangeBoard, RoundEnd, RoundReport},
 };
+pub(crate) use fill::{FillBoard, FillStatus};
 use round::Round;
 
 impl IoLoop {
@@ -74,6 +78,11 @@ impl IoLoop {
                     () = tokio::time::sleep(wait) => {}
                 }
             }
+            if self.shared.is_filling() {
+                // Its replicas count for nothing yet: what they lack is brought otherwise (F7).
+                exchange.ended(other, asked.number, RoundEnd::Stuck, RoundReport::default());
+                continue;
+            }
             if Mutant::ExchangeOff.is_on() {
                 exchange.ended(other, asked.number, RoundEnd::Same, RoundReport::default());
                 continue;
@@ -81,7 +90,10 @@ impl IoLoop {
             let (end, report) = Round::run(&self, other, asked.keyspaces, &mut pace).await;
             if report.has_moved() {
                 tracing::info!(%other, ?end, ?report, "replicas have been brought together");
-            } else if end != RoundEnd::Same && end != RoundEnd::Away {
+            } else if !matches!(
+                end,
+                RoundEnd::Same | RoundEnd::Away | RoundEnd::Refused(Refusal::NotReady)
+            ) {
                 tracing::warn!(%other, ?end, "replicas could not be compared");
             }
             self.shared.counters.count_round(&report);

@@ -47,6 +47,8 @@ pub struct LoopState {
     pub wheel: DeadlineWheel<(Token, Alarm)>,
     /// Links to the other nodes.
     pub peers: Peers,
+    /// Which replaced directories votes are counted by (F12).
+    pub storage_ids_hash: u64,
     /// Writes that wait for a stamp above a version they have met.
     pub awaiting_stamp: Vec<(Token, Hlc)>,
     /// Operations in flight whose client has no answer yet.
@@ -88,6 +90,7 @@ impl IoLoop {
             operations: OperationTable::new(own, generation, in_flight),
             wheel: DeadlineWheel::default(),
             peers: Peers::default(),
+            storage_ids_hash: shared.witness.storage_ids_hash(),
             awaiting_stamp: Vec::new(),
             unanswered: 0,
             read_latency: UsualLatency::default(),

@@ -143,7 +143,10 @@ impl Links {
                 }
                 // Another node has taken the address; gossip tells where this one is now.
                 Ok((_, member)) => self.gossip.met(member),
-                Err(status) => tracing::debug!(%node, address, %status, "no link"),
+                Err(status) => {
+                    tracing::debug!(%node, address, %status, "no link");
+                    io.shared.witness_away(node);
+                }
             }
             // Else the connection would wait for more to send, for ever.
             outbox.close();
@@ -169,6 +172,7 @@ impl Links {
             let hello = first.and_then(|it| it.hello);
             let hello = hello.ok_or_else(|| Status::failed_precondition("no hello"))?;
             let member = judge_hello(shared, &hello).map_err(Status::from)?;
+            shared.hear_hello(member.node(), &hello);
             Ok((frames, member))
         };
         let late = |_| Status::deadline_exceeded("no hello in time");
@@ -269,9 +273,11 @@ fn judge_hello(shared: &Shared, hello: &Hello) -> Result<Member, CallError> {
         let message = format!("this node is of cluster {ours}, the peer of {theirs}");
         return Err(CallError::new(Reason::ClusterMismatch, message));
     }
-    member_of(hello).ok_or_else(|| {
+    let member = member_of(hello).ok_or_else(|| {
         CallError::new(Reason::NotAPeer, "the hello names no node or no valid addresses")
-    })
+    })?;
+    shared.judge_storage(&member, hello)?;
+    Ok(member)
 }
 
 fn member_of(hello: &Hello) -> Option<Member> {
@@ -318,6 +324,7 @@ impl PeerService for PeerApi {
         let member = judge_hello(shared, &hello).map_err(Status::from)?;
         let outbox = Outbox::new(shared.config.peer_queue_bytes_max);
         let node = member.node();
+        shared.hear_hello(node, &hello);
         if node != shared.identity.node {
             self.links.gossip.met(member);
         }

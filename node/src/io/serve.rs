@@ -200,7 +200,7 @@ impl IoLoop {
             answers.queries.push(query_answer(operation, Err(refusal), false, Hlc::ZERO));
             return;
         }
-        match self.shared.at_floor(&key, || self.shared.read_inline(&key)) {
+        match self.shared.replica_inline(&key) {
             (LocalRead::Here(read), floor) => {
                 answers.queries.push(query_answer(operation, read, query.version_only, floor));
                 return;
@@ -210,7 +210,7 @@ impl IoLoop {
         let shared = Arc::clone(&self.shared);
         let outbox = Arc::clone(&caller.outbox);
         tokio::spawn(async move {
-            let work = move |it: &Shared| Ok(it.at_floor(&key, || it.read_blocking(&key)));
+            let work = move |it: &Shared| Ok(it.replica_blocking(&key));
             let read = Arc::clone(&shared).blocking(work).await;
             let (read, floor) = read.unwrap_or_else(|refusal| (Err(refusal), Hlc::ZERO));
             let mut answers = Answers::default();
@@ -265,12 +265,12 @@ impl Shared {
         let first = StorageKey::first_token(&request.start);
         let mut answer = RangeAnswer { operation: query.operation, ..RangeAnswer::default() };
         // Before the read: one that rises meanwhile would vouch for what is overwritten by now.
-        let floor_at = first.map_or(0, |(keyspace, token)| self.floor_at(keyspace, token).0);
-        let page = self.range_blocking(&request);
-        match page {
-            Ok(page) => {
+        let floor = first.ok_or(Refusal::Failed);
+        let floor = floor.and_then(|(keyspace, token)| self.readable_at(keyspace, token));
+        match floor.and_then(|floor| Ok((self.range_blocking(&request)?, floor))) {
+            Ok((page, floor)) => {
                 answer.complete = page.complete;
-                answer.floor = floor_at;
+                answer.floor = floor.0;
                 let now = self.clock.highest();
                 let dropped =
                     |it: &Record| Mutant::ScanLiveRowsOnly.is_on() && it.live_value(now).is_none();

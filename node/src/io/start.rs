@@ -1,5 +1,7 @@
 //! Starts a node and stops it.
 
+mod error;
+
 use std::{
     io,
     net::SocketAddr,
@@ -19,68 +21,28 @@ use super::{
     links::{Links, Origins},
     metrics_http::serve_metrics,
     real::{SystemClock, TcpNetwork, system_seed},
-    recall::{open_identity, sweep_dropped_keyspaces},
+    recall::{open_identity, open_witness, sweep_dropped_keyspaces},
     serve::deliver,
     world::{Blocking, Listener, Network, World},
 };
+pub use error::StartError;
+
 use crate::{
     commit::{
         CommitQueue, CommitSettings, CommitStage, Committer, QueueLimits, run_as_task,
         run_on_thread,
     },
-    config::{ConfigError, NodeConfig},
+    config::NodeConfig,
     membership::Member,
     shared::{Shared, StopReason, system_key},
-    snapshot::SnapshotFolder,
+    snapshot::{SnapshotFolder, forget_restored, is_restored},
     storage::{
-        OpenError, Space, Storage, StorageError,
+        Space, Storage, StorageError,
         cached::CachedStorage,
         rocks::{RocksShared, RocksStorage},
     },
     view::View,
 };
-
-/// Why a node does not start. Nothing of it runs.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// A setting makes no sense.
-    #[error("the configuration is refused: {0}")]
-    Config(#[from] ConfigError),
-    /// The data directory cannot be opened.
-    #[error("cannot open the data directory: {0}")]
-    Open(#[from] OpenError),
-    /// What the node knows about itself cannot be read or written.
-    #[error("cannot read what the node knows about itself: {0}")]
-    Storage(#[from] StorageError),
-    /// What the node knows about itself makes no sense.
-    #[error("what the node knows about itself is damaged: {what}")]
-    Damaged {
-        /// Which part.
-        what: &'static str,
-    },
-    /// The node's place in the layout is in another datacenter than it was told.
-    #[error(
-        "this data directory belongs to a node of datacenter {layout:?}, and cannot be moved to \
-         {configured:?}: the layout counts on it"
-    )]
-    DatacenterChanged {
-        /// The datacenter in the layout.
-        layout: String,
-        /// The datacenter in the configuration.
-        configured: String,
-    },
-    /// An address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
-    /// The system gives no thread, no randomness or no directory.
-    #[error("the system refuses: {0}")]
-    System(#[from] io::Error),
-}
 
 /// A node that runs on threads of its own.
 pub struct RunningNode {
@@ -104,6 +66,7 @@ pub fn start(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode,
 fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode, StartError> {
     config.validate()?;
     std::fs::create_dir_all(&config.data)?;
+    let restored = config.restored || is_restored(&config.data);
     let engine = RocksStorage::open(&config.data.join("rocksdb"), resources)?;
     let storage = CachedStorage::new(engine, resources.row_cache_bytes());
     let snapshots = SnapshotFolder::new(&config.data, config.snapshots_max);
@@ -120,7 +83,7 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
     };
     let runtimes = (0..config.io_threads).map(|_| runtime()).collect::<Result<Vec<_>, _>>()?;
     let mut listeners = Vec::new();
-    let mut bound = config.clone();
+    let mut bound = NodeConfig { restored, ..config.clone() };
     for runtime in &runtimes {
         let both = runtime.block_on(async {
             Ok::<_, StartError>((
@@ -142,6 +105,7 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
         metrics = Some(listener);
     }
     let (node, events) = Node::open(bound, world)?;
+    forget_restored(&config.data)?;
     await_clock(&node.shared);
     let commits = node.run_commits_on_thread()?;
     let stop = CancellationToken::new();
@@ -346,7 +310,8 @@ impl Node {
         }
         let commits = Arc::new(CommitQueue::new(QueueLimits::default()));
         let directory = gossip.directory();
-        let shared = Shared::new(config, world, identity, view, commits, directory);
+        let witness = open_witness(&world)?;
+        let shared = Shared::new(config, world, identity, view, commits, directory, witness);
         sweep_dropped_keyspaces(&shared)?;
         let loops = (0..shared.config.io_threads).map(|it| IoLoop::new(Arc::clone(&shared), it));
         let loops = loops.collect();
@@ -382,6 +347,7 @@ impl Node {
             any_hint_bytes_max,
             trees,
             floors: Arc::clone(&self.shared.floors),
+            damage: Arc::clone(&self.shared.damage),
             ..CommitSettings::default()
         };
         let committer = Committer::open(storage, settings)?;
@@ -435,6 +401,9 @@ impl Node {
             tasks.spawn(Arc::clone(&io).run_dirty_marks());
             tasks.spawn(Arc::clone(&io).run_purges());
             tasks.spawn(Arc::clone(&io).run_sweeps());
+            tasks.spawn(Arc::clone(&io).run_heals());
+            tasks.spawn(Arc::clone(&io).run_scrub());
+            tasks.spawn(Arc::clone(&io).run_fill());
         }
         tasks.spawn(self.links.clone().run(Arc::clone(&io)));
         if let Some(events) = events {

@@ -106,6 +106,7 @@ impl Gauge {
 pub(crate) fn gauges(shared: &Shared) -> Vec<Gauge> {
     let mut gauges = traffic(shared);
     gauges.extend(trees(shared));
+    gauges.extend(scrub(shared));
     gauges.extend(storage(shared));
     gauges.extend(others(shared));
     gauges.extend(convergence(shared));
@@ -127,10 +128,57 @@ fn traffic(shared: &Shared) -> Vec<Gauge> {
 
 fn trees(shared: &Shared) -> Vec<Gauge> {
     let trees = shared.trees.statistics();
+    let unfilled = shared.fill.status().map_or(0, |it| it.partitions - it.filled);
     vec![
+        Gauge::plain(
+            "partitions_unfilled",
+            "Replicas of this node that answer no reads before others have filled them.",
+            unfilled,
+        ),
         Gauge::plain("tree_records", "Records in Merkle trees.", trees.records),
         Gauge::plain("tree_leaves", "Leaves of Merkle trees.", trees.leaves),
         Gauge::plain("tree_memory_bytes", "Memory of Merkle trees.", trees.memory_bytes),
+    ]
+}
+
+/// How far trees are known to be those of the data.
+fn scrub(shared: &Shared) -> Vec<Gauge> {
+    let state = shared.scrub.state();
+    let wall_ms = shared.wall().0;
+    let ended = Some(state.ended_ms).filter(|it| *it > 0);
+    let age = ended.map(|it| (Labels::new(), wall_ms.saturating_sub(it) / 1_000));
+    let last = state.last.unwrap_or_default();
+    vec![
+        Gauge::labelled(
+            "scrub_age_seconds",
+            "Since the last pass of the scrub over all data ended, if one has.",
+            age.into_iter(),
+        ),
+        Gauge::plain(
+            "scrub_partitions",
+            "Partitions that the pass of the scrub under way has compared so far.",
+            state.running.unwrap_or_default().partitions,
+        ),
+        Gauge::plain(
+            "scrub_mismatches",
+            "Leaves that were not what the data say, in the last pass of the scrub.",
+            last.mismatches,
+        ),
+        Gauge::plain(
+            "scrub_leaves_unreadable",
+            "Leaves whose data storage could not read, in the last pass of the scrub. Alarm.",
+            last.leaves_unreadable,
+        ),
+        Gauge::plain(
+            "records_damaged",
+            "Records that are known to be damaged, and not healed yet. Alarm.",
+            shared.damage.count(),
+        ),
+        Gauge::plain(
+            "rows_unreadable",
+            "Rows of which not even the key can be read, in the last pass of the scrub. Alarm.",
+            shared.damage.unreadable(),
+        ),
     ]
 }
 

@@ -37,7 +37,7 @@ impl DoneQueue {
     }
 
     /// Wakes the loop for another reason.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         self.wake.notify_one();
     }
 }

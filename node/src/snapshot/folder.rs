@@ -49,7 +49,7 @@ pub type Listed = (SnapshotName, Result<Manifest, ManifestError>);
 /// The folder of snapshots in the data directory.
 const FOLDER: &str = "snapshots";
 /// The database in a snapshot's folder. A folder inside it would be extra.
-const DATABASE: &str = "rocksdb";
+pub(super) const DATABASE: &str = "rocksdb";
 /// No name begins so: what a crash leaves behind is known by it.
 const CREATING: &str = ".creating-";
 const DELETING: &str = ".deleting-";
@@ -69,6 +69,11 @@ impl SnapshotFolder {
     /// The snapshots in a data directory. Touches nothing.
     pub fn new(data: &Path, snapshots_max: usize) -> Self {
         Self { path: data.join(FOLDER), snapshots_max, permits: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// The snapshots of some folder, to be read. Touches nothing.
+    pub(super) fn at(folder: &Path) -> Self {
+        Self { path: folder.to_owned(), snapshots_max: 0, permits: Arc::new(Semaphore::new(1)) }
     }
 
     /// How many snapshots there may be.
@@ -304,11 +309,11 @@ fn entries_of(path: &Path) -> Result<Vec<(String, fs::Metadata)>, SnapshotError>
     Ok(entries)
 }
 
-fn sync_folder(path: &Path) -> Result<(), SnapshotError> {
+pub(super) fn sync_folder(path: &Path) -> Result<(), SnapshotError> {
     File::open(path).and_then(|it| it.sync_all()).map_err(file_error("sync", path))
 }
 
-fn file_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> SnapshotError {
+pub(super) fn file_error(doing: &'static str, path: &Path) -> impl Fn(io::Error) -> SnapshotError {
     let path = path.to_owned();
     move |source| SnapshotError::File { doing, path: path.clone(), source }
 }

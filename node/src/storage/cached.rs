@@ -249,6 +249,11 @@ impl<S: Storage> Storage for CachedStorage<S> {
         let row_cache_bytes = self.shards.iter().map(|it| lock(it).rows.weight()).sum();
         StorageStatistics { row_cache_bytes, ..self.inner.statistics() }
     }
+
+    fn forget_rows(&self) {
+        self.shards.iter().for_each(|it| lock(it).rows.clear());
+        self.inner.forget_rows();
+    }
 }
 
 impl Row {

@@ -54,6 +54,20 @@ pub struct MemoryStorage {
     disk: Arc<Mutex<Disk>>,
 }
 
+/// What was on a disk at one moment.
+#[derive(Clone)]
+pub struct MemoryImage {
+    rows: BTreeMap<(Space, Bytes), Bytes>,
+    bytes: usize,
+}
+
+impl MemoryImage {
+    /// One row.
+    pub fn get(&self, space: Space, key: &[u8]) -> Option<&Bytes> {
+        self.rows.get(&(space, Bytes::copy_from_slice(key)))
+    }
+}
+
 #[derive(Default)]
 struct Disk {
     /// What readers see.
@@ -166,6 +180,38 @@ impl MemoryStorage {
     /// if there is no such row.
     pub fn lose_row(&self, space: Space, key: &[u8]) -> bool {
         self.disk().set(space, Bytes::copy_from_slice(key), None).is_some()
+    }
+
+    /// The disk is replaced by an empty one. Whoever has it open goes on with that.
+    pub fn wipe(&self) {
+        let mut disk = self.disk();
+        (disk.rows, disk.unsynced) = <_>::default();
+        (disk.bytes, disk.failure) = <_>::default();
+    }
+
+    /// A copy of what is on the disk, as a snapshot of a file system takes it.
+    pub fn image(&self) -> MemoryImage {
+        let disk = self.disk();
+        MemoryImage { rows: disk.rows.clone(), bytes: disk.bytes }
+    }
+
+    /// The disk is put back to what it was.
+    pub fn put_back(&self, image: &MemoryImage) {
+        let mut disk = self.disk();
+        (disk.rows, disk.bytes) = (image.rows.clone(), image.bytes);
+        (disk.unsynced, disk.failure) = <_>::default();
+    }
+
+    /// Puts a stored row under another key, unnoticed, in the place of what is there: a write that the
+    /// device made in a wrong place. False if there is no such row.
+    pub fn move_row(&self, space: Space, from: &[u8], to: &[u8]) -> bool {
+        let mut disk = self.disk();
+        let row = disk.set(space, Bytes::copy_from_slice(from), None);
+        let moved = row.is_some();
+        if moved {
+            disk.set(space, Bytes::copy_from_slice(to), row);
+        }
+        moved
     }
 
     /// Reads a page past all faults: for whoever looks at the disk from outside.

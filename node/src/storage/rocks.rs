@@ -46,10 +46,10 @@ impl RocksStorage {
     pub fn open(path: &Path, shared: &RocksShared) -> Result<Self, OpenError> {
         let options = shared.options();
         let families = [
-            ("default", shared.options()),
-            (HINTS, shared.options()),
+            ("default", shared.row_options()),
+            (HINTS, shared.row_options()),
             (TREES, shared.tree_options()),
-            (DUES, shared.options()),
+            (DUES, shared.row_options()),
             (SYSTEM, shared.options()),
         ]
         .map(|(name, options)| ColumnFamilyDescriptor::new(name, options));

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its cluster has failed")]
 
 mod clocks;
+mod damage;
 mod disk;
 mod snapshots;
 

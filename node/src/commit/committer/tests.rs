@@ -1,11 +1,13 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 
+use bytes::Bytes;
 use model::{Hlc, Key, NodeId, OperationId, RequestId, Version};
 use proptest::prelude::*;
 
 use super::*;
 use crate::commit::{HintClass, TargetHints, dirty_marks, hints_for};
+use crate::replica::decode_stored;
 use crate::storage::RangeRequest;
 use crate::storage::memory::{Access, Fault, MemoryStorage};
 

@@ -15,12 +15,12 @@ const CUT_BYTES_MAX: usize = 16 << 20;
 
 /// The trees' part of a commit path.
 pub(in crate::commit) struct TreeStage {
-    trees: Arc<Trees>,
+    pub(super) trees: Arc<Trees>,
     /// The leaves that this group changes, as they are once it is written.
     changed: BTreeMap<LeafId, Leaf>,
     dropped: Vec<KeyspaceId>,
     /// Leaves to cut.
-    overfull: BTreeSet<LeafId>,
+    pub(super) overfull: BTreeSet<LeafId>,
     /// Leaves that could not be cut when they had so many records.
     uncut: BTreeMap<LeafId, u32>,
     /// Of a deliberate bug: leaves that are written with the next group.

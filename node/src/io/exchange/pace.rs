@@ -3,7 +3,7 @@
 
 /// The pace of the rounds with one node.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
+pub(in crate::io) struct Pace {
     slice_bytes: usize,
 }
 
@@ -15,13 +15,13 @@ impl Default for Pace {
 
 impl Pace {
     /// Bytes of records to read for one slice.
-    pub(super) fn slice_bytes(self) -> usize {
+    pub(in crate::io) fn slice_bytes(self) -> usize {
         self.slice_bytes
     }
 
     /// Takes in how a slice went: `pressure` is the worse of both nodes' (see
     /// [`crate::foreground::Foreground::pressure`]). Returns how long to rest, in microseconds.
-    pub(super) fn after(&mut self, took_us: u64, pressure: u32) -> u64 {
+    pub(in crate::io) fn after(&mut self, took_us: u64, pressure: u32) -> u64 {
         match pressure {
             0 => {
                 self.slice_bytes = (2 * self.slice_bytes).min(SLICE_BYTES_MAX);

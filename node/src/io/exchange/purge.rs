@@ -17,8 +17,8 @@ use super::{
     round::{Direction, Round},
 };
 use crate::{
-    commit::{CommitItem, FloorChange, due_keys},
-    exchange::{OpenRound, PurgeBlock, refused},
+    commit::{CommitItem, FloorChange, Mend, due_keys},
+    exchange::{OpenRound, PurgeBlock, RoundEnd, refused},
     io::io_loop::IoLoop,
     shared::Shared,
     view::View,
@@ -48,6 +48,10 @@ impl IoLoop {
             let jitter_ms = self.lock().random.random_range(0..=interval_ms / 2);
             tokio::time::sleep(Duration::from_millis(interval_ms - interval_ms / 4 + jitter_ms))
                 .await;
+            if self.shared.is_filling() {
+                // Its replicas have nothing to vouch for (F7).
+                continue;
+            }
             let view = self.shared.view.load_full();
             let known = view.metadata().map(|it| it.keyspaces()).unwrap_or_default();
             for keyspace in known.iter().map(|it| it.id) {
@@ -62,6 +66,7 @@ impl IoLoop {
 
     /// Removes what floors cover, for as long as the node lives.
     pub(in crate::io) async fn run_sweeps(self: Arc<Self>) {
+        let mut purged = 0;
         loop {
             for (keyspace, partition, floor) in self.shared.floors.all().iter() {
                 if floor.swept < floor.floor {
@@ -71,7 +76,7 @@ impl IoLoop {
             tokio::select! {
                 biased;
                 () = self.shared.floors.changed.notified() => {}
-                () = tokio::time::sleep(SWEEP_INTERVAL) => {}
+                () = tokio::time::sleep(SWEEP_INTERVAL) => self.give_space_back(&mut purged).await,
             }
         }
     }
@@ -99,12 +104,16 @@ impl IoLoop {
         }
         let work = move |shared: &Shared| {
             let storage = &shared.world.storage;
-            let left = due_keys(storage, keyspace, partition, floor, None, 1);
+            let left = due_keys(storage, keyspace, partition, floor, None, SWEEP_ROWS);
             left.map_err(|error| shared.read_error(&error))
         };
-        if let Ok(left) = Arc::clone(&self.shared).blocking(work).await
-            && left.keys.is_empty()
-        {
+        let Ok(left) = Arc::clone(&self.shared).blocking(work).await else { return };
+        let is_swept = left.keys.is_empty();
+        for (key, row) in left.keys.into_iter().zip(left.rows) {
+            // Whose record the disk has lost.
+            self.queue(CommitItem::Mend(Mend::Due { row, key }));
+        }
+        if is_swept {
             let change = FloorChange::Swept(floor);
             self.queue(CommitItem::Floor { keyspace, partition, change });
         }
@@ -128,9 +137,9 @@ impl IoLoop {
         }
         // F10: a hint of ANY may be the only copy of a write, and any node may keep it.
         let layout = view.metadata().map(|it| it.layout().nodes()).unwrap_or_default();
-        let everyone = layout.iter().map(|it| it.id).filter(|it| *it != shared.identity.node);
-        let keepers: Vec<NodeId> = everyone.filter(|_| allows_any).collect();
-        let away = keepers.iter().find(|it| !self.can_deliver(**it));
+        let keepers: Vec<NodeId> = layout.iter().map(|it| it.id).filter(|_| allows_any).collect();
+        let others = keepers.iter().filter(|it| **it != shared.identity.node);
+        let away = others.clone().find(|it| !self.can_deliver(**it));
         if let Some(away) = away.filter(|_| !Mutant::PurgedWithoutAll.is_on()) {
             return PurgeBlock::Away(*away);
         }
@@ -308,21 +317,18 @@ impl PurgeRound<'_> {
     /// Runs the round; partitions that do not come to its end are taken out.
     async fn run(&mut self) -> Result<(), PurgeBlock> {
         let own = self.io.shared.identity.node;
-        let keepers = std::mem::take(&mut self.keepers);
-        self.open(own, !keepers.is_empty()).await?;
-        for member in self.members() {
-            let opened = self.open(member, keepers.contains(&member)).await;
-            match keepers.is_empty() {
-                true => self.leave_out(member, opened),
-                false => opened?,
+        // First: a hint that meets a fence could never be delivered, be the round given up or not. No new
+        // one comes with a stamp so old.
+        for keeper in std::mem::take(&mut self.keepers) {
+            match self.ask_keeper(keeper).await {
+                Err(_) if Mutant::PurgedWithoutAll.is_on() => {}
+                asked => asked?,
             }
         }
-        let members = self.members();
-        for keeper in keepers.iter().filter(|it| !members.contains(it)) {
-            match self.open(*keeper, true).await {
-                Err(_) if Mutant::PurgedWithoutAll.is_on() => {}
-                opened => opened?,
-            }
+        self.open(own).await?;
+        for member in self.members() {
+            let opened = self.open(member).await;
+            self.leave_out(member, opened);
         }
         if !Mutant::SignedBlindly.is_on() {
             // F2: everything comes here first, and then goes to everyone.
@@ -372,9 +378,26 @@ impl PurgeRound<'_> {
         });
     }
 
-    async fn open(&mut self, member: NodeId, allows_any: bool) -> Result<(), PurgeBlock> {
+    /// Asks a node whether it keeps a hint of ANY that the round's fences would stop (F10).
+    async fn ask_keeper(&self, keeper: NodeId) -> Result<(), PurgeBlock> {
         let open = PurgeOpen {
-            allows_any,
+            allows_any: true,
+            layout_hash: self.layout_hash,
+            keyspace: self.keyspace.0,
+            up_to: self.up_to.0,
+            round: self.round,
+            partitions: Vec::new(),
+        };
+        let answer = self.ask(keeper, Step::PurgeOpen(open)).await?;
+        match proto::refusal(answer.refusal) {
+            Some(refusal) => Err(PurgeBlock::Ended(keeper, RoundEnd::Refused(refusal))),
+            None => Ok(()),
+        }
+    }
+
+    async fn open(&mut self, member: NodeId) -> Result<(), PurgeBlock> {
+        let open = PurgeOpen {
+            allows_any: false,
             layout_hash: self.layout_hash,
             keyspace: self.keyspace.0,
             up_to: self.up_to.0,
@@ -425,6 +448,7 @@ impl PurgeRound<'_> {
             partition: it.0.into(),
             floor: self.up_to.0,
             round: self.round,
+            ..PartitionFloor::default()
         };
         let own = self.io.shared.identity.node;
         for member in [vec![own], self.members()].concat() {
@@ -451,7 +475,7 @@ impl PurgeRound<'_> {
 }
 
 /// Partitions of a known keyspace of which this node is a replica; `None` if one is not.
-fn own_partitions(
+pub(super) fn own_partitions(
     view: &View,
     keyspace: KeyspaceId,
     numbers: &[u32],

@@ -2,20 +2,25 @@
 
 mod compare;
 mod slice;
+mod trees;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use antientropy::{
     exchange::{TokenRange, Width},
     merkle::Tree,
 };
 use model::{Hlc, KeyspaceId, NodeId, NodeIndex, PartitionIndex};
-use proto::internal::{ExchangeSettled, PartitionFloor, exchange_request::Step};
+use proto::internal::{PartitionFloor, exchange_request::Step};
 
 use super::{pace::Pace, step::Answered};
 use crate::{
     commit::FloorTable,
-    exchange::{RoundEnd, RoundReport},
+    exchange::{RoundEnd, RoundReport, SharedTrees},
     io::io_loop::IoLoop,
 };
 
@@ -33,6 +38,10 @@ pub(super) struct Round<'a> {
     /// overwritten by then (F8).
     floors: Arc<FloorTable>,
     report: RoundReport,
+    /// Set while this node's replicas are being filled.
+    filling: Option<Filling>,
+    /// True if this pass has left something to another node's round, which has it at the moment.
+    put_off: bool,
 }
 
 /// How records are compared, and which of them move.
@@ -41,6 +50,8 @@ struct How {
     width: Width,
     /// What is purgeable at this floor is left out.
     floor: Hlc,
+    /// Only what was stamped later is compared.
+    since: Hlc,
     /// What is younger stays where it is.
     cutoff: Hlc,
     fetch: bool,
@@ -50,7 +61,8 @@ struct How {
 impl How {
     /// What differs and is not on its way moves, both ways.
     fn settled(cutoff: Hlc) -> Self {
-        Self { width: Width::Short, floor: Hlc::ZERO, cutoff, fetch: true, push: true }
+        let (floor, since) = (Hlc::ZERO, Hlc::ZERO);
+        Self { width: Width::Short, floor, since, cutoff, fetch: true, push: true }
     }
 
     /// Everything moves one way, and nothing is mistaken for something else.
@@ -58,6 +70,7 @@ impl How {
         Self {
             width: Width::Exact,
             floor: Hlc::ZERO,
+            since: Hlc::ZERO,
             cutoff: Hlc(u64::MAX),
             fetch: direction == Direction::Gather,
             push: direction == Direction::Scatter,
@@ -70,6 +83,14 @@ impl How {
 pub(super) enum Direction {
     Gather,
     Scatter,
+}
+
+/// How replicas are filled from one source (F7).
+struct Filling {
+    /// The source's floors.
+    floors: BTreeMap<PartitionIndex, Hlc>,
+    /// What only this node holds at or below the floor goes.
+    discard: bool,
 }
 
 /// A range of a keyspace whose records are to be compared.
@@ -86,13 +107,29 @@ impl<'a> Round<'a> {
         let Some(mut round) = Self::new(io, other, How::settled(Hlc::ZERO), pace) else {
             return (RoundEnd::Away, RoundReport::default());
         };
-        let mut end = RoundEnd::Differs;
-        for _ in 0..PASSES_MAX {
-            let moved = round.report;
-            match round.pass(only.as_ref()).await {
-                Ok(true) => end = RoundEnd::Same,
-                Ok(false) if round.report.has_moved_since(&moved) => continue,
+        let mut trees = io.shared.exchange.shared_trees(&io.shared.view.load(), other);
+        match &only {
+            Some(only) => trees.retain(|it| only.contains(&it.0)),
+            None => match round.is_all_equal(&trees).await {
+                Ok(true) => return (RoundEnd::Same, round.report),
                 Ok(false) => {}
+                Err(why) => return (why, round.report),
+            },
+        }
+        round.report.trees = trees.iter().map(|it| count(it.1.len())).sum();
+        let (mut end, mut passes) = (RoundEnd::Differs, 0);
+        while passes < PASSES_MAX {
+            let before = round.report;
+            round.put_off = false;
+            match round.pass(&trees).await {
+                Ok(left) if left.is_empty() => end = RoundEnd::Same,
+                Ok(left) if round.put_off || round.report.has_moved_since(&before) => {
+                    // To wait for another round is no pass: who has it goes on, or its claim ends.
+                    passes += usize::from(!round.put_off);
+                    trees = left;
+                    continue;
+                }
+                Ok(_differing) => {}
                 Err(why) => end = why,
             }
             break;
@@ -112,23 +149,51 @@ impl<'a> Round<'a> {
     ) -> Result<Vec<PartitionIndex>, RoundEnd> {
         let how = How::certain(direction);
         let mut round = Self::new(io, other, how, pace).ok_or(RoundEnd::Away)?;
-        let _turn = io.shared.exchange.moving.acquire().await.map_err(|_ended| RoundEnd::Stuck)?;
+        round.bring_certain(keyspace, partitions).await
+    }
+
+    /// Brings what a source holds of partitions that are being filled; its floors come with them. With
+    /// `discard` what this node holds at or below such a floor, and the source does not, goes before. As
+    /// `bring`, those of which it is certain come back.
+    pub(super) async fn fill(
+        io: &'a IoLoop,
+        other: NodeId,
+        keyspace: KeyspaceId,
+        partitions: &[(PartitionIndex, Hlc)],
+        discard: bool,
+        pace: &'a mut Pace,
+    ) -> Result<Vec<PartitionIndex>, RoundEnd> {
+        let how = How::certain(Direction::Gather);
+        let mut round = Self::new(io, other, how, pace).ok_or(RoundEnd::Away)?;
+        let floors = partitions.iter().copied().collect();
+        round.filling = Some(Filling { floors, discard });
+        let partitions: Vec<_> = partitions.iter().map(|it| it.0).collect();
+        round.bring_certain(keyspace, &partitions).await
+    }
+
+    async fn bring_certain(
+        &mut self,
+        keyspace: KeyspaceId,
+        partitions: &[PartitionIndex],
+    ) -> Result<Vec<PartitionIndex>, RoundEnd> {
+        let shared = Arc::clone(&self.io.shared);
+        let _turn = shared.exchange.moving.acquire().await.map_err(|_ended| RoundEnd::Stuck)?;
         let mut failed = Vec::new();
         for chunk in partitions.chunks(ROOTS_MAX) {
-            let unequal = round.compare_roots(keyspace, chunk).await?;
-            let count = round.partitions;
+            let unequal = self.compare_roots(keyspace, chunk).await?;
+            let count = self.partitions;
             let ranges = unequal.differing.iter().map(|it| whole_of(*it, count));
-            let suspects = round.differing_ranges(keyspace, ranges).await?;
-            round.how.floor = Hlc::ZERO;
-            failed.extend(round.compare_records(suspects).await?);
+            let suspects = self.differing_ranges(keyspace, ranges).await?;
+            self.how.floor = Hlc::ZERO;
+            failed.extend(self.compare_records(suspects).await?);
             for (partition, theirs) in unequal.apart {
-                let own = io.shared.floors.of(keyspace, partition).floor;
-                round.how.floor = own.max(Hlc(theirs.floor));
+                let own = shared.floors.of(keyspace, partition).floor;
+                self.how.floor = own.max(Hlc(theirs.floor));
                 let suspect = (keyspace, whole_of(partition, count));
-                failed.extend(round.compare_records(vec![suspect]).await?);
+                failed.extend(self.compare_records(vec![suspect]).await?);
             }
         }
-        io.shared.counters.count_round(&round.report);
+        shared.counters.count_round(&self.report);
         failed.sort_unstable();
         let is_certain = |it: &&PartitionIndex| failed.binary_search(it).is_err();
         Ok(partitions.iter().filter(is_certain).copied().collect())
@@ -140,72 +205,35 @@ impl<'a> Round<'a> {
         let partitions = metadata.layout().partitions();
         let far = metadata.layout().node(node).datacenter != io.shared.config.datacenter;
         let (floors, report) = (io.shared.floors.all(), RoundReport::default());
-        let round = Self { io, other, node, partitions, far, pace, how, floors, report };
+        let (filling, put_off) = (None, false);
+        let round =
+            Self { io, other, node, partitions, far, pace, how, floors, report, filling, put_off };
         io.can_deliver(other).then_some(round)
     }
 
-    /// Compares everything once. True if nothing differs but what is on its way.
-    async fn pass(&mut self, only: Option<&BTreeSet<KeyspaceId>>) -> Result<bool, RoundEnd> {
-        let shared = &self.io.shared;
-        let mut trees = shared.exchange.shared_trees(&shared.view.load(), self.other);
-        if let Some(only) = only {
-            trees.retain(|it| only.contains(&it.0));
-        } else if self.is_all_equal(&trees).await? {
-            return Ok(true);
-        }
-        self.report.trees = trees.iter().map(|it| count(it.1.len())).sum();
-        let (mut settled, mut differing) = (true, 0);
+    /// Compares trees once. Those come back that are to be compared again: they were put off, or differ in
+    /// more than what is on its way.
+    async fn pass(&mut self, trees: &SharedTrees) -> Result<SharedTrees, RoundEnd> {
+        let (mut left, mut differing) = (SharedTrees::new(), 0);
         for (keyspace, partitions) in trees {
+            let (keyspace, mut unequal_trees) = (*keyspace, Vec::new());
+            let mut unsettled = Vec::new();
             for chunk in partitions.chunks(ROOTS_MAX) {
                 let unequal = self.compare_roots(keyspace, chunk).await?;
-                differing += count(unequal.differing.len());
-                settled &= unequal.apart.is_empty();
                 self.tell_floors(keyspace, &unequal.apart).await?;
                 self.compare_apart(keyspace, &unequal.apart).await?;
-                for trees in unequal.differing.chunks(LEAF_TREES_MAX) {
-                    settled &= self.compare_trees(keyspace, trees).await?;
-                }
+                unsettled.extend(unequal.apart.iter().map(|it| it.0));
+                unequal_trees.extend(unequal.differing);
+            }
+            differing += count(unequal_trees.len());
+            unsettled.extend(self.bring_together(keyspace, unequal_trees).await?);
+            if !unsettled.is_empty() {
+                unsettled.sort_unstable();
+                left.push((keyspace, unsettled.into()));
             }
         }
         self.report.trees_differing = self.report.trees_differing.max(differing);
-        Ok(settled)
-    }
-
-    /// Compares trees whose roots differ, and the records of their differing leaves. True if nothing
-    /// differs but what is on its way.
-    async fn compare_trees(
-        &mut self,
-        keyspace: KeyspaceId,
-        trees: &[PartitionIndex],
-    ) -> Result<bool, RoundEnd> {
-        let shared = Arc::clone(&self.io.shared);
-        let (at_us, count) = (self.io.now_us(), self.partitions);
-        let ranges = trees.iter().map(|it| whole_of(*it, count));
-        let suspects = self.differing_ranges(keyspace, ranges).await?;
-        let mut unsettled: Vec<PartitionIndex> = Vec::new();
-        if !suspects.is_empty() {
-            // What is on its way arrives meanwhile.
-            let settle_ms = shared.config.exchange_settle_ms;
-            tokio::time::sleep(Duration::from_millis(settle_ms)).await;
-            let _turn = shared.exchange.moving.acquire().await.map_err(|_ended| RoundEnd::Stuck)?;
-            self.how = How::settled(shared.settled_before());
-            unsettled = self.compare_records(suspects).await?;
-            unsettled.sort_unstable();
-            unsettled.dedup();
-        }
-        let pair = (keyspace, self.other);
-        shared.exchange.differed(pair, &unsettled, self.io.now_us());
-        let is_settled = |it: &&PartitionIndex| unsettled.binary_search(it).is_err();
-        let settled: Vec<_> = trees.iter().filter(is_settled).copied().collect();
-        if !settled.is_empty() {
-            shared.exchange.verified(pair, &settled, at_us);
-            let age_ms = (self.io.now_us() - at_us) / 1_000;
-            let partitions = settled.iter().map(|it| it.0.into()).collect();
-            let age_ms = u32::try_from(age_ms).unwrap_or(u32::MAX);
-            self.ask(Step::Settled(ExchangeSettled { keyspace: keyspace.0, partitions, age_ms }))
-                .await?;
-        }
-        Ok(unsettled.is_empty())
+        Ok(left)
     }
 
     /// Compares the records of trees that were purged up to different floors, less what the higher one
@@ -255,5 +283,3 @@ fn count(it: usize) -> u64 {
 const PASSES_MAX: usize = 8;
 /// Roots compared in one step: 64 KiB with their floors.
 const ROOTS_MAX: usize = 4_096;
-/// Trees whose leaves are compared before their records are.
-const LEAF_TREES_MAX: usize = 1_024;

@@ -38,8 +38,9 @@ impl IoLoop {
         let (operation, shared) = (request.operation, &self.shared);
         let view = shared.view.load();
         let from = caller.index.zip(view.metadata()).map(|it| it.1.layout().node(it.0).id);
-        let refusal =
-            refusal.or((!is_known_format(request.hash_format)).then_some(Refusal::Failed));
+        let refusal = refusal
+            .or((!is_known_format(request.hash_format)).then_some(Refusal::Failed))
+            .or_else(|| shared.not_ready(request.step.as_ref()));
         let begun = match (from, request.step, refusal) {
             (Some(from), Some(step), None) => {
                 let turn = Arc::clone(&shared.exchange.answering).try_acquire_owned();
@@ -58,6 +59,7 @@ impl IoLoop {
             Err(refusal) => return send(&outbox, shared, operation, refused(refusal)),
         };
         let shared = Arc::clone(shared);
+        shared.exchange.renew_claim(from, shared.elapsed_us());
         tokio::spawn(async move {
             let _turn = turn;
             let answer = match (step, this.upgrade()) {
@@ -69,6 +71,7 @@ impl IoLoop {
                     step @ (Step::PurgeOpen(_) | Step::PurgeSign(_) | Step::PurgeCertify(_)),
                     Some(io),
                 ) => io.answer_purge(from, step).await,
+                (Step::FillOpen(open), Some(io)) => io.answer_fill(from, open).await,
                 (step, _) => {
                     let work = move |it: &Shared| Ok(it.answer_exchange(from, &step));
                     Arc::clone(&shared).blocking(work).await.unwrap_or_else(refused)
@@ -177,6 +180,15 @@ impl IoLoop {
 }
 
 impl Shared {
+    /// Refuses steps while what this node holds does not count. One that has just started has not lost its
+    /// directory for that: who fills its replicas asks again.
+    fn not_ready(&self, step: Option<&Step>) -> Option<Refusal> {
+        match step {
+            Some(Step::FillOpen(_)) if self.floors.is_shut() => Some(Refusal::Overloaded),
+            _ => self.is_filling().then_some(Refusal::NotReady),
+        }
+    }
+
     /// The time by the highest stamp, which stands still when nobody writes, or by the wall clock: some
     /// clocks are ahead of this one.
     pub(super) fn now_ms(&self) -> u64 {
@@ -186,6 +198,20 @@ impl Shared {
     /// What was stamped later is on its way (M4).
     pub(super) fn settled_before(&self) -> Hlc {
         Hlc::from_ms(self.now_ms().saturating_sub(self.config.exchange_settle_ms))
+    }
+
+    /// What was stamped before is likely the same in these partitions of this node and another one: they
+    /// were, later than that. Zero if it is not known of all of them.
+    pub(crate) fn same_before(
+        &self,
+        pair: (KeyspaceId, NodeId),
+        partitions: &[PartitionIndex],
+    ) -> Hlc {
+        let Some(at_us) = self.exchange.all_verified(pair, partitions) else { return Hlc::ZERO };
+        let age_ms = self.elapsed_us().saturating_sub(at_us) / 1_000;
+        // What was on its way then may have come to one of the two alone.
+        let margin_ms = self.config.exchange_settle_ms;
+        Hlc::from_ms(self.now_ms().saturating_sub(age_ms + margin_ms))
     }
 
     /// When the oldest hint of a write at ANY was stamped, or a little earlier.

@@ -33,12 +33,12 @@ struct Pass<'a> {
 
 /// A hint on its way.
 struct Flight {
-    key: StorageKey,
-    version: Version,
-    class: HintClass,
+    hint: Hint,
     bytes: usize,
     sent_us: u64,
     answer: oneshot::Receiver<HintAnswer>,
+    /// Other replicas to try, once its target has refused it for good.
+    others: Option<Vec<NodeIndex>>,
 }
 
 /// Where a hint goes.
@@ -182,16 +182,13 @@ impl Pass<'_> {
     }
 
     fn deliver(&mut self, view: &View, hint: Hint) {
-        let (key, version, class) = (hint.key.clone(), hint.record.version(), hint.class);
+        let (key, version) = (hint.key.clone(), hint.record.version());
         match self.io.route(view, self.target, &hint) {
             Route::To(node) => {
                 if Mutant::HintForgottenWhenSent.is_on() {
                     self.drop_hint(key.clone(), version);
                 }
-                let (bytes, sent_us) = (hint_bytes(&hint), self.io.now_us());
-                let answer = self.io.send_hint(view, node, hint);
-                self.bytes += bytes;
-                self.flights.push_back(Flight { key, version, class, bytes, sent_us, answer });
+                self.send(view, node, hint, None);
             }
             Route::Dropped => self.drop_hint(key, version),
             Route::Orphaned => {
@@ -202,36 +199,68 @@ impl Pass<'_> {
         }
     }
 
+    fn send(&mut self, view: &View, to: NodeIndex, hint: Hint, others: Option<Vec<NodeIndex>>) {
+        let (bytes, sent_us) = (hint_bytes(&hint), self.io.now_us());
+        let answer = self.io.send_hint(view, to, hint.clone());
+        self.bytes += bytes;
+        self.flights.push_back(Flight { hint, bytes, sent_us, answer, others });
+    }
+
+    /// A hint of ANY that meets its target's fence need not be the only copy: where another replica has the
+    /// write, or takes it, exchanges bring it (F10).
+    fn try_others(&mut self, hint: Hint, others: Option<Vec<NodeIndex>>) {
+        let view = self.io.shared.view.load_full();
+        let known = view.keyspace_of_id(hint.key.keyspace());
+        let others = others.unwrap_or_else(|| {
+            let Some(known) = known else { return Vec::new() };
+            let replicas = known.replica_set(view.partition(hint.key.token()));
+            let alive = self.io.lock().peers.alive(replicas, self.io.now_us());
+            let target = view.node_index(self.target);
+            let nodes = alive.iter().map(|it| replicas.node(it));
+            nodes.filter(|it| Some(*it) != target).collect()
+        });
+        match others.split_last() {
+            Some((next, rest)) => self.send(&view, *next, hint, Some(rest.to_vec())),
+            None => {
+                Counters::count(&self.io.shared.counters.any_hints_stranded);
+                self.note(PassEnd::Kept(Refusal::BelowFence));
+            }
+        }
+    }
+
     /// Waits for the answer to the hint that was sent first.
     async fn settle_first(&mut self) {
         let Some(flight) = self.flights.pop_front() else { return };
-        self.bytes -= flight.bytes;
-        let Ok(HintAnswer { answered_us, judged }) = flight.answer.await else {
-            self.pace.overloaded(flight.sent_us, self.io.now_us());
+        let Flight { hint, bytes, sent_us, answer, others } = flight;
+        self.bytes -= bytes;
+        let Ok(HintAnswer { answered_us, judged }) = answer.await else {
+            self.pace.overloaded(sent_us, self.io.now_us());
             return self.note(PassEnd::Silent);
         };
+        let (key, version) = (hint.key.clone(), hint.record.version());
         let counters = &self.io.shared.counters;
         match judged {
             Ok(()) => {
                 Counters::count(&counters.hints_delivered);
-                self.pace.answered(flight.sent_us, answered_us);
-                self.drop_hint(flight.key, flight.version);
+                self.pace.answered(sent_us, answered_us);
+                self.drop_hint(key, version);
             }
             // What lies below a fence comes by exchange, from a replica that has applied it. That does not
             // hold for a write that no replica had (F10).
-            Err(Refusal::BelowFence) if flight.class == HintClass::Ordinary => {
-                self.pace.answered(flight.sent_us, answered_us);
-                self.drop_hint(flight.key, flight.version);
+            Err(Refusal::BelowFence) if hint.class == HintClass::Ordinary => {
+                self.pace.answered(sent_us, answered_us);
+                self.drop_hint(key, version);
+            }
+            Err(Refusal::BelowFence) => {
+                self.pace.answered(sent_us, answered_us);
+                self.try_others(hint, others);
             }
             Err(refusal) if concerns_one_hint(refusal) => {
-                if refusal == Refusal::BelowFence {
-                    Counters::count(&counters.any_hints_stranded);
-                }
-                self.pace.answered(flight.sent_us, answered_us);
+                self.pace.answered(sent_us, answered_us);
                 self.note(PassEnd::Kept(refusal));
             }
             Err(Refusal::Overloaded) if self.pace.window() > 1 => {
-                self.pace.overloaded(flight.sent_us, answered_us);
+                self.pace.overloaded(sent_us, answered_us);
                 self.note(PassEnd::Kept(Refusal::Overloaded));
             }
             Err(refusal) => self.note(PassEnd::Refused(refusal)),

@@ -71,6 +71,19 @@ impl RocksShared {
         self.row_cache_bytes
     }
 
+    /// The settings of column families whose rows go again, in large numbers and maybe without another
+    /// write after them: a file with many deletes is compacted though no level is full, and what comes of
+    /// it too, until they have met what they delete.
+    pub(super) fn row_options(&self) -> Options {
+        let mut options = self.options();
+        options.add_compact_on_deletion_collector_factory(
+            DELETES_WINDOW,
+            DELETES_IN_WINDOW,
+            DELETES_SHARE,
+        );
+        options
+    }
+
     /// The settings of the column family of Merkle trees. Every write of a record writes a leaf here,
     /// and nobody reads one before the next start: an unsorted memtable takes it at a fraction of the
     /// cost of a skip list, and is sorted once, when it is flushed.
@@ -137,6 +150,10 @@ const LEVEL_ZERO_FILES: i32 = 10;
 /// Held for each file of a compaction; the kernel reads ahead by itself.
 const COMPACTION_READ_BYTES: usize = 256 << 10;
 const OPEN_FILES_MAX: i32 = 512;
+/// Rows behind one another of which so many are deletes, or so many of a whole file: then it is compacted.
+const DELETES_WINDOW: usize = 512;
+const DELETES_IN_WINDOW: usize = 256;
+const DELETES_SHARE: f64 = 0.25;
 const BLOOM_BITS_PER_KEY: f64 = 10.0;
 const EVENT_LOG_BYTES_MAX: usize = 1 << 20;
 const EVENT_LOGS_KEPT: usize = 3;

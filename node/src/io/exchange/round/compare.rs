@@ -21,6 +21,10 @@ pub(super) struct Unequal {
     pub(super) differing: Vec<PartitionIndex>,
     /// Those whose trees were purged up to different floors, with the other node's floor.
     pub(super) apart: Vec<(PartitionIndex, PartitionFloor)>,
+    /// Those that the other node brings together with a third one at the moment.
+    pub(super) busy: Vec<PartitionIndex>,
+    /// Before that the differing ones are likely the same; zero if it is not known.
+    pub(super) since: Hlc,
 }
 
 impl Round<'_> {
@@ -44,6 +48,24 @@ impl Round<'_> {
         keyspace: KeyspaceId,
         partitions: &[PartitionIndex],
     ) -> Result<Unequal, RoundEnd> {
+        self.ask_roots(keyspace, partitions, false).await
+    }
+
+    /// The same, and claims those that differ: nobody else is to bring them together meanwhile.
+    pub(super) async fn claim_roots(
+        &mut self,
+        keyspace: KeyspaceId,
+        partitions: &[PartitionIndex],
+    ) -> Result<Unequal, RoundEnd> {
+        self.ask_roots(keyspace, partitions, true).await
+    }
+
+    async fn ask_roots(
+        &mut self,
+        keyspace: KeyspaceId,
+        partitions: &[PartitionIndex],
+        claim: bool,
+    ) -> Result<Unequal, RoundEnd> {
         let (shared, at_us) = (Arc::clone(&self.io.shared), self.io.now_us());
         let floors = shared.floors.all();
         let roots = shared.trees.roots(keyspace, partitions);
@@ -53,6 +75,7 @@ impl Round<'_> {
             partitions: partitions.iter().map(|it| it.0.into()).collect(),
             roots: roots.iter().flat_map(|it| it.short().to_be_bytes()).collect(),
             swept: swept.flat_map(u64::to_be_bytes).collect(),
+            claim,
         };
         let answer = self.ask(Step::Roots(step)).await?.answer;
         if answer.apart.len() != answer.floors.len() {
@@ -62,15 +85,19 @@ impl Round<'_> {
             let partition = usize::try_from(*position).ok().and_then(|it| partitions.get(it));
             partition.copied().ok_or(RoundEnd::Malformed)
         };
-        let mut unequal = Unequal::default();
+        let mut unequal = Unequal { since: Hlc(answer.since), ..Unequal::default() };
         for position in &answer.differing {
             unequal.differing.push(at(position)?);
+        }
+        for position in &answer.busy {
+            unequal.busy.push(at(position)?);
         }
         for (position, floor) in answer.apart.iter().zip(answer.floors) {
             unequal.apart.push((at(position)?, floor));
         }
         let apart = unequal.apart.iter().map(|it| &it.0);
-        let differs: BTreeSet<_> = unequal.differing.iter().chain(apart).collect();
+        let differs: BTreeSet<_> =
+            unequal.differing.iter().chain(&unequal.busy).chain(apart).collect();
         let same: Vec<_> = partitions.iter().filter(|it| !differs.contains(it)).copied().collect();
         shared.exchange.verified((keyspace, self.other), &same, at_us);
         Ok(unequal)

@@ -1,9 +1,13 @@
 //! The records' part of a round: slice by slice they are compared, and moved.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
-use antientropy::exchange::{Differences, Sketch, Width, decide, name_of};
-use model::{KeyspaceId, PartitionIndex, Record, Refusal, StorageKey};
+use antientropy::exchange::{Differences, Moves, Sketch, Width, decide, name_of};
+use model::{KeyspaceId, Mutant, PartitionIndex, Record, Refusal, StorageKey, Version};
 use proto::internal::{
     ExchangeMoves, ExchangeRecords, RecordDifferences, RecordNames, exchange_request::Step,
 };
@@ -11,6 +15,7 @@ use rand::RngExt;
 
 use super::{Round, Suspect, count};
 use crate::{
+    commit::CommitItem,
     exchange::{
         BLOCK_BYTES, RoundEnd, Span, SpanRecords, decode_block, encode_block, partition_of,
     },
@@ -32,6 +37,8 @@ struct Slice {
     wanted: Vec<(Span, Vec<u64>)>,
     /// Where.
     partitions: Vec<PartitionIndex>,
+    /// Records that go before others come (F7).
+    discard: Vec<(StorageKey, Version)>,
 }
 
 impl Slice {
@@ -78,8 +85,8 @@ impl Round<'_> {
             span.to_wire(if exact { Vec::new() } else { sketch.encode() })
         };
         let ranges = read.iter().zip(&sketches).map(wire).collect();
-        let floor = self.how.floor.0;
-        let step = ExchangeRecords { keyspace: keyspace.0, salt, exact, floor, ranges };
+        let (keyspace_id, floor, since) = (keyspace.0, self.how.floor.0, self.how.since.0);
+        let step = ExchangeRecords { keyspace: keyspace_id, salt, exact, floor, since, ranges };
         let answer = self.ask(Step::Records(step)).await?.answer;
         if answer.differences.len() > read.len() || answer.differences.is_empty() {
             return Err(RoundEnd::Malformed);
@@ -93,6 +100,7 @@ impl Round<'_> {
                 None => work.queue.push_front(span),
             }
         }
+        self.discard(std::mem::take(&mut slice.discard)).await?;
         if !slice.is_empty() {
             let partitions = std::mem::take(&mut slice.partitions);
             let refused = self.report.refused;
@@ -128,10 +136,13 @@ impl Round<'_> {
             work.queue.push_front(rest);
         }
         let mut moves = decide(&ours.digests, sketch, &named, how.cutoff);
+        let partition = partition_of(span.range, self.partitions);
+        if let Some(partition) = partition {
+            self.restrict_fill((span.keyspace, partition), &ours, &named, &mut moves, slice);
+        }
         moves.push.retain(|_| how.push);
         moves.fetch.retain(|_| how.fetch);
         self.report.refused += count(ours.damaged);
-        let partition = partition_of(span.range, self.partitions);
         let moved = !moves.push.is_empty() || !moves.fetch.is_empty();
         if ours.damaged > 0 || moved && how.width == Width::Short {
             work.unsettled.extend(partition);
@@ -146,6 +157,40 @@ impl Round<'_> {
         Ok(())
     }
 
+    /// While replicas are being filled: of a source with a lower floor than this node's now, what lies at
+    /// or below that one is not taken, and what this node holds there is not its source's to judge (F7).
+    fn restrict_fill(
+        &self,
+        (keyspace, partition): (KeyspaceId, PartitionIndex),
+        ours: &SpanRecords,
+        named: &Differences,
+        moves: &mut Moves,
+        slice: &mut Slice,
+    ) {
+        let Some(filling) = &self.filling else { return };
+        let own = self.io.shared.floors.of(keyspace, partition).floor;
+        let theirs = filling.floors.get(&partition).copied().unwrap_or_default();
+        if theirs < own {
+            let above: BTreeSet<u64> =
+                named.records.iter().filter(|it| it.hlc > own).map(|it| it.name).collect();
+            moves.fetch.retain(|it| above.contains(it));
+        } else if filling.discard && !Mutant::FillKeepsExtras.is_on() {
+            let extra = moves.push.iter().map(|at| &ours.rows[*at]);
+            let extra = extra.filter(|(_, record)| record.version().hlc <= own);
+            slice.discard.extend(extra.map(|(key, record)| (key.clone(), record.version())));
+        }
+    }
+
+    async fn discard(&self, records: Vec<(StorageKey, Version)>) -> Result<(), RoundEnd> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        for (key, version) in records {
+            self.io.queue(CommitItem::Discard { key, version });
+        }
+        if self.io.settled().await { Ok(()) } else { Err(RoundEnd::Stuck) }
+    }
+
     /// Reads this node's records of spans of one keyspace until they make a slice.
     async fn read_slice(
         &mut self,
@@ -154,6 +199,7 @@ impl Round<'_> {
         queue: &mut VecDeque<Span>,
     ) -> Result<Vec<(Span, SpanRecords)>, RoundEnd> {
         let (slice_bytes, floor) = (self.pace.slice_bytes(), self.how.floor);
+        let since = self.how.since;
         let of_keyspace = queue.iter().take_while(|it| it.keyspace == keyspace);
         let spans: Vec<Span> = of_keyspace.take(SPANS_MAX).cloned().collect();
         let work = move |shared: &Shared| {
@@ -161,10 +207,11 @@ impl Round<'_> {
             let (mut read, mut bytes) = (Vec::new(), 0);
             for span in spans {
                 let limits = (SPAN_ROWS, slice_bytes);
-                let records = span.read(&shared.world.storage, &hasher, salt, limits);
+                let records =
+                    span.read(&shared.world.storage, &hasher, salt, limits, &shared.damage);
                 let records = records.map_err(|error| shared.read_error(&error))?;
                 bytes += records.bytes;
-                read.push((span, records.without_purgeable(floor)));
+                read.push((span, records.without_purgeable(floor).stamped_after(since)));
                 if bytes >= slice_bytes {
                     break;
                 }

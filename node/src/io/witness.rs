@@ -1,0 +1,336 @@
+//! What nodes tell each other of their database directories, and what a node does when the others have
+//! seen more of its own than it holds (F12, F13).
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use model::{Hlc, Mutant, NodeId, StorageId};
+use proto::{
+    CallError, Reason,
+    internal::{Hello, Ping, SeenStorage},
+};
+use tokio::sync::Notify;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::{
+    commit::CommitItem,
+    counters::Counters,
+    membership::Member,
+    shared::{Identity, Shared, StopReason, system_key},
+    storage::StorageError,
+    witness::{Inquiry, News, OwnState, Seen, Witness, judge_own},
+};
+
+/// A node's part in telling one directory from another.
+pub struct WitnessBoard {
+    board: Mutex<Board>,
+    /// See [`Witness::storage_ids_hash`].
+    storage_ids_hash: AtomicU64,
+    /// Wakes who fills this node's replicas, if that is to be done.
+    pub(super) sound: Notify,
+}
+
+struct Board {
+    own: StorageId,
+    /// The directory's id was minted in this life, to replace another.
+    minted: bool,
+    /// It is getting another id.
+    minting: bool,
+    witness: Witness,
+    /// There is more to keep than was kept.
+    unkept: bool,
+    inquiry: Inquiry,
+}
+
+impl WitnessBoard {
+    /// What a node starts with; `members` are the nodes of its layout.
+    pub fn new(
+        identity: &Identity,
+        mut witness: Witness,
+        members: impl Iterator<Item = NodeId>,
+    ) -> Self {
+        let own = Seen { storage: identity.storage, ceiling: identity.clock_ceiling };
+        witness.learn(identity.node, own);
+        let storage_ids_hash = AtomicU64::new(witness.storage_ids_hash(members));
+        let board = Board {
+            own: identity.storage,
+            minted: identity.minted,
+            minting: false,
+            witness,
+            unkept: false,
+            inquiry: Inquiry::default(),
+        };
+        Self { board: Mutex::new(board), storage_ids_hash, sound: Notify::new() }
+    }
+
+    /// A hash over the directories that have replaced others, as far as this node knows (F12).
+    pub fn storage_ids_hash(&self) -> u64 {
+        self.storage_ids_hash.load(Ordering::Acquire)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// This node's database directory.
+    pub fn storage_id(&self) -> StorageId {
+        self.witness.lock().own
+    }
+
+    /// What this node has seen of another one's directory.
+    pub fn seen_storage(&self, node: NodeId) -> Option<Seen> {
+        self.witness.lock().witness.of(node)
+    }
+
+    /// What this node has seen of all directories.
+    pub(crate) fn seen_storages(&self) -> Vec<SeenStorage> {
+        let to_wire = |(node, seen): (NodeId, Seen)| SeenStorage {
+            node_id: Bytes::copy_from_slice(&node.to_bytes()),
+            storage_id: Bytes::copy_from_slice(&seen.storage.to_bytes()),
+            clock_ceiling: seen.ceiling.0,
+        };
+        self.witness.lock().witness.iter().map(to_wire).collect()
+    }
+
+    /// Takes what a node's hello says of its own directory and of others.
+    pub(super) fn hear_hello(self: &Arc<Self>, from: NodeId, hello: &Hello) {
+        if from == self.identity.node {
+            return;
+        }
+        if let Some(storage) = StorageId::from_slice(&hello.storage_id) {
+            self.hear(from, Seen { storage, ceiling: Hlc(hello.clock_ceiling) });
+        }
+        self.hear_storages(&hello.seen);
+        let now_us = self.elapsed_us();
+        {
+            let mut board = self.witness.lock();
+            if !board.minting {
+                board.inquiry.heard(from, now_us);
+            }
+        }
+        self.look_at_directory();
+    }
+
+    /// Takes what a ping says of its sender's directory.
+    pub(super) fn hear_ping(self: &Arc<Self>, from: NodeId, ping: &Ping) {
+        if let Some(storage) = StorageId::from_slice(&ping.storage_id) {
+            self.hear(from, Seen { storage, ceiling: Hlc(ping.clock_ceiling) });
+        }
+    }
+
+    /// Takes what another node has seen.
+    pub(super) fn hear_storages(self: &Arc<Self>, seen: &[SeenStorage]) {
+        for it in seen.iter().take(Witness::NODES_MAX) {
+            let ids = (NodeId::from_slice(&it.node_id), StorageId::from_slice(&it.storage_id));
+            let (Some(node), Some(storage)) = ids else {
+                Counters::count(&self.counters.peer_messages_malformed);
+                return;
+            };
+            let seen = Seen { storage, ceiling: Hlc(it.clock_ceiling) };
+            if node == self.identity.node {
+                self.judge_own_directory(seen);
+            } else {
+                self.hear(node, seen);
+            }
+        }
+    }
+
+    /// A node cannot be reached: its word is not waited for.
+    pub(super) fn witness_away(self: &Arc<Self>, node: NodeId) {
+        self.witness.lock().inquiry.away(node);
+        self.look_at_directory();
+    }
+
+    /// Refuses a node whose directory has been replaced, and one that would replace a node that is up.
+    pub(super) fn judge_storage(&self, member: &Member, hello: &Hello) -> Result<(), CallError> {
+        let node = member.node();
+        let known = self.witness.lock().witness.of(node);
+        let storage = StorageId::from_slice(&hello.storage_id);
+        let (Some(known), Some(storage)) = (known, storage) else { return Ok(()) };
+        if node == self.identity.node || storage <= known.storage {
+            return Ok(());
+        }
+        let same_process = self
+            .directory
+            .borrow()
+            .get(&node)
+            .is_some_and(|it| it.incarnation >> 20 == hello.incarnation >> 20);
+        if !same_process && self.status(node).is_reachable(self.elapsed_us()) {
+            let message = format!("node {node} is up: it cannot be replaced");
+            return Err(CallError::new(Reason::NodeIsUp, message).with("node", node));
+        }
+        Ok(())
+    }
+
+    fn hear(self: &Arc<Self>, node: NodeId, seen: Seen) {
+        let view = self.view.load();
+        // Strangers are none of the layout's, and may say anything.
+        if view.metadata().is_some() && view.node_index(node).is_none() {
+            return;
+        }
+        let mut board = self.witness.lock();
+        let news = board.witness.learn(node, seen);
+        board.unkept |= news != News::None;
+        if news == News::Replaced || news == News::Met && seen.storage.generation() > 0 {
+            self.storages_changed(&board);
+            drop(board);
+            tracing::warn!(%node, storage = %seen.storage, "a node has another database directory");
+        }
+    }
+
+    /// To be called with new metadata: other nodes may be members now.
+    pub(crate) fn follow_members(&self) {
+        let board = self.witness.lock();
+        let hash = board.witness.storage_ids_hash(self.members());
+        if self.witness.storage_ids_hash() != hash {
+            self.storages_changed(&board);
+        }
+    }
+
+    fn members(&self) -> Vec<NodeId> {
+        let view = self.view.load();
+        let nodes = view.metadata().map(|it| it.layout().nodes()).unwrap_or_default();
+        nodes.iter().map(|it| it.id).collect()
+    }
+
+    /// Votes of the directory before, and rounds of purging in which it takes part, count no more.
+    fn storages_changed(&self, board: &Board) {
+        let hash = board.witness.storage_ids_hash(self.members());
+        self.witness.storage_ids_hash.store(hash, Ordering::Release);
+        self.exchange.forget_rounds();
+        // Greets everyone, and with that tells them.
+        self.metadata_changed.notify_waiters();
+        self.done.iter().for_each(crate::shared::DoneQueue::wake);
+    }
+
+    /// Others have seen this node's directory: is it still the one that they have seen?
+    fn judge_own_directory(self: &Arc<Self>, seen: Seen) {
+        let mut board = self.witness.lock();
+        let own = Seen { storage: board.own, ceiling: self.clock.ceiling() };
+        let state = judge_own(own, seen);
+        if board.minting || state == OwnState::Sound || Mutant::RollbackUnseen.is_on() {
+            return;
+        }
+        if state == OwnState::Superseded && !board.minted {
+            drop(board);
+            self.floors.set_shut(true);
+            return self.stop_for(StopReason::Superseded { storage: seen.storage });
+        }
+        let later = seen.storage.generation().max(own.storage.generation()).saturating_add(1);
+        let generation = later.max(self.wall().0);
+        tracing::error!(
+            ?state,
+            own_ceiling = %own.ceiling,
+            seen_ceiling = %seen.ceiling,
+            "this directory is not what others have seen: it is filled anew before it counts"
+        );
+        board.minting = true;
+        drop(board);
+        self.floors.set_shut(true);
+        self.mint_storage(generation);
+    }
+
+    /// Gives the directory a new id, and leaves it to be filled by others: one durable step.
+    fn mint_storage(self: &Arc<Self>, generation: u64) {
+        let random = xxh3_64(&(self.world.seed ^ self.elapsed_us()).to_be_bytes());
+        let storage = StorageId::mint(generation, random);
+        let starts = self.identity.incarnation >> 20;
+        let identity = encode_identity(self.identity.node, storage, starts);
+        let shared = Arc::downgrade(self);
+        let done = move |result: Result<(), StorageError>| {
+            // A failure stops the node by itself, with the directory as it was.
+            let (Some(shared), Ok(())) = (shared.upgrade(), result) else { return };
+            {
+                let mut board = shared.witness.lock();
+                (board.own, board.minted, board.minting) = (storage, true, false);
+                let ceiling = shared.clock.ceiling();
+                board.witness.learn(shared.identity.node, Seen { storage, ceiling });
+                shared.storages_changed(&board);
+            }
+            shared.look_at_directory();
+        };
+        let (generation, identity, done) = (Some(generation), Some(identity), Box::new(done) as _);
+        // A closed queue is a node that ends.
+        let item = CommitItem::Fill { generation, ends: None, identity, done };
+        let _ = self.commits.push_system(item);
+    }
+
+    /// Takes and answers requests once the others have found nothing wrong with the directory (F13).
+    pub(super) fn look_at_directory(self: &Arc<Self>) {
+        if !self.floors.is_shut() || self.failure().is_some() {
+            return;
+        }
+        let mut others = self.members();
+        if others.is_empty() {
+            return;
+        }
+        others.retain(|it| *it != self.identity.node);
+        let mut board = self.witness.lock();
+        let over = board.inquiry.is_over(&others, self.elapsed_us(), PATIENCE_US);
+        if !board.minting && (over || Mutant::RollbackUnseen.is_on()) {
+            // From now on a later directory is somebody else's.
+            board.minted = false;
+            self.floors.set_shut(false);
+            drop(board);
+            tracing::info!(filling = self.is_filling(), "the directory is what others have seen");
+            self.witness.sound.notify_waiters();
+        }
+    }
+
+    /// True while this node's directory is not known to be sound, or replicas in it are being filled.
+    pub(crate) fn is_filling(&self) -> bool {
+        self.floors.is_shut() || self.floors.all().filling().is_some()
+    }
+
+    /// Keeps what was seen; and shows that this node writes, by a higher ceiling. To be
+    /// called about once a second.
+    pub(super) fn tend_witness(self: &Arc<Self>) {
+        self.look_at_directory();
+        let kept = {
+            let mut board = self.witness.lock();
+            std::mem::take(&mut board.unkept).then(|| board.witness.encode())
+        };
+        if let Some(kept) = kept {
+            // A failure stops the node by itself.
+            self.store_system(system_key::WITNESS, Some(kept), |_| ());
+        }
+        self.show_ceiling();
+    }
+
+    /// Makes a directory's id durable here before anything depends on it (F12). False if it is not the
+    /// latest of the node's.
+    pub(super) async fn keep_storage(
+        self: &Arc<Self>,
+        node: NodeId,
+        storage: StorageId,
+    ) -> Result<bool, StorageError> {
+        self.hear(node, Seen { storage, ceiling: Hlc::ZERO });
+        let kept = {
+            let board = self.witness.lock();
+            let latest = board.witness.of(node).is_some_and(|it| it.storage == storage);
+            if !latest {
+                return Ok(false);
+            }
+            board.witness.encode()
+        };
+        self.make_durable(Bytes::from_static(system_key::WITNESS), Some(kept)).await?;
+        Ok(true)
+    }
+}
+
+/// Who a node is, as it is kept.
+pub(super) fn encode_identity(node: NodeId, storage: StorageId, starts: u64) -> Bytes {
+    let mut value = BytesMut::with_capacity(40);
+    value.put_u128(node.0);
+    value.put_u128(storage.0);
+    value.put_u64(starts);
+    value.freeze()
+}
+
+/// How long a start waits for members that neither answer nor refuse, once one has answered.
+const PATIENCE_US: u64 = 1_000_000;
