@@ -5,8 +5,10 @@
 
 mod bars;
 mod children;
+mod cluster;
 mod disk;
 pub(crate) mod echo;
+mod exchange;
 mod floor;
 mod keys;
 pub(crate) mod latency;
@@ -32,6 +34,7 @@ pub(crate) enum BenchCommand {
     Run(run::RunArgs),
     Floor(floor::FloorArgs),
     Bars(bars::BarsArgs),
+    Exchange(exchange::ExchangeArgs),
     Trees(trees::TreesArgs),
 }
 
@@ -45,6 +48,7 @@ pub(crate) async fn run(
         BenchCommand::Run(args) => run::run(args, global, output).await,
         BenchCommand::Floor(args) => floor::run(args, output).await,
         BenchCommand::Bars(args) => bars::run(args, global, output).await,
+        BenchCommand::Exchange(args) => exchange::run(args, global, output).await,
         BenchCommand::Trees(args) => trees::run(&args, output),
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use model::NodeId;
+
 /// Reads a duration such as `250ms`, `10s`, `1h30m` or `7d`. A bare number means seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration: write 250ms, 10s, 1h30m or 7d");
@@ -134,6 +136,12 @@ pub(crate) fn spell_count(count: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// Parses a node's id.
+pub(crate) fn node_id(text: &str) -> Result<NodeId, String> {
+    let id = uuid::Uuid::parse_str(text).map_err(|error| format!("no node id: {error}"))?;
+    Some(NodeId(id.as_u128())).filter(|it| !it.is_nil()).ok_or_else(|| "no node has it".to_owned())
 }
 
 #[cfg(test)]

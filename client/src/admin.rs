@@ -159,6 +159,12 @@ impl Admin {
         self.call(request).await
     }
 
+    /// Has the answering node compare its trees with its data at once, or waits for the pass that an
+    /// earlier answer's `pass` names.
+    pub async fn scrub(&self, request: v1::ScrubRequest) -> Result<v1::ScrubResponse, Error> {
+        self.call(request).await
+    }
+
     /// How far the answering node's replicas are known to be the same as those of the other nodes.
     pub async fn convergence(&self) -> Result<v1::GetConvergenceResponse, Error> {
         self.call(v1::GetConvergenceRequest {}).await
@@ -236,6 +242,7 @@ admin_calls! {
     GetHintsRequest => get_hints -> GetHintsResponse, "hints", false, |_| 0;
     WaitHintsRequest => wait_hints -> WaitHintsResponse, "wait for hints", false, |_| 0;
     RepairRequest => repair -> RepairResponse, "repair", false, |_| 0;
+    ScrubRequest => scrub -> ScrubResponse, "scrub", false, |_| 0;
     GetConvergenceRequest => get_convergence -> GetConvergenceResponse,
         "convergence", false, |_| 0;
 }

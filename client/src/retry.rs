@@ -139,6 +139,7 @@ mod tests {
         (Reason::StorageFailed, "ee"),
         (Reason::ClusterMismatch, "--"),
         (Reason::VersionMismatch, "--"),
+        (Reason::NodeIsUp, "--"),
         (Reason::NotAPeer, "--"),
         (Reason::PlanChanged, "--"),
         (Reason::LayoutInvalid, "--"),

@@ -4,7 +4,6 @@
 //! Ratios, not absolute numbers: both sides of a ratio are measured seconds apart on the same
 //! machine, and the median over rounds is what counts.
 
-mod cluster;
 mod verdict;
 
 use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
@@ -13,12 +12,10 @@ use clap::Args;
 use model::ConsistencyLevel;
 use serde::Serialize;
 
-use self::{
-    cluster::BenchCluster,
-    verdict::{BAR_TABLE, BarDocument, Figures},
-};
+use self::verdict::{BAR_TABLE, BarDocument, Figures};
 use super::{
     children::Server,
+    cluster::{self, BenchCluster, Restart},
     load::{self, Load},
     report::LoadDocument,
     run::{LoadArgs, fill},
@@ -87,15 +84,6 @@ struct Round {
     batch: LoadDocument,
 }
 
-/// One kill and start.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Restart {
-    /// From the start of the process until it listened.
-    listening_ms: f64,
-    /// From the start of the process until it answered a read.
-    serving_ms: f64,
-}
-
 /// Memory of the largest node process.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 struct Memory {
@@ -154,7 +142,7 @@ async fn prepare(
     /// Until freshly started processes are at rest.
     const REST: Duration = Duration::from_secs(2);
     let bar = progress::spinner(output, "starting three nodes");
-    let mut cluster = BenchCluster::start(args.folder.as_deref()).await?;
+    let mut cluster = BenchCluster::start(args.folder.as_deref(), &[]).await?;
     cluster.make(global).await?;
     tokio::time::sleep(REST).await;
     let mut memory = Memory { empty_bytes: cluster.resident_bytes_max(), ..Memory::default() };

@@ -67,6 +67,7 @@ impl Server {
         rack: usize,
         address: NodeAddress,
         join: Option<SocketAddr>,
+        options: &[&str],
     ) -> Result<Self, Failure> {
         let mut arguments = vec![
             "start".to_owned(),
@@ -78,6 +79,7 @@ impl Server {
             "--cluster=bench".to_owned(),
         ];
         arguments.extend(join.map(|it| format!("--join={it}")));
+        arguments.extend(options.iter().map(|it| (*it).to_owned()));
         let (it, ready) = Self::spawn::<NodeReady>(&arguments).await?;
         let peer_address = Some(ready.peer_address);
         Ok(Self { client_address: ready.client_address, peer_address, ..it })

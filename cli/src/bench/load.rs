@@ -135,6 +135,19 @@ pub(crate) async fn run(
     target: &Target,
     servers: &[u32],
 ) -> Result<Measured, Failure> {
+    // The time begins when it is first asked for, behind the warm-up.
+    let over = async { tokio::time::sleep(load.duration).await };
+    Ok(run_until(load, target, servers, over).await?.0)
+}
+
+/// The same, but measures until something has happened, whatever the load's duration; what that was
+/// comes back.
+pub(crate) async fn run_until<T>(
+    load: &Load,
+    target: &Target,
+    servers: &[u32],
+    until: impl Future<Output = T>,
+) -> Result<(Measured, T), Failure> {
     let begun = Instant::now();
     let shared = Arc::new(Shared::new(load, begun));
     let workers: Vec<_> = (0..load.clients)
@@ -147,7 +160,7 @@ pub(crate) async fn run(
     let before = Usage::now(servers)?;
     shared.enter(MEASURING);
     let measured_from = Instant::now();
-    tokio::time::sleep(load.duration).await;
+    let happened = until.await;
     if load.rate.is_some() {
         shared.drain().await;
     }
@@ -158,13 +171,14 @@ pub(crate) async fn run(
         worker.await.expect("workers do not panic");
     }
     let tallies = std::mem::take(&mut *shared.tallies());
-    Ok(Measured {
+    let measured = Measured {
         tallies,
         elapsed,
         not_begun: shared.not_begun(),
         load_processor: after.load.saturating_sub(before.load),
         server_processor: after.servers.saturating_sub(before.servers),
-    })
+    };
+    Ok((measured, happened))
 }
 
 /// Writes every key once, in batches. Returns how many failed, by what went wrong.

@@ -7,6 +7,8 @@ use proto::{CallError, CallOutcome, v1};
 use tonic::transport::{Channel, Endpoint};
 use v1::kv_service_client::KvServiceClient;
 
+use super::cluster::KEYSPACE;
+
 /// Takes the calls of a load.
 #[derive(Clone)]
 pub(crate) enum Target {
@@ -17,8 +19,13 @@ pub(crate) enum Target {
         /// The level of all calls; `None` for the keyspace's default.
         level: Option<ConsistencyLevel>,
     },
-    /// A server that answers at once: one client for each connection.
-    Echo(Vec<KvServiceClient<Channel>>),
+    /// Servers that are asked themselves, whoever holds the keys: one client for each connection.
+    Servers {
+        /// Clients take them in turns.
+        clients: Vec<KvServiceClient<Channel>>,
+        /// The clock of every call.
+        clock: u64,
+    },
 }
 
 /// What became of the keys of one call.
@@ -35,10 +42,13 @@ pub(crate) struct Done {
 impl Target {
     /// An echo server, with so many connections to it.
     pub(crate) fn echo(address: &str, connections: usize) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"));
-        let endpoint = endpoint.expect("an address makes a URI").tcp_nodelay(true);
-        let connect = |_| KvServiceClient::new(endpoint.connect_lazy());
-        Self::Echo((0..connections).map(connect).collect())
+        let clients = (0..connections).map(|_| connect(address)).collect();
+        Self::Servers { clients, clock: ECHO_CLOCK }
+    }
+
+    /// These nodes alone, with a connection to each.
+    pub(crate) fn nodes(addresses: impl Iterator<Item = String>) -> Self {
+        Self::Servers { clients: addresses.map(|it| connect(&it)).collect(), clock: 0 }
     }
 
     /// Writes one key for client number `client`.
@@ -51,16 +61,16 @@ impl Target {
                 }
                 one(call.send().await.map(|_| false))
             }
-            Self::Echo(clients) => {
+            Self::Servers { clients, clock } => {
                 let request = v1::PutRequest {
-                    keyspace: ECHO_KEYSPACE.to_owned(),
+                    keyspace: KEYSPACE.to_owned(),
                     key: Some(key.into()),
                     value,
                     consistency: Some(ConsistencyLevel::Quorum.into()),
-                    clock: ECHO_CLOCK,
+                    clock: *clock,
                     ..v1::PutRequest::default()
                 };
-                one_echo(pick(clients, client).put(request).await)
+                one_answer(pick(clients, client).put(request).await, |_| false)
             }
         }
     }
@@ -75,19 +85,19 @@ impl Target {
                 }
                 one(call.send().await.map(|it| it.value.is_none()))
             }
-            Self::Echo(clients) => {
+            Self::Servers { clients, clock } => {
                 let request = v1::GetRequest {
-                    keyspace: ECHO_KEYSPACE.to_owned(),
+                    keyspace: KEYSPACE.to_owned(),
                     key: Some(key.into()),
                     consistency: Some(ConsistencyLevel::Quorum.into()),
-                    clock: ECHO_CLOCK,
+                    clock: *clock,
                 };
-                one_echo(pick(clients, client).get(request).await)
+                one_answer(pick(clients, client).get(request).await, |it| !it.found)
             }
         }
     }
 
-    /// Writes many keys in one call. The echo server has no batches.
+    /// Writes many keys in one call. Servers that are asked themselves are sent no batches.
     pub(crate) async fn put_batch(&self, rows: Vec<(Key, Bytes)>) -> Done {
         let Self::Cluster { keyspace, level } = self else { return Done::default() };
         let items = rows.into_iter().map(|(key, value)| WriteItem::put(key, value)).collect();
@@ -98,7 +108,7 @@ impl Target {
         many(call.await.into_iter().map(|it| it.map(|_| false)))
     }
 
-    /// Reads many keys in one call. The echo server has no batches.
+    /// Reads many keys in one call. Servers that are asked themselves are sent no batches.
     pub(crate) async fn get_batch(&self, keys: Vec<Key>) -> Done {
         let Self::Cluster { keyspace, level } = self else { return Done::default() };
         let mut call = keyspace.batch_get(keys);
@@ -109,7 +119,12 @@ impl Target {
     }
 }
 
-const ECHO_KEYSPACE: &str = "bench";
+fn connect(address: &str) -> KvServiceClient<Channel> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"));
+    let endpoint = endpoint.expect("an address makes a URI").tcp_nodelay(true);
+    KvServiceClient::new(endpoint.connect_lazy())
+}
+
 /// A reading as large as real ones, so that messages are as long.
 const ECHO_CLOCK: u64 = 1 << 56;
 
@@ -135,9 +150,12 @@ fn many(results: impl IntoIterator<Item = Result<bool, Error>>) -> Done {
     done
 }
 
-fn one_echo<T>(result: Result<tonic::Response<T>, tonic::Status>) -> Done {
+fn one_answer<T>(
+    result: Result<tonic::Response<T>, tonic::Status>,
+    is_absent: impl Fn(&T) -> bool,
+) -> Done {
     match result {
-        Ok(_) => Done { keys: 1, ..Done::default() },
+        Ok(it) => Done { keys: 1, absent: is_absent(it.get_ref()).into(), ..Done::default() },
         Err(status) => Done { errors: vec![spell(&CallError::from(&status))], ..Done::default() },
     }
 }

@@ -7,6 +7,7 @@ mod hints;
 mod keyspace;
 mod layout;
 mod repair;
+mod scrub;
 mod snapshot;
 mod status;
 
@@ -35,6 +36,7 @@ pub(crate) enum AdminCommand {
     Hints(hints::HintsArgs),
     Convergence(convergence::ConvergenceArgs),
     Repair(repair::RepairArgs),
+    Scrub(scrub::ScrubArgs),
 }
 
 /// Runs one of the admin commands.
@@ -54,6 +56,7 @@ pub(crate) async fn run(
         AdminCommand::Hints(args) => hints::run(args, &admin, output).await?,
         AdminCommand::Convergence(args) => convergence::run(args, &admin, output).await?,
         AdminCommand::Repair(args) => repair::run(args, &admin, output).await?,
+        AdminCommand::Scrub(args) => scrub::run(args, &admin, output).await?,
     }
     Ok(Exit::Ok)
 }

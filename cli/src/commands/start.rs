@@ -1,15 +1,25 @@
 //! `quorate start`: runs one node until a signal or its disk ends it.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Args;
-use node::{config::NodeConfig, io::RunningNode};
+use model::NodeId;
+use node::{
+    config::NodeConfig,
+    io::RunningNode,
+    snapshot::{RestoreError, restore},
+};
 use serde::Serialize;
 
 use crate::{
     failure::{Exit, Failure, with_causes},
     local_node::SharedResources,
     output::{Output, Paint},
+    progress,
     signals::StopSignals,
     values,
 };
@@ -63,6 +73,21 @@ pub(crate) struct StartArgs {
     /// Peer addresses of nodes to find the cluster through
     #[arg(long, value_name = "ADDR[,ADDR]", value_delimiter = ',')]
     join: Vec<String>,
+
+    /// Take the place of this node, whose data directory is lost. The directory must be empty, or that
+    /// node's already; the others fill it before it answers reads
+    #[arg(long, value_name = "NODE", conflicts_with = "restore", value_parser = values::node_id)]
+    replace: Option<NodeId>,
+
+    /// Begin with this snapshot's data, if the directory has none: it is verified, and the others fill
+    /// in what is newer before it answers reads
+    #[arg(long, value_name = "DIR")]
+    restore: Option<PathBuf>,
+
+    /// Fill replicas by fewer others than every acknowledged write must be among, if there are no more:
+    /// what only lost directories held stays lost
+    #[arg(long)]
+    accept_loss: bool,
 
     /// The cluster's name: nodes of another name are refused
     #[arg(long = "cluster", value_name = "NAME", default_value = "quorate")]
@@ -128,6 +153,20 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     foreground_p99_target: Option<Duration>,
 
+    /// How old tombstones and expired records are at least before they may go. A write that takes
+    /// longer to all its replicas is refused by them, so the request timeout and two clocks' offsets
+    /// have to fit in [default: 15m]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    fence_lag: Option<Duration>,
+
+    /// How often tombstones and expired records are looked for that may go [default: 1m]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    purge_interval: Option<Duration>,
+
+    /// How long the scrub takes to read all data once and compare Merkle trees with them [default: 7d]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    scrub_interval: Option<Duration>,
+
     /// How long a graceful stop waits for what has begun
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
     shutdown_grace: Duration,
@@ -138,6 +177,9 @@ pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure
     let mut signals = StopSignals::new()?;
     let config = args.config()?;
     let (datacenter, rack) = (config.datacenter.clone(), config.rack.clone());
+    if let Some(snapshot) = &args.restore {
+        restore_from(snapshot, &args.data, output)?;
+    }
     let mut node = SharedResources::for_one_node()?.start(config)?;
     announce(&node, &datacenter, &rack, &args, output)?;
 
@@ -154,6 +196,36 @@ pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure
         )),
     }
 }
+
+/// Copies a snapshot into the data directory, unless that has a database.
+fn restore_from(snapshot: &Path, data: &Path, output: Output) -> Result<(), Failure> {
+    let bar = progress::bytes_bar(output, Some(0));
+    bar.set_message(format!("restoring {}", snapshot.display()));
+    let restored = restore(snapshot, data, |copied, all| {
+        bar.set_length(all);
+        bar.set_position(copied);
+    });
+    bar.finish_and_clear();
+    match restored {
+        Ok(true) => output.note(&format!("restored {}", snapshot.display())),
+        Ok(false) => output.note("--restore: the data directory has a database already"),
+        Err(error) => {
+            let mut failure = Failure::new("RESTORE_FAILED", with_causes(&error))
+                .fact("snapshot", snapshot.display().to_string())
+                .advise("another snapshot, or --replace with an empty data directory");
+            if let RestoreError::Damaged { findings } = &error {
+                for it in findings.iter().take(FINDINGS_MAX) {
+                    failure = failure.fact("file", format!("{}: {}", it.path, it.problem));
+                }
+            }
+            return Err(failure);
+        }
+    }
+    Ok(())
+}
+
+/// Damaged files named in an error.
+const FINDINGS_MAX: usize = 10;
 
 fn stopped_by_itself<E: std::error::Error>(ended: Result<(), E>) -> Result<Exit, Failure> {
     match ended {
@@ -230,6 +302,8 @@ impl StartArgs {
             datacenter: self.dc.clone(),
             rack: self.rack.clone(),
             join: self.join.clone(),
+            replace: self.replace,
+            accept_loss: self.accept_loss,
             no_hints_for: self.no_hints_for.clone(),
             cluster_name: self.cluster_name.clone(),
             capacity: self.capacity,
@@ -266,6 +340,15 @@ impl StartArgs {
         if let Some(it) = self.foreground_p99_target {
             config.foreground_p99_target_ms = milliseconds("--foreground-p99-target", it)?;
         }
+        if let Some(it) = self.fence_lag {
+            config.fence_lag_ms = milliseconds("--fence-lag", it)?;
+        }
+        if let Some(it) = self.purge_interval {
+            config.purge_interval_ms = milliseconds("--purge-interval", it)?;
+        }
+        if let Some(it) = self.scrub_interval {
+            config.scrub_interval_ms = milliseconds("--scrub-interval", it)?;
+        }
         config.validate().map_err(|error| Failure::usage(error.to_string()))?;
         Ok(config)
     }
@@ -291,17 +374,30 @@ fn milliseconds(option: &str, duration: Duration) -> Result<u64, Failure> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn exchange_has_bounds() {
+    fn config(options: &[&str]) -> Result<NodeConfig, Failure> {
         #[derive(clap::Parser)]
         struct Line {
             #[command(flatten)]
             start: StartArgs,
         }
-        let config = |options: &[&str]| {
-            let line = [&["start", "--data", "/d", "--dc", "fra"], options].concat();
-            clap::Parser::try_parse_from(line).map(|it: Line| it.start.config()).unwrap()
-        };
+        let line = [&["start", "--data", "/d", "--dc", "fra"], options].concat();
+        clap::Parser::try_parse_from(line).map(|it: Line| it.start.config()).unwrap()
+    }
+
+    #[test]
+    fn a_fence_stays_behind_every_write() {
+        let it = config(&["--fence-lag=6s", "--purge-interval=500ms"]).unwrap();
+        assert_eq!((it.fence_lag_ms, it.purge_interval_ms), (6_000, 500), "5 s and two offsets");
+        let it =
+            config(&["--fence-lag=1200ms", "--request-timeout=1s", "--clock-offset-max=100ms"]);
+        assert_eq!(it.unwrap().fence_lag_ms, 1_200);
+        for wrong in ["--fence-lag=5999ms", "--fence-lag=8d", "--purge-interval=1ms"] {
+            assert_eq!(config(&[wrong]).unwrap_err().exit_code(), Exit::Usage, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn exchange_has_bounds() {
         let default = NodeConfig::default();
         let it = config(&[]).unwrap();
         let of = |it: &NodeConfig| {

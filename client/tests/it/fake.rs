@@ -548,6 +548,13 @@ impl AdminService for Service {
         Err(Status::unimplemented("not scripted"))
     }
 
+    async fn scrub(
+        &self,
+        _: Request<wire::ScrubRequest>,
+    ) -> Result<Response<wire::ScrubResponse>, Status> {
+        Err(Status::unimplemented("not scripted"))
+    }
+
     async fn get_convergence(
         &self,
         _: Request<wire::GetConvergenceRequest>,

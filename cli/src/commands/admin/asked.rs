@@ -23,6 +23,13 @@ pub(super) struct AskedArgs {
     this_node: bool,
 }
 
+impl AskedArgs {
+    /// The node that a command connects to.
+    pub(super) fn of_this_node() -> Self {
+        Self { this_node: true }
+    }
+}
+
 /// The nodes to ask, and the cluster as the node that named them sees it.
 pub(super) struct Asked {
     /// Address and calls of each.

@@ -1,7 +1,9 @@
 //! `quorate admin convergence`: how far replicas are known to be the same, as numbers.
 
 mod figures;
+mod fills;
 mod purges;
+mod scrubs;
 
 use std::collections::BTreeMap;
 
@@ -13,7 +15,9 @@ use serde::Serialize;
 
 pub(super) use figures::Figures;
 use figures::spell_age;
+use fills::FillDocument;
 use purges::PurgeDocument;
+use scrubs::ScrubDocument;
 
 use super::{
     asked::{Asked, AskedArgs, note_error, note_unknown},
@@ -75,6 +79,12 @@ impl Answer {
     }
 }
 
+impl Answer {
+    fn counter(&self, name: &str) -> u64 {
+        self.counters.get(name).copied().unwrap_or(0)
+    }
+}
+
 /// All that was asked for.
 #[derive(Clone, Debug, Serialize)]
 struct ConvergenceDocument {
@@ -89,6 +99,8 @@ struct ConvergenceDocument {
     keyspaces: Vec<KeyspaceDocument>,
     /// What stands in the way of removing tombstones and expired records.
     purges: Vec<PurgeDocument>,
+    /// Nodes whose replicas are being filled.
+    fills: Vec<FillDocument>,
     nodes: Vec<NodeDocument>,
     /// Nodes that are down: what they lack is not known.
     down: Vec<String>,
@@ -124,6 +136,7 @@ struct NodeDocument {
     dirty_marks: u64,
     /// Acknowledged writes of this node that a replica already held a newer version of.
     overwritten_concurrent: u64,
+    scrub: ScrubDocument,
 }
 
 impl NodeDocument {
@@ -137,7 +150,8 @@ impl NodeDocument {
             hint_bytes: sums.iter().map(|it| it.bytes).sum(),
             oldest_hint_age_ms: sums.iter().filter_map(|it| it.oldest_age_ms).max(),
             dirty_marks: targets.map(|it| it.dirty_marks).sum(),
-            overwritten_concurrent: answer.counters.get(OVERWRITTEN).copied().unwrap_or(0),
+            overwritten_concurrent: answer.counter(OVERWRITTEN),
+            scrub: ScrubDocument::of(answer),
         }
     }
 
@@ -170,7 +184,9 @@ impl ConvergenceDocument {
             let keyspaces = answer.convergence.keyspaces.iter();
             keyspaces.filter_map(|it| PurgeDocument::of(&answer.node, it))
         });
+        let fills = answers.iter().filter_map(|it| FillDocument::of(&it.node, &it.convergence));
         Self {
+            fills: fills.collect(),
             all: keyspaces.iter().map(|it| &it.figures).sum(),
             hints: nodes.iter().map(|it| it.hints).sum(),
             hint_bytes: nodes.iter().map(|it| it.hint_bytes).sum(),
@@ -196,6 +212,10 @@ impl ConvergenceDocument {
             nodes.row(node.cells());
         }
         output.report(&nodes)?;
+        if !self.fills.is_empty() {
+            output.line("")?;
+            output.report(&fills::table(&self.fills))?;
+        }
         let differing = self.differing_table();
         if !differing.is_empty() {
             output.line("")?;
@@ -205,6 +225,9 @@ impl ConvergenceDocument {
             output.line("")?;
             output.report(&purges::table(&self.purges))?;
         }
+        let scrubs = self.nodes.iter().filter(|it| it.error.is_none());
+        output.line("")?;
+        output.report(&scrubs::table(scrubs.map(|it| (it.node.as_str(), &it.scrub))))?;
         output.line("")?;
         for it in &self.nodes {
             if let Some(error) = &it.error {
@@ -354,7 +377,10 @@ mod tests {
         Answer {
             node: format!("n{node}:1"),
             error: None,
-            convergence: v1::GetConvergenceResponse { keyspaces },
+            convergence: v1::GetConvergenceResponse {
+                keyspaces,
+                ..v1::GetConvergenceResponse::default()
+            },
             hints: v1::GetHintsResponse { targets: vec![target], ..Default::default() },
             counters: [(OVERWRITTEN.to_owned(), 7)].into(),
         }

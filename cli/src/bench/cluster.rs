@@ -1,22 +1,22 @@
-//! The cluster under the bars: three node processes on this machine, one datacenter.
+//! The cluster under a benchmark: three node processes on this machine, one datacenter.
 
-use std::{path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use client::{Client, ClientConfig};
 use model::{ConsistencyLevel, Key};
 use proto::v1::{self, kv_service_client::KvServiceClient};
+use serde::Serialize;
 use tempfile::TempDir;
 use tokio::time::Instant;
 use tonic::transport::Endpoint;
 
-use super::Restart;
+use super::{
+    children::{NodeAddress, Server},
+    process::resident_bytes,
+    run::make_keyspace,
+};
 use crate::{
     args::Global,
-    bench::{
-        children::{NodeAddress, Server},
-        process::resident_bytes,
-        run::make_keyspace,
-    },
     connect::fail,
     failure::{Attempt, Failure},
 };
@@ -28,27 +28,43 @@ const NODES: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
+/// One kill and start.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Restart {
+    /// From the start of the process until it listened.
+    pub(super) listening_ms: f64,
+    /// From the start of the process until it answered a read.
+    pub(super) serving_ms: f64,
+}
+
 /// Three nodes and their folder.
 pub(super) struct BenchCluster {
     nodes: Vec<Server>,
+    options: &'static [&'static str],
+    /// Where the last node was before it was stopped.
+    stopped: Option<NodeAddress>,
     // Removed last, after the nodes are gone.
     folder: TempDir,
 }
 
 impl BenchCluster {
-    /// Starts the nodes; they are no cluster yet.
-    pub(super) async fn start(folder: Option<&Path>) -> Result<Self, Failure> {
+    /// Starts the nodes, with further options; they are no cluster yet.
+    pub(super) async fn start(
+        folder: Option<&Path>,
+        options: &'static [&'static str],
+    ) -> Result<Self, Failure> {
         let made = match folder {
             Some(folder) => TempDir::with_prefix_in("quorate-bench-", folder),
             None => TempDir::with_prefix("quorate-bench-"),
         };
         let folder =
             made.map_err(|error| Failure::file("cannot make a temporary folder", &error))?;
-        let mut it = Self { nodes: Vec::new(), folder };
+        let mut it = Self { nodes: Vec::new(), options, stopped: None, folder };
         for number in 1..=NODES {
             let join = it.nodes.first().and_then(|it| it.peer_address);
             let data = it.data(number);
-            it.nodes.push(Server::node(&data, number, NodeAddress::any(), join).await?);
+            let node = Server::node(&data, number, NodeAddress::any(), join, options).await?;
+            it.nodes.push(node);
         }
         Ok(it)
     }
@@ -100,12 +116,53 @@ impl BenchCluster {
         self.await_status("the keyspace", global, known).await
     }
 
-    /// Waits until every node sees every other.
+    /// Waits until every node sees every other that runs, and no other.
     pub(super) async fn await_up(&self, global: &Global) -> Result<(), Failure> {
+        let running = self.nodes.len();
         let all_up = |it: &v1::GetClusterStatusResponse| {
-            it.nodes.len() == NODES && it.nodes.iter().all(|it| it.up)
+            it.nodes.len() == NODES && it.nodes.iter().filter(|it| it.up).count() == running
         };
-        self.await_status("the nodes to find each other", global, all_up).await
+        self.await_status("the nodes to see who is up", global, all_up).await
+    }
+
+    /// Administration calls to each node that runs.
+    pub(super) async fn admins(&self, global: &Global) -> Result<Vec<client::Admin>, Failure> {
+        let mut admins = Vec::with_capacity(self.nodes.len());
+        for node in &self.nodes {
+            let admin = self.client_of([node].into_iter(), global).await?.admin();
+            let admin = admin.at_node(&node.client_address.to_string());
+            admins.push(admin.map_err(|error| fail(&error, &Attempt::default()))?);
+        }
+        Ok(admins)
+    }
+
+    /// The figures of each node that runs, by name.
+    pub(super) async fn figures(
+        &self,
+        global: &Global,
+    ) -> Result<Vec<BTreeMap<String, u64>>, Failure> {
+        let mut figures = Vec::with_capacity(self.nodes.len());
+        for admin in self.admins(global).await? {
+            let status = admin.status().await.map_err(|error| fail(&error, &Attempt::default()))?;
+            figures.push(status.counters.into_iter().collect());
+        }
+        Ok(figures)
+    }
+
+    /// Kills the last node with SIGKILL, and waits until the others know.
+    pub(super) async fn stop_last(&mut self, global: &Global) -> Result<(), Failure> {
+        let node = self.nodes.pop().expect("there are three");
+        self.stopped = Some(node.address());
+        node.kill().await?;
+        self.await_up(global).await
+    }
+
+    /// Starts the node that was stopped where it was.
+    pub(super) async fn start_last(&mut self) -> Result<(), Failure> {
+        let address = self.stopped.take().expect("it was stopped");
+        let (data, join) = (self.data(NODES), self.nodes[0].peer_address);
+        self.nodes.push(Server::node(&data, NODES, address, join, self.options).await?);
+        Ok(())
     }
 
     async fn await_status(
@@ -115,10 +172,7 @@ impl BenchCluster {
         holds: impl Fn(&v1::GetClusterStatusResponse) -> bool,
     ) -> Result<(), Failure> {
         let begun = Instant::now();
-        for node in &self.nodes {
-            let client = self.client_of([node].into_iter(), global).await?;
-            let admin = client.admin().at_node(&node.client_address.to_string());
-            let admin = admin.map_err(|error| fail(&error, &Attempt::default()))?;
+        for (node, admin) in self.nodes.iter().zip(self.admins(global).await?) {
             while !admin.status().await.is_ok_and(|it| holds(&it)) {
                 if begun.elapsed() > PATIENCE {
                     let waited = PATIENCE.as_secs();
@@ -135,14 +189,13 @@ impl BenchCluster {
     /// Kills the last node with SIGKILL and starts it again where it was.
     pub(super) async fn restart_last(&mut self, key: &Key) -> Result<Restart, Failure> {
         let node = self.nodes.pop().expect("there are three");
-        let (address, join) = (node.address(), self.nodes[0].peer_address);
+        self.stopped = Some(node.address());
         node.kill().await?;
         let begun = Instant::now();
-        let data = self.data(NODES);
-        let node = Server::node(&data, NODES, address, join).await?;
+        self.start_last().await?;
+        let node = self.nodes.last().expect("it has been started");
         let (listening_ms, client_address) =
             (node.started_in.as_secs_f64() * 1e3, node.client_address);
-        self.nodes.push(node);
         // Asked directly: a client that knows the ring may ask another replica.
         let endpoint = Endpoint::from_shared(format!("http://{client_address}"));
         let channel = endpoint.expect("an address makes a URI").connect_lazy();

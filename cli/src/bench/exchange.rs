@@ -1,0 +1,195 @@
+//! `quorate bench exchange`: what it costs to keep replicas the same, and to bring one back that was
+//! away, by the nodes' own counters and by what their clients notice.
+
+mod measure;
+mod verdict;
+
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use clap::Args;
+use serde::Serialize;
+
+use self::{
+    measure::{Bench, Moved, Returned, Settings},
+    verdict::{BAR_TABLE, BarDocument},
+};
+use super::{
+    keys::{KeySpace, Popularity},
+    latency::spell_us,
+    load::{Kind, Load},
+};
+use crate::{
+    args::Global,
+    failure::{Exit, Failure},
+    output::{Output, Paint},
+    table::{Cell, Table},
+    values::{self, spell_bytes, spell_count},
+};
+
+/// Measure what exchanges between replicas move, and what clients notice of a node that catches up
+///
+/// Starts three nodes on free ports that keep no hints, fills them, and counts the bytes of all
+/// messages of exchanges: while nothing differs, after one key was written while a node was down,
+/// and after a share of them was. Then two nodes serve a steady load of reads and writes while the
+/// third comes back and catches up.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  quorate bench exchange
+  quorate bench exchange --keys 100000 --duration 5s --json
+
+Exit code 1 means that a bar was missed, or that calls failed.")]
+pub(crate) struct ExchangeArgs {
+    /// How many different keys
+    #[arg(long, value_name = "N", default_value = "1000000", value_parser = clap::value_parser!(u64).range(1_000..))]
+    keys: u64,
+
+    /// Bytes of a value
+    #[arg(long, value_name = "SIZE", default_value = "100", value_parser = values::size)]
+    value_size: usize,
+
+    /// Per cent of the keys that the node lacks which comes back under load the last time
+    #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100))]
+    behind: u64,
+
+    /// Clients of the load, half of their calls reads; each calls again as soon as it has its answer
+    #[arg(long, value_name = "N", default_value = "16")]
+    clients: NonZeroUsize,
+
+    /// How long the load is measured before a node is stopped
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
+    duration: Duration,
+
+    /// The folder for the nodes' data [default: the one for temporary files]
+    #[arg(long, value_name = "DIR")]
+    folder: Option<PathBuf>,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, Serialize)]
+struct Figures {
+    keys: u64,
+    /// Partitions of each pair of nodes.
+    partitions: u64,
+    /// A round in which nothing differs: of the pair that moved most.
+    in_sync_bytes: u64,
+    one_key: Moved,
+    one_percent: Moved,
+    tree_memory_bytes_per_million_keys: f64,
+    /// Nodes that came back under load: with one per cent of the keys to catch up, and with more.
+    returned: Vec<Returned>,
+}
+
+#[derive(Serialize)]
+struct ExchangeDocument<'a> {
+    held: bool,
+    bars: &'a [BarDocument],
+    #[serde(flatten)]
+    figures: &'a Figures,
+}
+
+/// Measures and judges.
+pub(super) async fn run(
+    args: ExchangeArgs,
+    global: Global,
+    output: Output,
+) -> Result<Exit, Failure> {
+    let space = KeySpace {
+        keys: args.keys,
+        key_bytes: 16,
+        value_bytes: args.value_size,
+        popularity: Popularity::Uniform,
+        exponent: 0.99,
+        seed: 1,
+    };
+    let load = Load {
+        clients: args.clients.get(),
+        rate: None,
+        warm_up: Duration::from_secs(2),
+        duration: args.duration,
+        read_share: 0.5,
+        batch: 1,
+        space,
+    };
+    let settings = Settings { load, folder: args.folder, global, output };
+    let figures = figures(Bench::start(settings).await?, args.behind).await?;
+    let bars = verdict::judge(&figures);
+    let failed: u64 = figures.returned.iter().map(|it| it.errors).sum();
+    let held = failed == 0 && bars.iter().all(BarDocument::is_held);
+    if output.is_json() {
+        output.document(&ExchangeDocument { held, bars: &bars, figures: &figures })?;
+    } else {
+        show(&figures, &bars, output)?;
+    }
+    if failed > 0 {
+        output.note(&output.paint(Paint::Bad, &format!("{failed} calls failed")));
+    }
+    Ok(if held { Exit::Ok } else { Exit::Failed })
+}
+
+async fn figures(mut bench: Bench, behind: u64) -> Result<Figures, Failure> {
+    let (partitions, in_sync_bytes) = bench.in_sync().await?;
+    let keys = bench.keys();
+    let figures = Figures {
+        keys,
+        partitions,
+        in_sync_bytes,
+        one_key: bench.away(1).await?,
+        one_percent: bench.away(keys / 100).await?,
+        tree_memory_bytes_per_million_keys: bench.tree_memory().await?,
+        returned: vec![
+            bench.away_under_load(keys / 100).await?,
+            bench.away_under_load(keys / 100 * behind).await?,
+        ],
+    };
+    bench.stop().await?;
+    Ok(figures)
+}
+
+fn show(figures: &Figures, bars: &[BarDocument], output: Output) -> Result<(), Failure> {
+    let mut table = Table::new(&BAR_TABLE);
+    for it in bars {
+        let verdict = match it.held() {
+            None => Cell::default(),
+            Some(true) => Cell::painted(Paint::Good, "pass"),
+            Some(false) => Cell::painted(Paint::Bad, "MISSED"),
+        };
+        table.row(it.cells().into_iter().map(Cell::from).chain([verdict]));
+    }
+    output.report(&table)?;
+    output.line("")?;
+    let moved = &figures.one_percent;
+    output.line(&format!(
+        "one per cent: {} of {} written while a node was down came to it in {}, in all {} records moved, {} in {} of messages",
+        spell_count(moved.keys),
+        spell_count(figures.keys),
+        spell_ms(moved.took_ms),
+        spell_count(moved.records_moved),
+        spell_bytes(moved.record_bytes),
+        spell_bytes(moved.bytes),
+    ))?;
+    for it in &figures.returned {
+        let p99 = |kind| {
+            let of = |side: &measure::Latency| side.p99_us.get(&kind).copied().unwrap_or_default();
+            format!(
+                "{} before, {} meanwhile",
+                spell_us(of(&it.before)),
+                spell_us(of(&it.meanwhile))
+            )
+        };
+        output.line(&format!(
+            "under load {} keys in {}: p99 of puts {}, of gets {}; calls/s {:.0} before, {:.0} meanwhile",
+            spell_count(it.keys),
+            spell_ms(it.took_ms),
+            p99(Kind::Put),
+            p99(Kind::Get),
+            it.before.calls_per_second,
+            it.meanwhile.calls_per_second,
+        ))?;
+    }
+    Ok(())
+}
+
+fn spell_ms(ms: f64) -> String {
+    values::spell_duration(Duration::from_secs_f64(ms / 1e3))
+}
