@@ -91,12 +91,32 @@ pub enum Fault {
         /// Syncs in a thousand that fail.
         syncs: u32,
     },
-    /// Bits of stored rows flip, for good. Nothing heals them.
+    /// Bits of stored rows flip.
     Rot {
         /// The node.
         node: usize,
         /// How many rows.
         rows: u32,
+    },
+    /// Writes were acknowledged and synced, and are not there.
+    LostWrites {
+        /// The node.
+        node: usize,
+        /// How many rows.
+        rows: u32,
+        /// They were made over other rows.
+        misplaced: bool,
+    },
+    /// A process ends with its disk, and starts again in its own place on an empty one when the fault does.
+    Wipe {
+        /// The node.
+        node: usize,
+    },
+    /// A disk is put back, when the fault ends, to what was on it when it began, and its process started
+    /// again: if the others have seen that it was ahead of that.
+    RollBack {
+        /// The node.
+        node: usize,
     },
     /// A clock jumps, and jumps back when the fault ends.
     ClockJump {
@@ -151,6 +171,10 @@ impl Fault {
             Self::FullDisk { .. } => "full disk",
             Self::DiskErrors { .. } => "disk errors",
             Self::Rot { .. } => "rot",
+            Self::LostWrites { misplaced: false, .. } => "lost writes",
+            Self::LostWrites { misplaced: true, .. } => "misplaced writes",
+            Self::Wipe { .. } => "wipe",
+            Self::RollBack { .. } => "rollback",
             Self::ClockJump { .. } => "clock jump",
             Self::ClockDrift { .. } => "clock drift",
             Self::Pause { .. } => "pause",
@@ -174,6 +198,10 @@ impl Fault {
         "full disk",
         "disk errors",
         "rot",
+        "lost writes",
+        "misplaced writes",
+        "wipe",
+        "rollback",
         "clock jump",
         "clock drift",
         "pause",

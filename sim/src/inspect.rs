@@ -58,6 +58,9 @@ struct Newest {
 pub struct Watch {
     versions: BTreeMap<(usize, Bytes), Newest>,
     ends: usize,
+    disks_lost: Vec<u32>,
+    /// Records that each node has removed because no source held them.
+    discarded: Vec<u64>,
     metadata: BTreeMap<u64, (MetadataHash, String)>,
 }
 
@@ -67,10 +70,23 @@ impl Watch {
     /// (P2, G4).
     pub fn versions_rise(&mut self, world: &World) -> Vec<Violation> {
         let mut violations = Vec::new();
+        self.disks_lost.resize(world.nodes.len(), 0);
+        self.discarded.resize(world.nodes.len(), 0);
         for (index, node) in world.nodes.iter().enumerate() {
+            // Another disk has held nothing yet.
+            if std::mem::replace(&mut self.disks_lost[index], node.disks_lost) != node.disks_lost {
+                self.versions.retain(|(of, _), _| *of != index);
+                self.discarded[index] = 0;
+            }
+            // Nor has one more than it was damaged by.
+            self.versions.retain(|place, _| !world.scarred.contains(place));
+            let scarred =
+                |key: &[u8]| world.scarred.contains(&(index, Bytes::copy_from_slice(key)));
             for batch in node.disk.take_batches() {
                 for (space, change) in batch.changes() {
                     match (space, change) {
+                        (Space::Data, Change::Put { key, .. } | Change::Delete { key })
+                            if scarred(key) => {}
                         (Space::Data, Change::Put { key, value }) => {
                             let bytes = [key, value].map(Bytes::copy_from_slice);
                             violations.extend(self.holds(index, node, bytes));
@@ -89,6 +105,7 @@ impl Watch {
                 let page = node.disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
                 violations.extend(self.vanished(index, node, &page));
                 let rows = page.rows.into_iter();
+                let rows = rows.filter(|it| !world.scarred.contains(&(index, it.0.clone())));
                 violations
                     .extend(rows.filter_map(|(key, value)| self.holds(index, node, [key, value])));
             }
@@ -96,15 +113,23 @@ impl Watch {
         violations
     }
 
-    /// Only what a floor covers is ever removed (F6).
+    /// Only what a floor covers is ever removed (F6), but for what a replica is being filled without.
     fn purges(&mut self, index: usize, node: &SimNode, row: &[u8]) -> Option<Violation> {
-        let held = self.versions.get_mut(&(index, Bytes::copy_from_slice(row)))?;
-        held.purged = true;
-        let key = StorageKey::parse(Bytes::copy_from_slice(row))?;
+        let place = (index, Bytes::copy_from_slice(row));
+        let key = StorageKey::parse(place.1.clone())?;
         let shared = &node.controls.node()?.shared;
         let partition = shared.trees.partition_of(key.token())?;
+        let held = self.versions.get_mut(&place)?;
+        held.purged = true;
         let floor = shared.floors.of(key.keyspace(), partition).floor;
         let may_go = held.due.is_some_and(|due| due <= floor);
+        let discarded = shared.commit_counters.load().records_discarded.load(Ordering::Relaxed);
+        if !may_go && self.discarded[index] < discarded {
+            // What it held counts no more: it goes by its sources (F7).
+            self.discarded[index] += 1;
+            self.versions.remove(&place);
+            return None;
+        }
         (!may_go).then(|| {
             let name = format!("{:?}", key.key());
             let what = format!(
@@ -282,9 +307,12 @@ pub fn bounds(world: &World) -> Vec<Violation> {
 
 /// What never happens among nodes of one build: two records of one version that differ, leaves of trees
 /// that are not what the data say, and messages that cannot be understood.
-pub fn alarms(counters: &[(&'static str, u64)]) -> Vec<Violation> {
-    let silent = ["conflicting_records", "leaves_mended", "peer_messages_malformed"];
-    let rung = counters.iter().filter(|it| silent.contains(&it.0) && it.1 > 0);
+/// No disk of a sound world loses what trees have counted.
+pub fn alarms(counters: &[(&'static str, u64)], disks_are_sound: bool) -> Vec<Violation> {
+    let silent = ["conflicting_records", "peer_messages_malformed"];
+    let of_disks = ["leaves_mended", "leaves_recounted", "records_healed"];
+    let silent = |it: &str| silent.contains(&it) || disks_are_sound && of_disks.contains(&it);
+    let rung = counters.iter().filter(|it| silent(it.0) && it.1 > 0);
     let told = rung.map(|(name, count)| format!("a node ended its life with {name} {count}"));
     told.map(|what| Violation::broken("alarm", None, what)).collect()
 }
@@ -443,5 +471,5 @@ const HINT_REPLACED_US: u64 = 2_000_000;
 const HINTS_AT_ONCE: usize = 256;
 /// How many more operations than may be unanswered a node may hold, for the hints of slow replicas.
 const ANSWERED_FACTOR: usize = 4;
-const TASKS_OF_A_NODE: usize = 16;
+const TASKS_OF_A_NODE: usize = 23;
 const TASKS_OF_A_LINK: usize = 9;

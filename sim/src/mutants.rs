@@ -34,6 +34,8 @@ pub const STAGED: &[Mutant] = &[
     Mutant::FenceIgnored,
     Mutant::SignedBlindly,
     Mutant::PurgedWithoutAll,
+    Mutant::HealsFromOne,
+    Mutant::ScrubOff,
     Mutant::ScanLiveRowsOnly,
     Mutant::ScanBeyondCovered,
     Mutant::ExpiryByOwnClock,

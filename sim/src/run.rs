@@ -220,7 +220,6 @@ impl Run {
                 u64::MAX
             };
             self.healed_ms = self.world.now_ms();
-            self.load.rotten.set(self.world.rotten.is_some());
             self.load.phase.set(Phase::ReadBack);
             if !self.read_back_ends() {
                 self.violate("liveness", "the read-back did not end".to_owned());
@@ -245,10 +244,9 @@ impl Run {
         for what in self.serving.complaints() {
             self.violate("liveness", what);
         }
-        // A replica that rots may be unable to take what it missed.
+        // A replica takes nothing for a record that is damaged.
         let gone = |it: &Self| inspect::hints_are_gone(&it.world).is_ok();
-        if self.world.rotten.is_none()
-            && !self.until(HINTS_MS, gone)
+        if !self.until(HINTS_MS + self.heal_ms(), gone)
             && let Err(what) = inspect::hints_are_gone(&self.world)
         {
             self.violate("hints", format!("{HINTS_MS} ms after everything was healed {what}"));
@@ -257,10 +255,7 @@ impl Run {
 
     /// Replicas agree without being asked (I10), and then nothing moves any more (I13).
     fn replicas_converge(&mut self) {
-        if self.world.rotten.is_some() {
-            return;
-        }
-        let within_ms = CONVERGE_MS + CONVERGE_ROUNDS * self.round_ms();
+        let within_ms = CONVERGE_MS + CONVERGE_ROUNDS * self.round_ms() + self.heal_ms();
         let agree = |it: &Self| {
             it.world.now_ms().is_multiple_of(LOOK_MS)
                 && inspect::replicas_agree(&it.world).is_empty()
@@ -282,6 +277,12 @@ impl Run {
         }
     }
 
+    /// How long it takes to find what a disk has done wrong, and to heal it.
+    fn heal_ms(&self) -> u64 {
+        let heal_ms = HEAL_MS + 3 * self.world.shape.bounds.scrub_interval_ms;
+        if self.world.rotten.is_some() { heal_ms } else { 0 }
+    }
+
     /// How long a round takes and the next one is waited for.
     fn round_ms(&self) -> u64 {
         let bounds = &self.world.shape.bounds;
@@ -291,7 +292,7 @@ impl Run {
     fn judge(&mut self, read_back_from: u64, report: &mut Report) {
         self.violations.extend(inspect::trees_are_exact(&self.world));
         let complaints = self.load.complaints.take();
-        if complaints.is_empty() && self.world.rotten.is_none() {
+        if complaints.is_empty() {
             self.violations.extend(inspect::replicas_agree(&self.world));
         }
         for what in complaints {
@@ -303,7 +304,7 @@ impl Run {
         let context = Context {
             datacenters: self.world.shape.datacenter_count(),
             read_back_from: (read_back_from < u64::MAX).then_some(read_back_from),
-            converges: read_back_from < u64::MAX && self.world.rotten.is_none(),
+            converges: read_back_from < u64::MAX,
             healed_us: Some(self.healed_ms * 1_000),
             clock_offset_max_ms: CLOCK_OFFSET_MAX_MS,
             epoch_ms: EPOCH_MS,
@@ -325,7 +326,7 @@ impl Run {
         }
         for end in &self.world.ends {
             report.coverage.add_node(&end.counters);
-            self.violations.extend(inspect::alarms(&end.counters));
+            self.violations.extend(inspect::alarms(&end.counters, self.world.rotten.is_none()));
         }
         report.state_hash = inspect::state_hash(&self.world);
         report.simulated_ms = self.world.now_ms();
@@ -450,6 +451,8 @@ const READ_BACK_STEP: u64 = 100;
 const HINTS_MS: u64 = 12_000;
 /// How long replicas may take to agree, behind that: so long and so many rounds.
 const CONVERGE_MS: u64 = 10_000;
+/// Twice a call's time before others are asked for a damaged record, and some tries.
+const HEAL_MS: u64 = 25_000;
 const CONVERGE_ROUNDS: u64 = 6;
 /// In what time nodes notice connections that are dead.
 const DRAIN_MS: u64 = 45_000;

@@ -1,7 +1,9 @@
 //! Failures with a name: the loss of datacenters in all its forms, and the executions that forced
 //! the protocol's rules. Each can be read, run and told as a timeline.
 
+mod damage;
 mod datacenters;
+mod disks;
 mod executions;
 mod hints;
 mod hybrid_clocks;
@@ -89,6 +91,8 @@ pub fn all() -> Vec<Scenario> {
     all.extend(executions::all());
     all.extend(hints::all());
     all.extend(purge::all());
+    all.extend(disks::all());
+    all.extend(damage::all());
     all.extend(hybrid_clocks::all());
     all.extend(levels::all());
     all.extend(metadata::all());

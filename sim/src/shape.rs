@@ -38,6 +38,8 @@ pub struct Shape {
     pub faults_ms: u64,
     /// How long the cluster is left alone afterwards, its clients silent.
     pub quiet_ms: u64,
+    /// True if a node's disk is lost or put back. What only one replica had acknowledged may go with it.
+    pub loses_disk: bool,
     /// True if the run waits at its end until all connections of clients must be gone.
     pub drains: bool,
 }
@@ -65,6 +67,8 @@ pub struct Bounds {
     pub fence_lag_ms: u64,
     /// How often tombstones are looked for that may go.
     pub purge_interval_ms: u64,
+    /// How long a pass of the scrub takes.
+    pub scrub_interval_ms: u64,
 }
 
 impl Default for Bounds {
@@ -82,6 +86,7 @@ impl Default for Bounds {
             exchange_settle_ms: config.exchange_settle_ms,
             fence_lag_ms: config.fence_lag_ms,
             purge_interval_ms: config.purge_interval_ms,
+            scrub_interval_ms: config.scrub_interval_ms,
         }
     }
 }
@@ -105,6 +110,7 @@ impl Bounds {
         }
         bounds.exchange_interval_ms = random.random_range(200..=1_500);
         bounds.exchange_settle_ms = random.random_range(200..=1_500);
+        bounds.scrub_interval_ms = random.random_range(1_000..=4_000);
         if random.random_ratio(1, 3) {
             // As near as a call's time and two wrong clocks allow.
             bounds.fence_lag_ms = random.random_range(6_000..=7_000);
@@ -134,6 +140,7 @@ impl Default for Shape {
             warm_up_ms: 800,
             faults_ms: 6_000,
             quiet_ms: 3_000,
+            loses_disk: false,
             drains: false,
         }
     }
@@ -159,9 +166,14 @@ impl Shape {
         let bounds = Bounds::draw(random);
         // Long enough that tombstones go while faults come.
         let purges = bounds.purges();
+        let replicas = *[1, 2, 3, 3, 3].choose(random).expect("it is not empty");
+        // Every quorum, of a datacenter too, has a replica beside the one that is lost.
+        let survives = replicas > 1 && datacenters.iter().all(|it| *it > 1);
+        let loses_disk = survives && random.random_ratio(1, 3);
         Self {
             datacenters,
-            replicas: *[1, 2, 3, 3, 3].choose(random).expect("it is not empty"),
+            replicas,
+            loses_disk,
             partitions: *[1, 4, 8, 16].choose(random).expect("it is not empty"),
             lan_ms: random.random_range(1..=6),
             wan_ms: random.random_range(2..=40),

@@ -39,8 +39,6 @@ pub(crate) struct Load {
     pub overload: Cell<bool>,
     /// Sessions that still work.
     pub working: Cell<u32>,
-    /// True if a replica has lost rows that nothing heals: ALL cannot be read.
-    pub rotten: Cell<bool>,
     /// Datacenters that have read everything back.
     pub read_back: Cell<u8>,
     /// What operators were told, and how often.
@@ -75,7 +73,6 @@ impl Load {
             phase: Cell::new(Phase::SetUp),
             overload: Cell::new(false),
             working: Cell::new(0),
-            rotten: Cell::new(false),
             read_back: Cell::new(0),
             operated: std::cell::RefCell::default(),
             probes: std::cell::RefCell::default(),
@@ -142,7 +139,9 @@ pub(crate) async fn work(load: Rc<Load>, who: Who, seed: u64) {
     load.reach(Phase::Work).await;
     if let Some(client) = connect(&load, who.datacenter, seed).await {
         let keyspace = client.keyspace(KEYSPACE);
-        let disciplines = Discipline::all(load.shape.datacenter_count());
+        let mut disciplines = Discipline::all(load.shape.datacenter_count());
+        // What one replica alone has acknowledged may be lost.
+        disciplines.retain(|it| *it != Discipline::Mixed || !load.shape.loses_disk);
         let random = StdRng::seed_from_u64(seed);
         let mut session = Session { load: Rc::clone(&load), who, random, keyspace, disciplines };
         while load.phase.get() == Phase::Work {

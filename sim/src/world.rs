@@ -2,18 +2,25 @@
 //! hosts. Everything that happens comes from the seed.
 
 pub mod controls;
+mod damage;
 mod host;
 mod links;
 mod network;
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     sync::{Arc, atomic::Ordering},
     time::{Duration, UNIX_EPOCH},
 };
 
-use node::storage::{RangeRequest, Space, memory::MemoryStorage};
-use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use bytes::Bytes;
+use model::NodeId;
+use node::storage::{
+    RangeRequest, Space,
+    memory::{MemoryImage, MemoryStorage},
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use turmoil::{Builder, Sim};
 
 pub use controls::{Controls, DiskFaults};
@@ -47,6 +54,9 @@ pub struct SimNode {
     pub disk_faults: DiskFaults,
     /// The durable clock ceiling of the lives before.
     pub ceiling_before: u64,
+    /// How often its disk was lost or put back.
+    pub disks_lost: u32,
+    image: Option<MemoryImage>,
 }
 
 /// A simulated cluster.
@@ -67,8 +77,10 @@ pub struct World {
     /// When the last connection from which a cut took something is known to be dead, in milliseconds:
     /// turmoil's TCP sends nothing again, so that nodes learn of it by silence.
     pub links_whole_ms: u64,
-    /// The node whose disk has rotted.
+    /// The node whose disk has damaged or lost rows.
     pub rotten: Option<usize>,
+    /// Those rows: what they held is no measure of what comes.
+    pub scarred: BTreeSet<(usize, Bytes)>,
     /// What the ends of lives have left, for the checks at the end.
     pub ends: Vec<NodeEnd>,
 }
@@ -122,16 +134,7 @@ impl World {
                 disk: disk.clone(),
                 controls: Arc::clone(&controls),
             };
-            let lives = std::cell::Cell::new(0_u64);
-            sim.host(name.as_str(), move || {
-                lives.set(lives.get() + 1);
-                let seed = settings.seed.wrapping_add(lives.get());
-                let settings = HostSettings { seed, ..settings.clone() };
-                async move {
-                    run_host(settings).await;
-                    Ok(())
-                }
-            });
+            add_host(&mut sim, settings);
             let node = SimNode {
                 name: name.clone(),
                 datacenter,
@@ -140,6 +143,8 @@ impl World {
                 running: true,
                 disk_faults: DiskFaults::default(),
                 ceiling_before: 0,
+                disks_lost: 0,
+                image: None,
             };
             nodes.push(node);
         }
@@ -154,6 +159,7 @@ impl World {
             common_error_ms: 0,
             links_whole_ms: 0,
             rotten: None,
+            scarred: BTreeSet::new(),
             ends: Vec::new(),
         };
         let blocking_reads = world.shape.reads_from_disk_per_mille;
@@ -326,23 +332,60 @@ impl World {
         self.say(format_args!("{name} starts"));
     }
 
-    /// Flips a bit in some of a node's rows, for good, and returns in how many. Only one node of a
-    /// world rots.
-    pub fn rot(&mut self, index: usize, rows: u32) -> u32 {
-        if self.rotten.is_some_and(|it| it != index) {
-            return 0;
+    /// A node's disk is lost, its process gone already. It starts again in its own place.
+    pub fn wipe(&mut self, index: usize) {
+        let Some(id) = self.node_id(index) else { return };
+        let node = &mut self.nodes[index];
+        node.disk.wipe();
+        node.disk.take_batches();
+        node.disks_lost += 1;
+        node.ceiling_before = 0;
+        node.controls.set_replaces(id);
+        let name = node.name.clone();
+        self.say(format_args!("the disk of {name} is lost"));
+    }
+
+    /// A copy of a node's disk is taken.
+    pub fn take_image(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        node.image = Some(node.disk.image());
+    }
+
+    /// A node's disk is put back to its copy, and its process ended; only if all the others run and have
+    /// seen it ahead of that: nobody can tell what nobody has seen. True if it was.
+    pub fn roll_back(&mut self, index: usize) -> bool {
+        let (Some(image), Some(id)) = (self.nodes[index].image.take(), self.node_id(index)) else {
+            return false;
+        };
+        let ceiling = image.get(Space::System, b"clock-ceiling").map_or(Some(0), |it| {
+            let bytes = it[..].try_into().ok()?;
+            Some(u64::from_be_bytes(bytes))
+        });
+        let others = self.nodes.iter().enumerate().filter(|it| it.0 != index);
+        let seen = |node: &SimNode| {
+            let seen = node.controls.node()?.shared.seen_storage(id)?;
+            Some(seen.ceiling.0)
+        };
+        let told = others.map(|it| it.1).all(|it| seen(it) > ceiling);
+        if !told || ceiling.is_none() {
+            return false;
         }
-        let disk = &self.nodes[index].disk;
-        let page = disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
-        let mut flipped = 0;
-        for (key, value) in page.rows.sample(&mut self.random, rows as usize) {
-            let bit = self.random.random_range(0..value.len() * 8);
-            flipped += u32::from(disk.flip_bit(Space::Data, key, bit));
-        }
-        if flipped > 0 {
-            self.rotten = Some(index);
-        }
-        flipped
+        self.end_node(index, EndKind::Crash);
+        let node = &mut self.nodes[index];
+        node.disk.put_back(&image);
+        node.disk.take_batches();
+        node.disks_lost += 1;
+        node.ceiling_before = 0;
+        let name = node.name.clone();
+        self.say(format_args!("the disk of {name} is put back"));
+        true
+    }
+
+    /// The id that a node's disk says.
+    fn node_id(&self, index: usize) -> Option<NodeId> {
+        let rows = RangeRequest::prefix(Space::System, &b"identity"[..]);
+        let page = self.nodes[index].disk.peek(&rows);
+        NodeId::from_slice(page.rows.first()?.1.get(..16)?)
     }
 
     /// Changes the faults of a node's disk.
@@ -352,6 +395,20 @@ impl World {
         change(&mut node.disk_faults);
         node.disk.set_faults(Some(node.disk_faults.plan(seed)));
     }
+}
+
+/// Adds a node's host. Each of its lives has a seed of its own.
+fn add_host(sim: &mut Sim<'_>, settings: HostSettings) {
+    let (name, lives) = (settings.name.clone(), std::cell::Cell::new(0_u64));
+    sim.host(name.as_str(), move || {
+        lives.set(lives.get() + 1);
+        let seed = settings.seed.wrapping_add(lives.get());
+        let settings = HostSettings { seed, ..settings.clone() };
+        async move {
+            run_host(settings).await;
+            Ok(())
+        }
+    });
 }
 
 /// A link sends a ping after a second and waits three seconds for its answer; then it connects again.

@@ -162,6 +162,18 @@ impl ActiveFault {
                 return ended;
             }
             Fault::Rot { node, rows } => return world.rot(*node, *rows) > 0,
+            Fault::LostWrites { node, rows, misplaced } => {
+                return world.lose_writes(*node, *rows, *misplaced) > 0;
+            }
+            Fault::Wipe { node } => {
+                let ran = self.end_process(world, *node, EndKind::PowerLoss);
+                world.wipe(*node);
+                return ran;
+            }
+            Fault::RollBack { node } => {
+                world.take_image(*node);
+                return false;
+            }
             Fault::ClockJump { node, jump_ms } => {
                 world.nodes[*node].controls.clock_offset_ms.fetch_add(*jump_ms, Ordering::Relaxed);
             }
@@ -191,6 +203,9 @@ impl ActiveFault {
             {
                 self.end_process(world, node, kind)
             }
+            Fault::RollBack { node } if world.now_ms() >= self.begun_ms + self.for_ms => {
+                world.roll_back(node)
+            }
             _ => false,
         }
     }
@@ -213,7 +228,9 @@ impl ActiveFault {
             Fault::Cut(_)
             | Fault::End { .. }
             | Fault::DatacenterEnd { .. }
+            | Fault::Wipe { .. }
             | Fault::Pause { .. } => world.heal(self.id * IDS),
+
             Fault::EndAt { node, .. } => {
                 world.nodes[*node].controls.forget_freeze(self.id);
                 world.heal(self.id * IDS);
@@ -231,8 +248,8 @@ impl ActiveFault {
     /// The nodes that it ends, and that start when it is over.
     fn downs(&self, world: &World) -> Vec<usize> {
         match self.fault {
-            Fault::End { node, .. } => vec![node],
-            Fault::EndAt { node, .. } if self.has_struck => vec![node],
+            Fault::End { node, .. } | Fault::Wipe { node } => vec![node],
+            Fault::EndAt { node, .. } | Fault::RollBack { node } if self.has_struck => vec![node],
             // A failed write ends the node.
             Fault::DiskErrors { node, .. } => vec![node],
             Fault::DatacenterEnd { datacenter, .. } => (0..world.nodes.len())

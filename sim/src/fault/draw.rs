@@ -23,6 +23,16 @@ pub fn draw_faults(random: &mut StdRng, shape: &Shape) -> Vec<TimedFault> {
             TimedFault { at_ms, for_ms, fault: draw(random, shape) }
         })
         .collect();
+    if shape.loses_disk {
+        // One: two at a time would be more than a quorum has to spare.
+        let node = random.random_range(0..shape.nodes().count());
+        let rolls_back = random.random();
+        let for_ms = if rolls_back { 3_000..=5_000 } else { 100..=3_000 };
+        let for_ms = random.random_range(for_ms);
+        let at_ms = random.random_range(0..shape.faults_ms - for_ms);
+        let fault = if rolls_back { Fault::RollBack { node } } else { Fault::Wipe { node } };
+        faults.push(TimedFault { at_ms, for_ms, fault });
+    }
     faults.sort_by_key(|it| it.at_ms);
     let nodes = shape.nodes().count();
     let mut kept: Vec<TimedFault> = Vec::new();
@@ -54,9 +64,14 @@ fn most_jump_alike(faults: &[TimedFault], nodes: usize) -> bool {
 fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
     let places: Vec<u8> = shape.nodes().collect();
     let node = random.random_range(0..places.len());
-    // Nothing heals rot yet: only where the others make a quorum, of every level.
-    if shape.datacenters.len() == 1 && shape.replicas == 3 && random.random_ratio(1, 8) {
-        return Fault::Rot { node, rows: 10 };
+    // Only where the others make a quorum, of every level.
+    let triple = (0..shape.datacenter_count()).all(|it| shape.replicas_in(it) == 3);
+    if triple && !shape.loses_disk && random.random_ratio(1, 4) {
+        return match random.random_range(0..3) {
+            0 => Fault::LostWrites { node, rows: 4, misplaced: false },
+            1 => Fault::LostWrites { node, rows: 6, misplaced: true },
+            _ => Fault::Rot { node, rows: 10 },
+        };
     }
     match random.random_range(0..20) {
         0..=3 => Fault::Cut(draw_cut(random, shape)),

@@ -9,7 +9,7 @@ use super::{
     script::{Playing, Script, ensure, refused_for, works},
 };
 use crate::{
-    shape::{Shape, datacenter_name},
+    shape::{Bounds, Shape, datacenter_name},
     world::{Cut, CutKind, EndKind},
 };
 
@@ -115,6 +115,9 @@ fn data(three: &Shape) -> Vec<Scenario> {
 }
 
 fn scans(three: &Shape) -> Vec<Scenario> {
+    // Nothing brings replicas together before they are read.
+    let bounds = Bounds { exchange_interval_ms: 600_000, ..three.bounds };
+    let three = &Shape { bounds, ..three.clone() };
     let four = Shape { datacenters: vec![4], replicas: 4, ..three.clone() };
     vec![
         steps(

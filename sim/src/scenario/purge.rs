@@ -114,7 +114,7 @@ async fn expired(it: Script) -> Result<(), String> {
 }
 
 /// Waits until no replica holds a row for the key.
-async fn until_gone(it: &Script, seconds: u64) -> Result<(), String> {
+pub(super) async fn until_gone(it: &Script, seconds: u64) -> Result<(), String> {
     it.within(seconds, async || {
         let held: Vec<_> =
             (0..3).filter_map(|node| Some((node + 1, it.stored_version(node)?))).collect();

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use model::{ConsistencyLevel, Mutant, NodeId, OperationId, Record, StorageKey, Version};
 use node::{
     commit::{CommitItem, CommitSettings, CommitStage, Committer, HintClass},
+    replica::decode_stored,
     storage::{RangeRequest, Space, memory::MemoryStorage},
 };
 use proto::{
@@ -59,6 +60,11 @@ enum Order {
     ClockJump(usize, i64),
     Freeze(usize, CommitStage),
     Rot(usize),
+    Wipe(usize),
+    TakeImage(usize),
+    RollBack(usize),
+    Lose(usize, &'static [u8]),
+    Misplace(usize, &'static [u8], &'static [u8]),
 }
 
 impl Script {
@@ -92,6 +98,21 @@ impl Script {
         self.order(Order::Start(node)).await;
     }
 
+    /// The disk of a node that is down is replaced by an empty one.
+    pub(super) async fn wipe(&self, node: usize) {
+        self.order(Order::Wipe(node)).await;
+    }
+
+    /// A copy of a node's disk is taken.
+    pub(super) async fn take_image(&self, node: usize) {
+        self.order(Order::TakeImage(node)).await;
+    }
+
+    /// A node ends, and its disk is put back to its copy.
+    pub(super) async fn roll_back(&self, node: usize) {
+        self.order(Order::RollBack(node)).await;
+    }
+
     /// A clock jumps.
     pub(super) async fn clock_jump(&self, node: usize, ms: i64) {
         self.order(Order::ClockJump(node, ms)).await;
@@ -105,6 +126,16 @@ impl Script {
     /// A bit flips in every row of a node's data.
     pub(super) async fn rot(&self, node: usize) {
         self.order(Order::Rot(node)).await;
+    }
+
+    /// The row of a node's data that holds these bytes is gone, as if it had not been written.
+    pub(super) async fn lose(&self, node: usize, bytes: &'static [u8]) {
+        self.order(Order::Lose(node, bytes)).await;
+    }
+
+    /// The row that holds these bytes is gone, and found in the place of the one that held those.
+    pub(super) async fn misplace(&self, node: usize, bytes: &'static [u8], over: &'static [u8]) {
+        self.order(Order::Misplace(node, bytes, over)).await;
     }
 
     /// Waits until a row of a node's disk holds these bytes, for ten seconds.
@@ -130,6 +161,16 @@ impl Script {
             self.disks[node].peek(&RangeRequest::prefix(space, prefix)).rows.len()
         };
         (rows(Space::Hints, b""), rows(Space::System, DIRTY_PREFIX))
+    }
+
+    /// The values of a node's sound rows.
+    pub(super) fn sound_values(&self, node: usize) -> Vec<Bytes> {
+        let page = self.disks[node].peek(&RangeRequest::prefix(Space::Data, Vec::new()));
+        let sound = page.rows.into_iter().filter_map(|(row, value)| {
+            let stored = decode_stored(&StorageKey::parse(row)?, value).ok()?;
+            Some(stored.record.value())
+        });
+        sound.collect()
     }
 
     /// True if a row of a node's data holds these bytes.
@@ -405,6 +446,13 @@ fn obey(world: &mut World, order: Order) {
             world.heal(id);
         }
         Order::End(node, kind) => world.end_node(node, kind),
+        Order::Wipe(node) => world.wipe(node),
+        Order::TakeImage(node) => world.take_image(node),
+        Order::RollBack(node) => {
+            if !world.roll_back(node) {
+                world.say("step: the others have not seen how far the disk had come");
+            }
+        }
         Order::Start(node) => world.start_node(node),
         Order::ClockJump(node, ms) => {
             world.say(format_args!("step: the clock of n{} jumps by {ms} ms", node + 1));
@@ -415,9 +463,33 @@ fn obey(world: &mut World, order: Order) {
             world.say(format_args!("step: the data of n{} rot", node + 1));
             let disk = world.nodes[node].disk.clone();
             let page = disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
-            for (key, value) in page.rows {
-                disk.flip_bit(Space::Data, &key, value.len() * 4);
+            for (key, value) in &page.rows {
+                disk.flip_bit(Space::Data, key, value.len() * 4);
             }
+            world.scar(node, page.rows.into_iter().map(|it| it.0).collect());
+        }
+        Order::Lose(node, bytes) => {
+            world.say(format_args!("step: the disk of n{} loses a write", node + 1));
+            let lost = rows_with(world, node, bytes);
+            for row in &lost {
+                world.nodes[node].disk.lose_row(Space::Data, row);
+            }
+            world.scar(node, lost);
+        }
+        Order::Misplace(node, bytes, over) => {
+            world.say(format_args!("step: the disk of n{} puts a write over another", node + 1));
+            let (from, to) = (rows_with(world, node, bytes), rows_with(world, node, over));
+            for (from, to) in from.iter().zip(&to) {
+                world.nodes[node].disk.move_row(Space::Data, from, to);
+            }
+            world.scar(node, [from, to].concat());
         }
     }
+}
+
+/// The keys of a node's rows that hold these bytes.
+fn rows_with(world: &World, node: usize, bytes: &[u8]) -> Vec<Bytes> {
+    let page = world.nodes[node].disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
+    let holds = |it: &(Bytes, Bytes)| it.1.windows(bytes.len()).any(|it| it == bytes);
+    page.rows.into_iter().filter(holds).map(|it| it.0).collect()
 }

@@ -35,7 +35,7 @@ pub(crate) async fn read_back(load: Rc<Load>, who: Who, seed: u64) {
         while load.read_back.get() < load.shape.datacenter_count() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let keys: Vec<_> = keys.iter().filter(|_| !load.rotten.get()).collect();
+        let keys: Vec<_> = keys.iter().collect();
         for chunk in keys.chunks(chunk_keys(&load, 2)) {
             read_until_answered(&load, &keyspace, who, chunk, ConsistencyLevel::All).await;
         }

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use model::Timestamp;
+use model::{NodeId, Timestamp};
 use node::{
     commit::CommitStage,
     io::{Boxed, DiskPace, Node, WallClock},
@@ -48,6 +48,7 @@ struct Inner {
     frozen_by: Option<u64>,
     node: Option<Node>,
     ended: Option<String>,
+    replaces: Option<NodeId>,
 }
 
 impl Controls {
@@ -69,6 +70,7 @@ impl Controls {
                 frozen_by: None,
                 node: None,
                 ended: None,
+                replaces: None,
             }),
         })
     }
@@ -93,6 +95,16 @@ impl Controls {
     /// Notes the node's present life.
     pub fn set_node(&self, node: Option<Node>) {
         self.lock().node = node;
+    }
+
+    /// The node's disk is empty from now on: it takes its own place again.
+    pub fn set_replaces(&self, id: NodeId) {
+        self.lock().replaces = Some(id);
+    }
+
+    /// Whose place the node takes.
+    pub fn replaces(&self) -> Option<NodeId> {
+        self.lock().replaces
     }
 
     /// Notes why the node ended by itself.

@@ -89,10 +89,12 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
         hint_age_ms_max: settings.bounds.hint_age_ms,
         any_hint_bytes_max: settings.bounds.any_hint_bytes,
         no_hints_for,
+        replace: controls.replaces(),
         exchange_interval_ms: settings.bounds.exchange_interval_ms,
         exchange_settle_ms: settings.bounds.exchange_settle_ms,
         fence_lag_ms: settings.bounds.fence_lag_ms,
         purge_interval_ms: settings.bounds.purge_interval_ms,
+        scrub_interval_ms: settings.bounds.scrub_interval_ms,
         ..NodeConfig::default()
     };
     let world = World {

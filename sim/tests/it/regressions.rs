@@ -44,6 +44,9 @@ fn every_reading_looks_whether_the_clock_has_jumped() {
         let fault = Fault::ClockJump { node, jump_ms: 3_600_000 };
         TimedFault { at_ms, for_ms: 700, fault }
     };
-    let faults = (0..6).map(|it| jump(it % 4, u64::try_from(it).unwrap() * 900)).collect();
+    // Neighbours in time are in different datacenters: with two nodes in one, what is still known of the
+    // clock that jumped before would make this one's jump a majority there.
+    let nodes = [0, 2, 1, 3, 0, 2].into_iter().zip(0..);
+    let faults = nodes.map(|(node, nth)| jump(node, nth * 900)).collect();
     clean("every_reading_looks_whether_the_clock_has_jumped", shape, faults);
 }

@@ -1,0 +1,216 @@
+//! What becomes of data when a node loses its disk, or the disk is put back to what it was.
+
+use model::{
+    ConsistencyLevel as L, Hlc, Key, KeyspaceId, Mutant, NodeId, Record, RequestId, StorageKey,
+    Version,
+};
+use node::commit::HintClass;
+use proto::v1;
+
+use super::{
+    Scenario, Shown,
+    executions::steps,
+    purge::until_gone,
+    script::{Script, ensure, works},
+};
+use crate::{
+    shape::{Bounds, Shape},
+    world::{Cut, CutKind, EndKind},
+};
+
+pub(super) fn all() -> Vec<Scenario> {
+    // Nothing but the filling brings replicas together.
+    let alone = Bounds { no_hints: true, exchange_interval_ms: 600_000, ..Bounds::default() };
+    let three = Shape { disk_ms: 1, clock_offset_ms: 0, bounds: alone, ..Shape::default() };
+    let purging = Bounds { fence_lag_ms: 6_000, purge_interval_ms: 1_000, ..Bounds::default() };
+    let purges = Shape { bounds: purging, ..three.clone() };
+    let four = Shape { datacenters: vec![4], partitions: 1, ..three.clone() };
+    vec![
+        steps(
+            "ce15-an-old-hint-meets-an-empty-disk",
+            "A key was deleted and purged everywhere. A node loses its disk, and on the empty one meets a \
+             hint from before the delete. It does not take it.",
+            &purges,
+            |it| Box::pin(old_hint(it)),
+            &[Shown { mutant: Mutant::FenceIgnored, says: "deleted data is back" }],
+        ),
+        steps(
+            "ce16-an-empty-disk-answers-no-reads",
+            "One of the two nodes that have acknowledged a write loses its disk, and the other one is \
+             away. Reads at QUORUM fail until it is back. Then the write is there.",
+            &three,
+            |it| Box::pin(empty_disk(it)),
+            &[
+                Shown { mutant: Mutant::ServesUnfilled, says: "an acknowledged write is lost" },
+                Shown { mutant: Mutant::FilledFromOne, says: "an acknowledged write is lost" },
+            ],
+        ),
+        steps(
+            "ce18-what-was-purged-is-put-back",
+            "A node's disk is put back to a copy from before a delete whose tombstone is purged. What \
+             was deleted does not come back from there.",
+            &purges,
+            |it| Box::pin(put_back(it)),
+            &[
+                Shown { mutant: Mutant::FillKeepsExtras, says: "deleted data is back" },
+                Shown { mutant: Mutant::RollbackUnseen, says: "deleted data is back" },
+            ],
+        ),
+        steps(
+            "cx5-a-vote-of-a-lost-disk",
+            "A replica applies a put and answers, loses its disk, and is filled before another replica \
+             gets the put. The two votes are no quorum: one of the disks is gone.",
+            &four,
+            |it| Box::pin(old_vote(it)),
+            &[Shown { mutant: Mutant::OldVotesCount, says: "an acknowledged write is lost" }],
+        ),
+        steps(
+            "cx6-a-disk-put-back-has-lost-a-write",
+            "One of the two nodes that have acknowledged a write is put back to a copy from before it, \
+             and the other one is away. Whoever was told how far that disk had come says so.",
+            &three,
+            |it| Box::pin(lost_write(it)),
+            &[Shown { mutant: Mutant::RollbackUnseen, says: "an acknowledged write is lost" }],
+        ),
+    ]
+}
+
+async fn old_hint(it: Script) -> Result<(), String> {
+    it.put_soon(0, "old", L::All).await?;
+    let stored = it.stored_version(0).ok_or("n1 does not hold the key alone")?;
+    let deleted = it.within(10, async || it.delete(0, "key", L::All).await).await;
+    works("delete", deleted)?;
+    until_gone(&it, 60).await?;
+    let status = it.admin(2).get_cluster_status(v1::GetClusterStatusRequest {}).await;
+    let status = status.map_err(|error| error.to_string())?.into_inner();
+    let own = usize::try_from(status.answered_by).map_err(|error| error.to_string())?;
+    let target = status.nodes.get(own).and_then(|it| NodeId::from_slice(&it.node_id));
+    let target = target.ok_or("n3 does not know itself")?;
+    let keyspace = KeyspaceId(status.keyspaces.first().ok_or("there is no keyspace")?.id);
+
+    it.end(0, EndKind::PowerLoss).await;
+    it.end(2, EndKind::PowerLoss).await;
+    it.wipe(2).await;
+    let key = Key::new(&b"key"[..]);
+    let key = StorageKey::encode(keyspace, key.token(), &key);
+    let version = Version { hlc: Hlc(stored.hlc.0 + 1), request: RequestId(7) };
+    let record = Record::encode(&key, version, 0, Some(b"late"));
+    it.plant_hint(0, target, &key, record, HintClass::Ordinary)?;
+    it.start(0).await;
+    it.start(2).await;
+    it.within(30, async || {
+        let (hints, _) = it.hints_and_marks(0);
+        ensure(hints == 0, format!("{hints} hints are left that nobody will take"))
+    })
+    .await?;
+    it.wait(8_000).await;
+    let found = it.get_soon(2, "key", L::One).await?;
+    let back = (0..3).any(|node| it.holds(node, b"late"));
+    ensure(!back && found.is_none(), "deleted data is back: an empty disk has taken an old hint")
+}
+
+async fn empty_disk(it: Script) -> Result<(), String> {
+    it.end(0, EndKind::PowerLoss).await;
+    it.until_missed(1).await?;
+    it.put_soon(1, "kept", L::Quorum).await?;
+    it.end(2, EndKind::PowerLoss).await;
+    it.end(1, EndKind::PowerLoss).await;
+    it.wipe(2).await;
+    it.start(0).await;
+    it.start(2).await;
+    for _ in 0..10 {
+        it.wait(1_000).await;
+        for node in [0, 2] {
+            let found = it.get(node, "key", L::Quorum).await;
+            let absent = matches!(found, Ok(None));
+            ensure(!absent, "an acknowledged write is lost with one of two disks")?;
+        }
+    }
+    it.start(1).await;
+    let found = it.get_soon(2, "key", L::Quorum).await?;
+    ensure(found.as_deref() == Some(b"kept"), "an acknowledged write is lost with one of two disks")
+}
+
+async fn put_back(it: Script) -> Result<(), String> {
+    it.put_soon(0, "old", L::All).await?;
+    it.take_image(2).await;
+    let deleted = it.within(10, async || it.delete(0, "key", L::All).await).await;
+    works("delete", deleted)?;
+    until_gone(&it, 60).await?;
+    it.roll_back(2).await;
+    it.start(2).await;
+    it.wait(8_000).await;
+    for node in [2, 0, 1] {
+        let found = it.get_soon(node, "key", L::One).await?;
+        ensure(found.is_none(), format!("deleted data is back: {found:?}"))?;
+    }
+    until_gone(&it, 20).await
+}
+
+async fn old_vote(it: Script) -> Result<(), String> {
+    it.put_soon(0, "first", L::All).await?;
+    let holds = |node: &usize| it.stored_version(*node).is_some();
+    let replicas: Vec<usize> = (0..4).filter(holds).collect();
+    let coordinator = (0..4).find(|node| !holds(node)).ok_or("all four hold the key")?;
+    let [late, never, lost] = replicas[..] else { return Err("three do not hold it".to_owned()) };
+    let name = |node: usize| vec![format!("n{}", node + 1)];
+    let cut = |kind, to| Cut { kind, from: name(coordinator), to: name(to) };
+    it.cut(1, cut(CutKind::Jam, late)).await;
+    it.cut(2, cut(CutKind::Stop, never)).await;
+    let put = tokio::task::spawn_local({
+        let it = it.clone();
+        async move { it.put(coordinator, "key", "kept", L::Quorum).await }
+    });
+    it.within(2, async || ensure(it.holds(lost, b"kept"), "no replica has got the put")).await?;
+    it.wait(100).await;
+    it.end(lost, EndKind::Crash).await;
+    it.wipe(lost).await;
+    it.start(lost).await;
+    it.within(3, async || {
+        let found = it.get(lost, "key", L::One).await;
+        ensure(found.is_ok(), "a replica was not filled in time")
+    })
+    .await?;
+    it.heal(1).await;
+    let put = put.await.map_err(|error| error.to_string())?;
+    if put.is_err() {
+        // Of unknown outcome, as it has to be.
+        return Ok(());
+    }
+    it.end(late, EndKind::PowerLoss).await;
+    it.heal(2).await;
+    let found = it.get_soon(lost, "key", L::Quorum).await?;
+    ensure(
+        found.as_deref() == Some(b"kept"),
+        "an acknowledged write is lost: a vote was of a disk that is gone",
+    )
+}
+
+async fn lost_write(it: Script) -> Result<(), String> {
+    it.put_soon(0, "first", L::All).await?;
+    it.take_image(2).await;
+    it.end(1, EndKind::PowerLoss).await;
+    it.until_missed(0).await?;
+    it.put_soon(0, "kept", L::Quorum).await?;
+    // The other one hears how far the disk has come.
+    it.wait(3_000).await;
+    it.start(1).await;
+    it.wait(3_000).await;
+    it.roll_back(2).await;
+    it.end(0, EndKind::PowerLoss).await;
+    it.start(2).await;
+    for _ in 0..10 {
+        it.wait(1_000).await;
+        for node in [1, 2] {
+            let found = it.get(node, "key", L::Quorum).await;
+            let old = found.is_ok_and(|it| it.as_deref() != Some(b"kept"));
+            ensure(!old, "an acknowledged write is lost with a disk that was put back")?;
+        }
+    }
+    it.start(0).await;
+    let found = it.get_soon(2, "key", L::Quorum).await?;
+    ensure(
+        found.as_deref() == Some(b"kept"),
+        "an acknowledged write is lost with a disk that was put back",
+    )
+}
