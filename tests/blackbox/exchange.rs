@@ -125,6 +125,12 @@ async fn datacenter_away(cluster: &mut Cluster) -> Value {
     let load = Load::start(&[cluster.api(0), cluster.api(1)]);
     load.goes_on(100).await;
     cluster.kill(&[2, 3]);
+    // What nobody writes again has to be brought.
+    for number in 0..20 {
+        let key = key("while away", number);
+        let done = cluster.api(0).set("shop", &key, "value", level(Wire::LocalQuorum)).await;
+        done.expect("dc1 is up");
+    }
     load.goes_on(300).await;
     let (away, _, _) = admin(cluster, 0, &["convergence"]);
     assert_eq!(away["down"].as_array().map(Vec::len), Some(2), "{away}");

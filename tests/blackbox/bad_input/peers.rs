@@ -40,6 +40,7 @@ fn hello() -> Hello {
         metadata_sequence: 0,
         clock_ceiling: 0,
         cluster_name: "quorate".to_owned(),
+        seen: Vec::new(),
     }
 }
 

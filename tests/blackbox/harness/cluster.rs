@@ -187,6 +187,11 @@ impl Cluster {
         &self.nodes[at]
     }
 
+    /// A node, to be changed.
+    pub(crate) fn node_mut(&mut self, at: usize) -> &mut Node {
+        &mut self.nodes[at]
+    }
+
     /// The nodes that run.
     pub(crate) fn running(&self) -> Vec<usize> {
         (0..self.len()).filter(|it| self.nodes[*it].process.is_some()).collect()

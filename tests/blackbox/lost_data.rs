@@ -1,0 +1,246 @@
+//! Nodes whose data directory is lost, restored from a snapshot, or put back to what it was.
+
+use std::{fs, path::Path};
+
+use model::Key;
+use proto::v1::ConsistencyLevel as Wire;
+
+use crate::harness::{Cluster, Keyspace, Options, datacenters, eventually, level, run_ok};
+
+/// Exchanges and purges soon enough for tests that wait for them.
+const EAGER: [&str; 8] = [
+    "--exchange-interval",
+    "200ms",
+    "--exchange-settle",
+    "500ms",
+    "--fence-lag",
+    "6s",
+    "--purge-interval",
+    "500ms",
+];
+const ROWS: usize = 200;
+
+fn key(number: usize) -> Key {
+    Key::new(format!("row {number}").into_bytes())
+}
+
+/// What becomes of each row in turn: kept, written anew, deleted.
+fn expected(number: usize) -> Option<&'static str> {
+    match number % 3 {
+        0 => Some("old"),
+        1 => Some("new"),
+        _ => None,
+    }
+}
+
+async fn write_old(cluster: &Cluster) {
+    for number in 0..ROWS {
+        let done = cluster.api(0).set("shop", &key(number), "old", level(Wire::All)).await;
+        done.expect("all are up");
+    }
+}
+
+async fn write_new(cluster: &Cluster) {
+    for number in 0..ROWS {
+        let (api, key) = (cluster.api(number % 2), key(number));
+        match expected(number) {
+            Some("new") => {
+                drop(api.set("shop", &key, "new", None).await.expect("a quorum is up"));
+            }
+            Some(_) => {}
+            None => drop(api.remove("shop", &key, None).await.expect("a quorum is up")),
+        }
+    }
+}
+
+/// Waits until a node has nothing to fill.
+async fn wait_filled(cluster: &Cluster, at: usize) {
+    eventually(&format!("node {at} is filled"), async || {
+        let known = cluster.api(at).convergence().await.map_err(|it| it.to_string())?;
+        match known.fill {
+            None if !known.keyspaces.is_empty() => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+/// Reads every row through a node at its own replica's word.
+async fn check_rows(cluster: &Cluster, at: usize, consistency: Wire) {
+    for number in 0..ROWS {
+        let what = format!("row {number} at node {at}");
+        let read = cluster.api(at).read("shop", &key(number), level(consistency)).await;
+        let read = read.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let found = read.found.then(|| String::from_utf8_lossy(&read.value).into_owned());
+        assert_eq!(found.as_deref(), expected(number), "{what}");
+    }
+}
+
+/// Removes nodes' data directories, and has them take their own places from now on.
+fn lose(cluster: &mut Cluster, nodes: &[usize]) {
+    for at in nodes {
+        let node = cluster.node_mut(*at);
+        fs::remove_dir_all(&node.data).expect("its data");
+        let id = node.id.clone();
+        node.arguments.extend(["--replace".to_owned(), id]);
+    }
+}
+
+/// The whole of a datacenter's data is lost, and comes back without a command.
+#[tokio::test]
+async fn a_datacenter_whose_data_is_lost_comes_back() {
+    let options = Options::small_ring().with(&EAGER);
+    let mut cluster = Cluster::start(&datacenters(&[2, 2]), &options).await;
+    cluster.create(&Keyspace::named("shop")).await;
+    write_old(&cluster).await;
+    cluster.kill(&[2, 3]);
+    cluster.wait_all_up().await;
+    for number in 0..ROWS {
+        let (api, key) = (cluster.api(number % 2), key(number));
+        let local = level(Wire::LocalQuorum);
+        match expected(number) {
+            Some("new") => drop(api.set("shop", &key, "new", local).await.expect("dc1 is up")),
+            Some(_) => {}
+            None => drop(api.remove("shop", &key, local).await.expect("dc1 is up")),
+        }
+    }
+    lose(&mut cluster, &[2, 3]);
+    let join = cluster.node(0).peer.to_string();
+    cluster.launch(&[2, 3], &["--join", &join]);
+    for at in [2, 3] {
+        wait_filled(&cluster, at).await;
+        check_rows(&cluster, at, Wire::One).await;
+        check_rows(&cluster, at, Wire::LocalQuorum).await;
+    }
+    // A node that has its place again is a node like any other.
+    cluster.kill(&[3]);
+    cluster.launch(&[3], &[]);
+    wait_filled(&cluster, 3).await;
+    cluster.wait_all_up().await;
+    let written = cluster.api(3).set("shop", &key(0), "old", level(Wire::All)).await;
+    written.expect("all are up");
+}
+
+/// A copy of a folder and all that is in it.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        match entry.file_type().expect("a type").is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), &target).expect("copied")),
+        }
+    }
+}
+
+/// What was deleted, and purged, after a snapshot does not come back with it; what was written does.
+#[tokio::test]
+async fn a_node_starts_from_a_snapshot() {
+    let options = Options::small_ring().with(&EAGER);
+    let mut cluster = Cluster::start(&datacenters(&[3]), &options).await;
+    cluster.create(&Keyspace::named("shop")).await;
+    write_old(&cluster).await;
+    let node = cluster.addresses(&[2]);
+    run_ok(&["--node", &node, "admin", "snapshot", "create", "before", "--only", &node]);
+    let snapshot = cluster.folder().join("elsewhere/before");
+    copy(&cluster.node(2).data.join("snapshots/before"), &snapshot);
+
+    write_new(&cluster).await;
+    let deleted = (0..ROWS).filter(|it| expected(*it).is_none()).count();
+    eventually("what was deleted is gone", async || {
+        let status = cluster.api(2).status().await.map_err(|it| it.to_string())?;
+        let purged = status.counters.get("records_purged").copied().unwrap_or_default();
+        if purged >= u64::try_from(deleted).unwrap() { Ok(()) } else { Err(purged.to_string()) }
+    })
+    .await;
+    cluster.kill(&[2]);
+    fs::remove_dir_all(&cluster.node(2).data).expect("its data");
+    let restore = snapshot.display().to_string();
+    let join = cluster.node(0).peer.to_string();
+    cluster.launch(&[2], &["--join", &join, "--restore", &restore]);
+    wait_filled(&cluster, 2).await;
+    check_rows(&cluster, 2, Wire::One).await;
+    let status = cluster.api(2).status().await.expect("a status");
+    let counted = |name: &str| status.counters.get(name).copied().unwrap_or_default();
+    // But for those whose tombstones the others still had.
+    assert!(counted("records_discarded") > 0, "{:?}", status.counters);
+    // Only what is newer has moved.
+    assert!(counted("records_written") < u64::try_from(ROWS).unwrap(), "{:?}", status.counters);
+    for at in [0, 1] {
+        check_rows(&cluster, at, Wire::One).await;
+    }
+}
+
+/// A data directory that was put back is noticed, and filled.
+#[tokio::test]
+async fn a_directory_that_was_put_back_is_filled() {
+    let options = Options::small_ring().with(&EAGER);
+    let mut cluster = Cluster::start(&datacenters(&[3]), &options).await;
+    cluster.create(&Keyspace::named("shop")).await;
+    write_old(&cluster).await;
+    assert!(cluster.stop(2).success());
+    let (data, copied) = (cluster.node(2).data.clone(), cluster.folder().join("copy"));
+    copy(&data, &copied);
+    cluster.restart(&[2]).await;
+    write_new(&cluster).await;
+    let clock_ms = async |cluster: &Cluster| {
+        let status = cluster.api(2).status().await.map_err(|it| it.to_string())?;
+        Ok::<_, String>(model::Hlc(status.clock).ms())
+    };
+    let began_ms = clock_ms(&cluster).await.expect("a clock");
+    // Later than a ping and the slack of a clock's ceiling, by the clock that writes carry.
+    eventually("the others have seen that it writes", async || {
+        let done = cluster.api(2).set("shop", &key(0), "old", level(Wire::All)).await;
+        done.map_err(|it| it.to_string())?;
+        let now_ms = clock_ms(&cluster).await?;
+        if now_ms > began_ms + 3_000 { Ok(()) } else { Err(now_ms.to_string()) }
+    })
+    .await;
+    cluster.kill(&[2]);
+    fs::remove_dir_all(&data).expect("its data");
+    copy(&copied, &data);
+    cluster.launch(&[2], &[]);
+    wait_filled(&cluster, 2).await;
+    let log = cluster.process(2).log();
+    assert!(log.contains("is not what others have seen"), "{log}");
+    check_rows(&cluster, 2, Wire::One).await;
+}
+
+/// The directory of before must not come back, and a node that is up is not replaced.
+#[tokio::test]
+async fn two_directories_are_no_two_replicas() {
+    let options = Options::small_ring().with(&EAGER);
+    let mut cluster = Cluster::start(&datacenters(&[3]), &options).await;
+    cluster.create(&Keyspace::named("shop")).await;
+    write_old(&cluster).await;
+    cluster.kill(&[2]);
+    let (data, old) = (cluster.node(2).data.clone(), cluster.folder().join("old"));
+    fs::rename(&data, &old).expect("renamed");
+    let id = cluster.node(2).id.clone();
+    let join = cluster.node(0).peer.to_string();
+    cluster.launch(&[2], &["--join", &join, "--replace", &id]);
+    wait_filled(&cluster, 2).await;
+    cluster.kill(&[2]);
+
+    fs::rename(&data, cluster.folder().join("new")).expect("renamed");
+    fs::rename(&old, &data).expect("renamed");
+    cluster.launch(&[2], &[]);
+    let log = eventually("the old directory's node stops", async || {
+        let log = cluster.process(2).log();
+        if log.contains("this node was replaced") { Ok(log) } else { Err(log) }
+    })
+    .await;
+    assert_eq!(cluster.wait_stopped(2).code(), Some(1), "{log}");
+
+    // Somebody else's directory does not take the place either.
+    let other = cluster.node(1).id.clone();
+    let mut arguments = cluster.arguments(2);
+    arguments.extend(["--replace".to_owned(), other]);
+    let arguments: Vec<&str> =
+        ["start"].into_iter().chain(arguments.iter().map(|it| &it[..])).collect();
+    let output = crate::harness::run(&arguments);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot take the place of"), "{said}");
+}
