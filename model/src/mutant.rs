@@ -98,6 +98,13 @@ mutants! {
     SignedBlindly = "signed-blindly",
     /// F4 off: a round leaves out replicas that are away.
     PurgedWithoutAll = "purged-without-all",
+    /// F6 off: what has a time to live is purged before it has expired.
+    PurgesUnexpired = "purges-unexpired",
+    /// F1 off: a node whose clock is ahead opens rounds by it, and the others raise their fences to that
+    /// (CE22).
+    FenceAheadTaken = "fence-ahead-taken",
+    /// F8 off: a replica takes old records from whoever holds them, whatever was purged meanwhile (CE19).
+    SourceFloorIgnored = "source-floor-ignored",
     /// F7 off: a replica whose disk was lost or put back answers reads before others have filled it (CE16).
     ServesUnfilled = "serves-unfilled",
     /// F7 off: one source is enough to fill a replica.

@@ -158,6 +158,7 @@ impl Record {
         match (self.kind(), self.expiry_ms()) {
             (RecordKind::Tombstone, _) => Some(hlc),
             (RecordKind::Value, 0) => None,
+            (RecordKind::Value, _) if Mutant::PurgesUnexpired.is_on() => Some(hlc),
             (RecordKind::Value, expiry_ms) => {
                 Some(hlc.max(Hlc::from_ms(expiry_ms.saturating_add(EXPIRY_MARGIN_MS))))
             }

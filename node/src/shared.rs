@@ -315,8 +315,10 @@ impl Shared {
         }
     }
 
+    /// Not while others have yet to look at the directory: a copy from before would pass for the original
+    /// by the ceiling that it reached meanwhile (F13).
     fn raise_ceiling(self: &Arc<Self>, wall: Timestamp) {
-        if self.raising_ceiling.swap(true, Ordering::AcqRel) {
+        if self.floors.is_shut() || self.raising_ceiling.swap(true, Ordering::AcqRel) {
             return;
         }
         // Asked again: another loop may have raised it meanwhile, and it must not be written lower.

@@ -92,6 +92,16 @@ impl Witness {
         }
     }
 
+    /// Forgets nodes that are no members, once they take up half of the room. True if there were any.
+    pub fn make_room(&mut self, members: &[NodeId]) -> bool {
+        let before = self.0.len();
+        if before > Self::NODES_MAX / 2 {
+            let members: BTreeSet<_> = members.iter().collect();
+            self.0.retain(|node, _| members.contains(node));
+        }
+        self.0.len() < before
+    }
+
     /// A hash over the directories of these nodes that have replaced others; 0 if there are none. Two nodes
     /// with the same know of the same replacements, whomever else they have met.
     pub fn storage_ids_hash(&self, nodes: impl IntoIterator<Item = NodeId>) -> u64 {
@@ -194,6 +204,20 @@ mod tests {
         witness.learn(NodeId(2), seen(0, 3));
         witness.learn(NodeId(3), seen(9, 3));
         assert_eq!(hash_of(&witness), hash, "of replacements alone, and of those nodes");
+    }
+
+    #[test]
+    fn strangers_take_no_room_from_members() {
+        let mut witness = Witness::default();
+        let nodes = || (0..).map(NodeId).take(Witness::NODES_MAX);
+        nodes().for_each(|node| drop(witness.learn(node, seen(0, 1))));
+        let late = NodeId(u128::MAX);
+        assert_eq!(witness.learn(late, seen(0, 1)), News::None, "no room");
+        let members = [NodeId(3), late];
+        assert!(witness.make_room(&members));
+        assert_eq!(witness.iter().map(|it| it.0).collect::<Vec<_>>(), [NodeId(3)]);
+        assert_eq!(witness.learn(late, seen(0, 1)), News::Met);
+        assert!(!witness.make_room(&members), "there is room");
     }
 
     #[test]

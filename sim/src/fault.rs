@@ -138,6 +138,14 @@ pub enum Fault {
         /// The node.
         node: usize,
     },
+    /// Somebody has read some of a node's rows and sleeps, with write-backs, hints and writes of them in
+    /// hand. They come when the fault ends.
+    Late {
+        /// The node.
+        node: usize,
+        /// How many rows.
+        rows: usize,
+    },
     /// Clients call ten times as fast, on few keys, with large values.
     Overload,
 }
@@ -178,6 +186,7 @@ impl Fault {
             Self::ClockJump { .. } => "clock jump",
             Self::ClockDrift { .. } => "clock drift",
             Self::Pause { .. } => "pause",
+            Self::Late { .. } => "late messages",
             Self::Overload => "overload",
         }
     }
@@ -205,6 +214,7 @@ impl Fault {
         "clock jump",
         "clock drift",
         "pause",
+        "late messages",
         "overload",
     ];
 }

@@ -27,7 +27,7 @@ use crate::{
     recorder::{Recorder, Who},
     shape::Shape,
     workload::{self, Load, Phase, Probe},
-    world::{EPOCH_MS, World},
+    world::{EPOCH_MS, World, late},
 };
 
 /// What a run is told. The seed decides the rest.
@@ -154,6 +154,7 @@ impl Run {
         for datacenter in 0..shape.datacenter_count() {
             let seeds: Vec<u64> = (0..=shape.sessions).map(|_| random.random()).collect();
             let (load, first) = (Rc::clone(&load), session);
+            let late = Rc::clone(&world.late);
             let asking = Rc::clone(&serving).ask(shape.nodes().count(), log.clone());
             load.working.set(load.working.get() + u32::from(shape.sessions));
             // One more reads everything back.
@@ -163,6 +164,7 @@ impl Run {
                 if datacenter == 0 {
                     set_up::set_up(&load, set_up).await;
                     tokio::task::spawn_local(asking);
+                    tokio::task::spawn_local(late::carry(late));
                 }
                 let probed = if probes { workload::PROBED.len() } else { 0 };
                 for place in 0..u32::try_from(probed).expect("few levels") {

@@ -7,6 +7,7 @@ mod disks;
 mod executions;
 mod hints;
 mod hybrid_clocks;
+mod late;
 mod levels;
 mod metadata;
 mod purge;
@@ -91,6 +92,7 @@ pub fn all() -> Vec<Scenario> {
     all.extend(executions::all());
     all.extend(hints::all());
     all.extend(purge::all());
+    all.extend(late::all());
     all.extend(disks::all());
     all.extend(damage::all());
     all.extend(hybrid_clocks::all());

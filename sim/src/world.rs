@@ -4,6 +4,7 @@
 pub mod controls;
 mod damage;
 mod host;
+pub(crate) mod late;
 mod links;
 mod network;
 
@@ -33,6 +34,7 @@ use crate::{
     shape::{Shape, datacenter_name},
 };
 use host::{HostSettings, run_host};
+use late::LateFrames;
 use links::Links;
 
 /// When every simulation begins, in milliseconds since the Unix epoch.
@@ -83,6 +85,8 @@ pub struct World {
     pub scarred: BTreeSet<(usize, Bytes)>,
     /// What the ends of lives have left, for the checks at the end.
     pub ends: Vec<NodeEnd>,
+    /// Messages that are due, after whatever time.
+    pub(crate) late: LateFrames,
 }
 
 /// What a node had done when its process ended.
@@ -161,6 +165,7 @@ impl World {
             rotten: None,
             scarred: BTreeSet::new(),
             ends: Vec::new(),
+            late: LateFrames::default(),
         };
         let blocking_reads = world.shape.reads_from_disk_per_mille;
         for node in 0..world.nodes.len() {

@@ -1,5 +1,5 @@
 //! How far each partition has come on the way to purging: fence, signature and floor, by the protocol's
-//! section 2. Durable, and none of them ever falls.
+//! section 2. Durable; none of them falls, but for the floor of a directory that is filled anew.
 //!
 //! A row is `prefix | keyspace (4) | partition (2)` -> `fence (8) | signed (8) | its round (8) | floor (8)
 //! | its round (8) | swept (8) | opened (8) | filled (8) | CRC32C (4) of key and value`.
@@ -314,6 +314,7 @@ impl FloorStage {
         let own = self.of(key.keyspace(), partition);
         let below = match origin {
             Origin::Fresh => record.version().hlc <= own.fence && !Mutant::FenceIgnored.is_on(),
+            Origin::Held(_) if Mutant::SourceFloorIgnored.is_on() => false,
             Origin::Held(floor) => own.is_behind(record, floor) || record.purgeable_at(own.floor),
         };
         below.then_some(Refusal::BelowFence)

@@ -182,7 +182,11 @@ impl KvApi {
         let _places = self.io.reserve(writes)?;
         let left = Duration::from_micros(call.deadline_us.saturating_sub(self.io.now_us()));
         let late = |_| {
-            let message = "this node's disk did not make its clock durable in time";
+            let message = if call.shared.floors.is_shut() {
+                "no other node has looked at this node's database directory since its start: it stamps nothing"
+            } else {
+                "this node's disk did not make its clock durable in time"
+            };
             let mut error = CallError::new(Reason::WriteTimeout, message);
             error.outcome = CallOutcome::NotApplied;
             error

@@ -185,8 +185,10 @@ impl Shared {
 
     /// To be called with new metadata: other nodes may be members now.
     pub(crate) fn follow_members(&self) {
-        let board = self.witness.lock();
-        let hash = board.witness.storage_ids_hash(self.members());
+        let mut board = self.witness.lock();
+        let members = self.members();
+        board.unkept |= board.witness.make_room(&members);
+        let hash = board.witness.storage_ids_hash(members);
         if self.witness.storage_ids_hash() != hash {
             self.storages_changed(&board);
         }
@@ -279,6 +281,7 @@ impl Shared {
             drop(board);
             tracing::info!(filling = self.is_filling(), "the directory is what others have seen");
             self.witness.sound.notify_waiters();
+            self.wake_stampers();
         }
     }
 
@@ -291,13 +294,12 @@ impl Shared {
     /// called about once a second.
     pub(super) fn tend_witness(self: &Arc<Self>) {
         self.look_at_directory();
-        let kept = {
+        {
             let mut board = self.witness.lock();
-            std::mem::take(&mut board.unkept).then(|| board.witness.encode())
-        };
-        if let Some(kept) = kept {
-            // A failure stops the node by itself.
-            self.store_system(system_key::WITNESS, Some(kept), |_| ());
+            if std::mem::take(&mut board.unkept) {
+                // A failure stops the node by itself.
+                self.store_witness(&board, |_| ());
+            }
         }
         self.show_ceiling();
     }
@@ -310,16 +312,28 @@ impl Shared {
         storage: StorageId,
     ) -> Result<bool, StorageError> {
         self.hear(node, Seen { storage, ceiling: Hlc::ZERO });
-        let kept = {
+        let (done, kept) = tokio::sync::oneshot::channel();
+        {
             let board = self.witness.lock();
             let latest = board.witness.of(node).is_some_and(|it| it.storage == storage);
             if !latest {
                 return Ok(false);
             }
-            board.witness.encode()
-        };
-        self.make_durable(Bytes::from_static(system_key::WITNESS), Some(kept)).await?;
+            self.store_witness(&board, |it| drop(done.send(it)));
+        }
+        let dropped = |_| StorageError::Failed { message: "the commit path has ended".to_owned() };
+        kept.await.map_err(dropped)??;
         Ok(true)
+    }
+
+    /// Makes what was seen durable. Under the board's lock, so that what is older cannot come after what
+    /// is newer.
+    fn store_witness(
+        &self,
+        board: &Board,
+        done: impl FnOnce(Result<(), StorageError>) + Send + 'static,
+    ) {
+        self.store_system(system_key::WITNESS, Some(board.witness.encode()), done);
     }
 }
 

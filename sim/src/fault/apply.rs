@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Fault;
-use crate::world::{Cut, CutKind, DiskFaults, EndKind, World};
+use crate::world::{Cut, CutKind, DiskFaults, EndKind, World, late::InHand};
 
 /// A fault in force.
 struct ActiveFault {
@@ -13,6 +13,8 @@ struct ActiveFault {
     begun_ms: u64,
     for_ms: u64,
     has_struck: bool,
+    /// What it keeps back until it ends.
+    in_hand: Vec<InHand>,
 }
 
 /// All faults in force.
@@ -30,7 +32,11 @@ impl ActiveFaults {
     ) -> Option<&'static str> {
         world.say(format_args!("fault {id} for {for_ms} ms: {fault}"));
         let begun_ms = world.now_ms();
-        let mut begun = ActiveFault { id, fault, begun_ms, for_ms, has_struck: false };
+        let in_hand = match fault {
+            Fault::Late { node, rows } => world.take_in_hand(node, rows),
+            _ => Vec::new(),
+        };
+        let mut begun = ActiveFault { id, fault, begun_ms, for_ms, has_struck: false, in_hand };
         begun.has_struck = begun.strike(world);
         let struck = begun.has_struck.then(|| begun.fault.name());
         self.0.push(begun);
@@ -174,6 +180,8 @@ impl ActiveFault {
                 world.take_image(*node);
                 return false;
             }
+            // What it has in hand was taken.
+            Fault::Late { .. } => return false,
             Fault::ClockJump { node, jump_ms } => {
                 world.nodes[*node].controls.clock_offset_ms.fetch_add(*jump_ms, Ordering::Relaxed);
             }
@@ -205,6 +213,10 @@ impl ActiveFault {
             }
             Fault::RollBack { node } if world.now_ms() >= self.begun_ms + self.for_ms => {
                 world.roll_back(node)
+            }
+            Fault::Late { .. } if world.now_ms() >= self.begun_ms + self.for_ms => {
+                world.send_late(&self.in_hand);
+                !self.in_hand.is_empty()
             }
             _ => false,
         }

@@ -33,6 +33,13 @@ pub fn draw_faults(random: &mut StdRng, shape: &Shape) -> Vec<TimedFault> {
         let fault = if rolls_back { Fault::RollBack { node } } else { Fault::Wipe { node } };
         faults.push(TimedFault { at_ms, for_ms, fault });
     }
+    if shape.bounds.purges() && random.random() {
+        // Longer than a fence lags: what was in hand may have been purged meanwhile.
+        let at_ms = random.random_range(0..shape.faults_ms / 4);
+        let for_ms = random.random_range(shape.faults_ms / 2..shape.faults_ms - at_ms);
+        let node = random.random_range(0..shape.nodes().count());
+        faults.push(TimedFault { at_ms, for_ms, fault: Fault::Late { node, rows: 40 } });
+    }
     faults.sort_by_key(|it| it.at_ms);
     let nodes = shape.nodes().count();
     let mut kept: Vec<TimedFault> = Vec::new();
@@ -73,7 +80,7 @@ fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
             _ => Fault::Rot { node, rows: 10 },
         };
     }
-    match random.random_range(0..20) {
+    match random.random_range(0..21) {
         0..=3 => Fault::Cut(draw_cut(random, shape)),
         4 => draw_swizzle(random, places.len()),
         5 => {
@@ -108,6 +115,7 @@ fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
             ppm: *[-50_000, -500, 500, 50_000].choose(random).expect("some"),
         },
         18 => Fault::Pause { node },
+        19 => Fault::Late { node, rows: 20 },
         _ => Fault::Overload,
     }
 }

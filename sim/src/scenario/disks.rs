@@ -1,11 +1,7 @@
 //! What becomes of data when a node loses its disk, or the disk is put back to what it was.
 
-use model::{
-    ConsistencyLevel as L, Hlc, Key, KeyspaceId, Mutant, NodeId, Record, RequestId, StorageKey,
-    Version,
-};
+use model::{ConsistencyLevel as L, Hlc, Mutant, Record, RequestId, Version};
 use node::commit::HintClass;
-use proto::v1;
 
 use super::{
     Scenario, Shown,
@@ -81,18 +77,11 @@ async fn old_hint(it: Script) -> Result<(), String> {
     let deleted = it.within(10, async || it.delete(0, "key", L::All).await).await;
     works("delete", deleted)?;
     until_gone(&it, 60).await?;
-    let status = it.admin(2).get_cluster_status(v1::GetClusterStatusRequest {}).await;
-    let status = status.map_err(|error| error.to_string())?.into_inner();
-    let own = usize::try_from(status.answered_by).map_err(|error| error.to_string())?;
-    let target = status.nodes.get(own).and_then(|it| NodeId::from_slice(&it.node_id));
-    let target = target.ok_or("n3 does not know itself")?;
-    let keyspace = KeyspaceId(status.keyspaces.first().ok_or("there is no keyspace")?.id);
+    let (target, key) = it.ids(2).await?;
 
     it.end(0, EndKind::PowerLoss).await;
     it.end(2, EndKind::PowerLoss).await;
     it.wipe(2).await;
-    let key = Key::new(&b"key"[..]);
-    let key = StorageKey::encode(keyspace, key.token(), &key);
     let version = Version { hlc: Hlc(stored.hlc.0 + 1), request: RequestId(7) };
     let record = Record::encode(&key, version, 0, Some(b"late"));
     it.plant_hint(0, target, &key, record, HintClass::Ordinary)?;

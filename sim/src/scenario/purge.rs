@@ -1,16 +1,12 @@
 //! What becomes of deleted data: it goes once every replica has proven that nothing older is left, and it
 //! never comes back.
 
-use model::{
-    ConsistencyLevel as L, Hlc, Key, KeyspaceId, Mutant, NodeId, Record, RequestId, StorageKey,
-    Version,
-};
+use model::{ConsistencyLevel as L, Hlc, Mutant, Record, RequestId, Version};
 use node::commit::HintClass;
-use proto::v1;
 
 use super::{
     Scenario, Shown,
-    executions::steps,
+    executions::{steps, stop},
     script::{Script, ensure, works},
 };
 use crate::{
@@ -48,7 +44,39 @@ pub(super) fn all() -> Vec<Scenario> {
             "A value has expired, on every clock and by a margin. Its bytes are given back.",
             &three,
             |it| Box::pin(expired(it)),
+            &[Shown { mutant: Mutant::PurgesUnexpired, says: "went before its margin" }],
+        ),
+        steps(
+            "ce17-filled-while-a-tombstone-waits",
+            "A replica is filled from one that has missed a delete and one that has its tombstone. What \
+             was deleted does not come back from the first when the tombstone is gone from the second.",
+            &Shape { bounds: alone, ..three.clone() },
+            |it| Box::pin(filled(it)),
             &[],
+        ),
+        steps(
+            "ce20-power-is-lost-after-a-purge",
+            "A replica gets a tombstone with a round of purging. The moment it is gone everywhere all \
+             nodes lose their power. What was deleted is gone afterwards.",
+            &Shape { bounds: alone, ..three.clone() },
+            |it| Box::pin(power_loss(it)),
+            &[],
+        ),
+        steps(
+            "ce21-an-expired-value-is-not-pushed-back",
+            "A value has expired. One replica's clock is slower than the others'. It goes all the same, \
+             and nobody brings it back.",
+            &three,
+            |it| Box::pin(slow_clock(it)),
+            &[],
+        ),
+        steps(
+            "ce22-a-round-from-the-future",
+            "The clock of a node that opens rounds is an hour ahead. No fence rises by it: writes through \
+             the others go on.",
+            &Shape { bounds: alone, ..three },
+            |it| Box::pin(far_ahead(it)),
+            &[Shown { mutant: Mutant::FenceAheadTaken, says: "takes no writes" }],
         ),
     ]
 }
@@ -79,16 +107,9 @@ async fn late_hint(it: Script) -> Result<(), String> {
     let deleted = it.within(10, async || it.delete(0, "key", L::All).await).await;
     works("delete", deleted)?;
     until_gone(&it, 60).await?;
-    let status = it.admin(2).get_cluster_status(v1::GetClusterStatusRequest {}).await;
-    let status = status.map_err(|error| error.to_string())?.into_inner();
-    let own = usize::try_from(status.answered_by).map_err(|error| error.to_string())?;
-    let target = status.nodes.get(own).and_then(|it| NodeId::from_slice(&it.node_id));
-    let target = target.ok_or("n3 does not know itself")?;
-    let keyspace = KeyspaceId(status.keyspaces.first().ok_or("there is no keyspace")?.id);
+    let (target, key) = it.ids(2).await?;
 
     it.end(0, EndKind::PowerLoss).await;
-    let key = Key::new(&b"key"[..]);
-    let key = StorageKey::encode(keyspace, key.token(), &key);
     let version = Version { hlc: Hlc(stored.hlc.0 + 1), request: RequestId(7) };
     let record = Record::encode(&key, version, 0, Some(b"late"));
     it.plant_hint(0, target, &key, record, HintClass::Ordinary)?;
@@ -111,6 +132,78 @@ async fn expired(it: Script) -> Result<(), String> {
     let held = (0..3).all(|node| it.holds(node, b"short-lived"));
     ensure(held, "an expired value went before its margin")?;
     until_gone(&it, 90).await
+}
+
+async fn filled(it: Script) -> Result<(), String> {
+    it.put_soon(0, "old", L::All).await?;
+    it.cut(1, stop(&["n1"], &["n2", "n3"])).await;
+    it.until_missed(1).await?;
+    let deleted = it.within(10, async || it.delete(1, "key", L::Quorum).await).await;
+    works("delete", deleted)?;
+    it.end(2, EndKind::PowerLoss).await;
+    it.wipe(2).await;
+    it.heal(1).await;
+    it.start(2).await;
+    until_gone(&it, 60).await?;
+    it.wait(8_000).await;
+    stays_gone(&it).await
+}
+
+async fn power_loss(it: Script) -> Result<(), String> {
+    it.put_soon(1, "old", L::All).await?;
+    it.end(0, EndKind::PowerLoss).await;
+    it.until_missed(1).await?;
+    let deleted = it.within(10, async || it.delete(1, "key", L::Quorum).await).await;
+    works("delete", deleted)?;
+    it.start(0).await;
+    until_gone(&it, 60).await?;
+    for node in 0..3 {
+        it.end(node, EndKind::PowerLoss).await;
+    }
+    for node in 0..3 {
+        it.start(node).await;
+    }
+    it.wait(8_000).await;
+    stays_gone(&it).await
+}
+
+async fn slow_clock(it: Script) -> Result<(), String> {
+    it.clock_jump(1, -100).await;
+    let put = it.within(10, async || it.put_for(0, "key", "short-lived", 2).await).await;
+    works("put", put)?;
+    until_gone(&it, 90).await?;
+    for _ in 0..80 {
+        it.wait(100).await;
+        let back = (0..3).any(|node| it.holds(node, b"short-lived"));
+        ensure(!back, "an expired value is back")?;
+    }
+    Ok(())
+}
+
+async fn far_ahead(it: Script) -> Result<(), String> {
+    // There is something to purge, and n3 begins.
+    it.put_soon(0, "old", L::All).await?;
+    let deleted = it.within(10, async || it.delete(0, "key", L::All).await).await;
+    works("delete", deleted)?;
+    it.clock_jump(2, 3_600_000).await;
+    for _ in 0..10 {
+        it.wait(1_000).await;
+        for node in [0, 1] {
+            it.put_soon(node, "new", L::Quorum).await?;
+        }
+    }
+    it.clock_jump(2, -3_600_000).await;
+    it.put_soon(2, "newer", L::All).await
+}
+
+/// Nobody holds a row for the key, and no read finds one.
+async fn stays_gone(it: &Script) -> Result<(), String> {
+    for node in 0..3 {
+        let found = it.get_soon(node, "key", L::One).await?;
+        let gone = found.is_none() && it.rows(node) == 0;
+        ensure(gone, format!("deleted data is back at n{}: {found:?}", node + 1))?;
+    }
+    Ok(())
 }
 
 /// Waits until no replica holds a row for the key.

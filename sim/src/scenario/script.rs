@@ -1,18 +1,20 @@
 //! Executions step by step: raw calls to chosen nodes, and what happens to nodes and links between
 //! them.
 
+mod play;
+
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     future::Future,
     pin::Pin,
     rc::Rc,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
-use model::{ConsistencyLevel, Mutant, NodeId, OperationId, Record, StorageKey, Version};
+use model::{ConsistencyLevel, Key, KeyspaceId, NodeId, OperationId, Record, StorageKey, Version};
 use node::{
     commit::{CommitItem, CommitSettings, CommitStage, Committer, HintClass},
     replica::decode_stored,
@@ -20,21 +22,17 @@ use node::{
 };
 use proto::{
     CallError, Reason,
-    v1::{WaitHintsRequest, admin_service_client::AdminServiceClient},
+    v1::{GetClusterStatusRequest, WaitHintsRequest, admin_service_client::AdminServiceClient},
 };
 use tonic::transport::Channel;
 
-use super::story::{Told, lines};
+pub(super) use play::play;
+
 use crate::{
-    checker::Violation,
-    inspect::{self, Watch},
-    log::Log,
     raw::{Found, RawNode},
-    recorder::{Recorder, now},
-    run::{LOOK_MS, VIOLATIONS_MAX, catching, set_up},
-    shape::Shape,
+    recorder::now,
     workload::Load,
-    world::{Cut, EndKind, World},
+    world::{Cut, EndKind, late::InHand},
 };
 
 /// What the keys of dirty marks begin with.
@@ -65,6 +63,7 @@ enum Order {
     RollBack(usize),
     Lose(usize, &'static [u8]),
     Misplace(usize, &'static [u8], &'static [u8]),
+    Late(usize, InHand),
 }
 
 impl Script {
@@ -136,6 +135,11 @@ impl Script {
     /// The row that holds these bytes is gone, and found in the place of the one that held those.
     pub(super) async fn misplace(&self, node: usize, bytes: &'static [u8], over: &'static [u8]) {
         self.order(Order::Misplace(node, bytes, over)).await;
+    }
+
+    /// What somebody has had in hand for long comes to a node.
+    pub(super) async fn late(&self, node: usize, in_hand: InHand) {
+        self.order(Order::Late(node, in_hand)).await;
     }
 
     /// Waits until a row of a node's disk holds these bytes, for ten seconds.
@@ -218,6 +222,11 @@ impl Script {
         let page = self.disks[node].peek(&RangeRequest::prefix(Space::Data, Vec::new()));
         let [(_, record)] = &page.rows[..] else { return None };
         Record::parse(record.clone()).ok().map(|it| it.version())
+    }
+
+    /// How many rows of data a node's disk holds.
+    pub(super) fn rows(&self, node: usize) -> usize {
+        self.disks[node].peek(&RangeRequest::prefix(Space::Data, Vec::new())).rows.len()
     }
 
     /// Waits until a node knows that a replica of `key` is away.
@@ -332,6 +341,18 @@ impl Script {
         found
     }
 
+    /// The id of a node, as it says itself, and the storage key of `key`.
+    pub(super) async fn ids(&self, node: usize) -> Result<(NodeId, StorageKey), String> {
+        let status = self.admin(node).get_cluster_status(GetClusterStatusRequest {}).await;
+        let status = status.map_err(|error| error.to_string())?.into_inner();
+        let own = usize::try_from(status.answered_by).map_err(|error| error.to_string())?;
+        let id = status.nodes.get(own).and_then(|it| NodeId::from_slice(&it.node_id));
+        let id = id.ok_or_else(|| format!("n{} does not know itself", node + 1))?;
+        let keyspace = KeyspaceId(status.keyspaces.first().ok_or("there is no keyspace")?.id);
+        let key = Key::new(&b"key"[..]);
+        Ok((id, StorageKey::encode(keyspace, key.token(), &key)))
+    }
+
     /// The administration of a node.
     pub(super) fn admin(&self, node: usize) -> AdminServiceClient<Channel> {
         RawNode(node).admin()
@@ -362,134 +383,4 @@ pub(super) fn refused_for<T>(result: &Result<T, CallError>, reason: Reason) -> b
     result
         .as_ref()
         .is_err_and(|it| it.reason == reason && it.outcome == proto::CallOutcome::NotApplied)
-}
-
-/// Plays a script in a cluster that has been set up. The nodes are watched as in any run.
-pub(super) fn play(
-    shape: &Shape,
-    script: fn(Script) -> Playing,
-    mutant: Option<Mutant>,
-    seed: u64,
-) -> Told {
-    let log = Log::new(true);
-    let (mut violations, mut ended_at) = (Vec::new(), Duration::ZERO);
-    let played = catching(mutant, || {
-        play_to_end(shape, script, seed, &log, &mut violations, &mut ended_at);
-    });
-    violations.extend(played.err());
-    for violation in &violations {
-        log.tell(ended_at, format_args!("VIOLATION {violation}"));
-    }
-    let (lines, timeline) = (log.take(), lines(&log.take_story()));
-    Told { violations, timeline, availability: Vec::new(), lines }
-}
-
-fn play_to_end(
-    shape: &Shape,
-    script: fn(Script) -> Playing,
-    seed: u64,
-    log: &Log,
-    violations: &mut Vec<Violation>,
-    ended_at: &mut Duration,
-) {
-    let load = Load::new(shape.clone(), Recorder::new(log.clone(), shape.bounds.purges()));
-    let orders = Rc::new(RefCell::new(VecDeque::new()));
-    let ended = Rc::new(RefCell::new(None));
-    let mut world = World::new(seed, shape.clone(), log.clone());
-    let disks: Rc<Vec<_>> = Rc::new(world.nodes.iter().map(|it| it.disk.clone()).collect());
-    for datacenter in 0..shape.datacenter_count() {
-        let disks = Rc::clone(&disks);
-        let (load, orders, ended) = (Rc::clone(&load), Rc::clone(&orders), Rc::clone(&ended));
-        world.add_clients(async move {
-            if datacenter == 0 {
-                set_up::set_up(&load, seed).await;
-                // Every node has heard every other's clock.
-                tokio::time::sleep(Duration::from_secs(2)).await;
-                let result = script(Script { load, orders, disks, clock: Rc::default() }).await;
-                *ended.borrow_mut() = Some(result);
-            }
-            std::future::pending().await
-        });
-    }
-    let mut watch = Watch::default();
-    while ended.borrow().is_none() {
-        if let Err(error) = world.step() {
-            violations.push(Violation::broken("scenario", None, error));
-            break;
-        }
-        if world.now() > Duration::from_secs(120) {
-            violations.push(Violation::broken("scenario", None, "it did not end".to_owned()));
-            break;
-        }
-        *ended_at = world.now();
-        let ms = u64::try_from(world.now().as_millis()).unwrap_or(u64::MAX);
-        if ms.is_multiple_of(LOOK_MS) && violations.len() < VIOLATIONS_MAX {
-            violations.extend(inspect::watch(&world, &mut watch));
-        }
-        let order = orders.borrow_mut().pop_front();
-        order.into_iter().for_each(|it| obey(&mut world, it));
-    }
-    violations.extend(inspect::watch(&world, &mut watch));
-    if let Some(Err(what)) = ended.take() {
-        violations.push(Violation::broken("scenario", None, what));
-    }
-}
-
-fn obey(world: &mut World, order: Order) {
-    match order {
-        Order::Cut(id, cut) => {
-            world.say(format_args!("step: cut {:?} from {:?}", cut.from, cut.to));
-            world.cut(id, cut);
-        }
-        Order::Heal(id) => {
-            world.say("step: healed");
-            world.heal(id);
-        }
-        Order::End(node, kind) => world.end_node(node, kind),
-        Order::Wipe(node) => world.wipe(node),
-        Order::TakeImage(node) => world.take_image(node),
-        Order::RollBack(node) => {
-            if !world.roll_back(node) {
-                world.say("step: the others have not seen how far the disk had come");
-            }
-        }
-        Order::Start(node) => world.start_node(node),
-        Order::ClockJump(node, ms) => {
-            world.say(format_args!("step: the clock of n{} jumps by {ms} ms", node + 1));
-            world.nodes[node].controls.clock_offset_ms.fetch_add(ms, Ordering::Relaxed);
-        }
-        Order::Freeze(node, stage) => world.nodes[node].controls.freeze_at(0, stage, 0),
-        Order::Rot(node) => {
-            world.say(format_args!("step: the data of n{} rot", node + 1));
-            let disk = world.nodes[node].disk.clone();
-            let page = disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
-            for (key, value) in &page.rows {
-                disk.flip_bit(Space::Data, key, value.len() * 4);
-            }
-            world.scar(node, page.rows.into_iter().map(|it| it.0).collect());
-        }
-        Order::Lose(node, bytes) => {
-            world.say(format_args!("step: the disk of n{} loses a write", node + 1));
-            let lost = rows_with(world, node, bytes);
-            for row in &lost {
-                world.nodes[node].disk.lose_row(Space::Data, row);
-            }
-            world.scar(node, lost);
-        }
-        Order::Misplace(node, bytes, over) => {
-            world.say(format_args!("step: the disk of n{} puts a write over another", node + 1));
-            let (from, to) = (rows_with(world, node, bytes), rows_with(world, node, over));
-            for (from, to) in from.iter().zip(&to) {
-                world.nodes[node].disk.move_row(Space::Data, from, to);
-            }
-            world.scar(node, [from, to].concat());
-        }
-    }
-}
-
-/// The keys of a node's rows that hold these bytes.
-fn rows_with(world: &World, node: usize, bytes: &[u8]) -> Vec<Bytes> {
-    let page = world.nodes[node].disk.peek(&RangeRequest::prefix(Space::Data, Vec::new()));
-    let holds = |it: &(Bytes, Bytes)| it.1.windows(bytes.len()).any(|it| it == bytes);
-    page.rows.into_iter().filter(holds).map(|it| it.0).collect()
 }

@@ -124,7 +124,8 @@ impl IoLoop {
         let (shared, allows_any, keyspace) = (&self.shared, keyspace.allow_any, keyspace.id);
         // Raises the clock that the questions carry: the others judge by it.
         let now = shared.clock.read(shared.believed_wall());
-        let up_to = Hlc::from_ms(now.ms().saturating_sub(shared.config.fence_lag_ms));
+        let now_ms = if Mutant::FenceAheadTaken.is_on() { shared.wall().0 } else { now.ms() };
+        let up_to = Hlc::from_ms(now_ms.saturating_sub(shared.config.fence_lag_ms));
         let Some(mut partitions) = self.led_partitions(view, keyspace, up_to).await else {
             return PurgeBlock::Stuck;
         };
@@ -242,7 +243,8 @@ impl IoLoop {
             return refused(Refusal::Failed);
         };
         // A fence near the clock would stop writes that are on their way (CE22).
-        if up_to.ms().saturating_add(lag_ms) > shared.now_ms() {
+        let is_ahead = up_to.ms().saturating_add(lag_ms) > shared.now_ms();
+        if is_ahead && !Mutant::FenceAheadTaken.is_on() {
             return refused(Refusal::ClockAhead);
         }
         if open.allows_any && shared.oldest_any_hint_ms().is_some_and(|it| it <= up_to.ms()) {
