@@ -61,10 +61,12 @@ pub(super) fn open_identity(config: &NodeConfig, world: &World) -> Result<Identi
             let id = StorageId::mint(now_ms.max(before.saturating_add(1)), fresh_storage);
             let (key, value) = fill_row(id.generation());
             batch.put(Space::System, key, [&value]);
-            (node, id, now_ms / 1_000, true)
+            (node, id, 0, true)
         }
     };
-    let starts = starts + 1;
+    // No less than the time in seconds: what a disk says that was lost or put back is behind what the
+    // others have heard, and they would take every word for an old one.
+    let starts = (starts + 1).max(world.clock.now().0 / 1_000);
     let identity = encode_identity(node, storage_id, starts);
     batch.put(Space::System, system_key::IDENTITY, [&identity]);
     storage.write(&batch, Durability::Synced)?;
