@@ -117,7 +117,12 @@ impl Watch {
     fn purges(&mut self, index: usize, node: &SimNode, row: &[u8]) -> Option<Violation> {
         let place = (index, Bytes::copy_from_slice(row));
         let key = StorageKey::parse(place.1.clone())?;
-        let shared = &node.controls.node()?.shared;
+        let Some(live) = node.controls.node() else {
+            // Its process has ended since, and by which floor it removed the row nobody knows any more.
+            self.versions.remove(&place);
+            return None;
+        };
+        let shared = &live.shared;
         let partition = shared.trees.partition_of(key.token())?;
         let held = self.versions.get_mut(&place)?;
         held.purged = true;

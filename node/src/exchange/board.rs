@@ -187,6 +187,8 @@ struct Board {
     open: BTreeMap<(KeyspaceId, PartitionIndex), OpenRound>,
     /// What stands in the way of purging, and since when.
     purges: BTreeMap<KeyspaceId, (PurgeBlock, u64)>,
+    /// Acknowledged writes of which a replica already held a newer version.
+    overwritten: BTreeMap<KeyspaceId, u64>,
     /// What is being brought together, and with whom.
     claims: Claims,
 }
@@ -400,6 +402,16 @@ impl ExchangeBoard {
         }
     }
 
+    /// A write was acknowledged of which a replica already held a newer version.
+    pub(crate) fn count_overwritten(&self, keyspace: KeyspaceId) {
+        *self.lock().overwritten.entry(keyspace).or_default() += 1;
+    }
+
+    /// How many acknowledged writes of a keyspace met a newer version.
+    pub(crate) fn overwritten(&self, keyspace: KeyspaceId) -> u64 {
+        self.lock().overwritten.get(&keyspace).copied().unwrap_or_default()
+    }
+
     /// What stands in the way of purging each keyspace, and since when.
     pub(crate) fn purges(&self) -> BTreeMap<KeyspaceId, (PurgeBlock, u64)> {
         self.lock().purges.clone()
@@ -439,6 +451,7 @@ impl Board {
         }
         let pairs = &self.pairs;
         self.rounds.retain(|node, _| pairs.keys().any(|it| it.1 == *node));
+        self.overwritten.retain(|keyspace, _| metadata.keyspace_of_id(*keyspace).is_some());
         self.purges.retain(|keyspace, _| metadata.keyspace_of_id(*keyspace).is_some());
         self.open.retain(|part, _| metadata.keyspace_of_id(part.0).is_some());
         self.dirty.retain(|part, _| pairs.keys().any(|it| it.0 == part.0));

@@ -132,7 +132,8 @@ impl AdminApi {
         }
         let purges = shared.exchange.purges();
         let keyspaces = keyspaces.into_iter().map(|(name, pairs)| {
-            let noted = view.keyspace(&name).and_then(|it| purges.get(&it.keyspace.id)).copied();
+            let id = view.keyspace(&name).map(|it| it.keyspace.id);
+            let noted = id.and_then(|it| purges.get(&it)).copied();
             let (block, waits_for) = purge_block(noted.map(|it| it.0));
             v1::KeyspaceConvergence {
                 keyspace: name,
@@ -141,6 +142,7 @@ impl AdminApi {
                 purge_waits_for: waits_for
                     .map_or_else(Bytes::new, |it| Bytes::copy_from_slice(&it.to_bytes())),
                 purge_waits_for_address: waits_for.map_or_else(String::new, |it| self.place(it).0),
+                overwritten_concurrent: id.map_or(0, |it| shared.exchange.overwritten(it)),
                 purge_blocked_ms: noted.map_or(0, |it| now_us.saturating_sub(it.1) / 1_000),
             }
         });

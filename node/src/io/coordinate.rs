@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use coordinator::{Read, ReadEvent, ReadRequest, Write, WriteError, WriteEvent, WriteRequest};
-use model::{Hlc, Mutant, NodeIndex, PartitionIndex, ReplicaMask, ReplicaSet, StorageKey};
+use model::{Hlc, KeyspaceId, Mutant, NodeIndex, PartitionIndex, ReplicaMask, ReplicaSet, StorageKey};
 
 use super::io_loop::{Alarm, IoLoop, LoopState};
 use crate::{
@@ -124,7 +124,7 @@ impl IoLoop {
         let set = Arc::clone(&replicas);
         match Write::start(request, set, alive, view.local_dc(), stamp, &mut effects) {
             Err(error) => {
-                self.count_write(&Err(error.clone()));
+                self.count_write(key.keyspace(), &Err(error.clone()));
                 reply.send(Err(error));
             }
             Ok(machine) => {
@@ -299,13 +299,19 @@ impl IoLoop {
         }
     }
 
-    pub(super) fn count_write(&self, result: &Result<coordinator::WriteReply, WriteError>) {
+    pub(super) fn count_write(
+        &self,
+        keyspace: KeyspaceId,
+        result: &Result<coordinator::WriteReply, WriteError>,
+    ) {
         let counters = &self.shared.counters;
         match result {
             Ok(reply) => {
                 Counters::count(&counters.writes_acknowledged);
                 if reply.superseded_concurrent {
                     Counters::count(&counters.overwritten_concurrent);
+                    // Seldom: what takes a lock here would slow down every write.
+                    self.shared.exchange.count_overwritten(keyspace);
                 }
             }
             Err(WriteError::Unavailable { .. }) => Counters::count(&counters.writes_unavailable),

@@ -53,7 +53,7 @@ impl IoLoop {
                     }
                     WriteEffect::NeedStamp { above } => stamp = Some(above),
                     WriteEffect::Reply(result) => {
-                        self.count_write(&result);
+                        self.count_write(write.key.keyspace(), &result);
                         if let Some(reply) = write.reply.take() {
                             *unanswered -= 1;
                             reply.send(result);

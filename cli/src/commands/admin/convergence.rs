@@ -112,6 +112,8 @@ struct KeyspaceDocument {
     keyspace: String,
     #[serde(flatten)]
     figures: Figures,
+    /// Acknowledged writes that a replica already held a newer version of.
+    overwritten_concurrent: u64,
     pairs: Vec<PairDocument>,
 }
 
@@ -174,9 +176,10 @@ impl ConvergenceDocument {
     fn new(status: &v1::GetClusterStatusResponse, down: Vec<String>, answers: &[Answer]) -> Self {
         let keyspaces: Vec<_> = (pairs(status, answers).into_iter())
             .map(|(keyspace, pairs)| KeyspaceDocument {
-                keyspace,
                 figures: pairs.iter().map(|it| &it.figures).sum(),
+                overwritten_concurrent: overwritten(&keyspace, answers),
                 pairs,
+                keyspace,
             })
             .collect();
         let nodes: Vec<_> = answers.iter().map(NodeDocument::new).collect();
@@ -256,9 +259,15 @@ impl ConvergenceDocument {
     }
 
     fn keyspace_table(&self) -> Table {
-        let columns =
-            ["keyspace", ">the same", ">partitions", ">oldest", ">records moved", ">bytes moved"];
-        let mut table = Table::new(&columns);
+        let mut table = Table::new(&[
+            "keyspace",
+            ">the same",
+            ">partitions",
+            ">oldest",
+            ">records moved",
+            ">bytes moved",
+            ">overwritten",
+        ]);
         for it in &self.keyspaces {
             let paint = if it.figures.is_same() { Paint::Good } else { Paint::Warning };
             table.row([
@@ -268,6 +277,7 @@ impl ConvergenceDocument {
                 spell_age(it.figures.oldest_age_ms).into(),
                 spell_count(it.figures.records_moved).into(),
                 spell_bytes(it.figures.bytes_moved).into(),
+                spell_count(it.overwritten_concurrent).into(),
             ]);
         }
         table
@@ -298,6 +308,12 @@ impl ConvergenceDocument {
 
 /// Pairs shown at most; JSON has all of them.
 const PAIRS_SHOWN_MAX: usize = 20;
+
+/// How many writes of a keyspace the nodes have acknowledged that met a newer version.
+fn overwritten(keyspace: &str, answers: &[Answer]) -> u64 {
+    let told = answers.iter().flat_map(|it| &it.convergence.keyspaces);
+    told.filter(|it| it.keyspace == keyspace).map(|it| it.overwritten_concurrent).sum()
+}
 
 /// What is known of each pair of nodes that are up, by keyspace. Both nodes are asked, and each knows
 /// only what it has been told.
@@ -363,6 +379,7 @@ mod tests {
         let keyspaces = vec![v1::KeyspaceConvergence {
             keyspace: "shop".to_owned(),
             pairs,
+            overwritten_concurrent: 3,
             ..v1::KeyspaceConvergence::default()
         }];
         let sum = |hints, age| {
@@ -406,8 +423,8 @@ mod tests {
         assert_eq!((all.records_moved, all.bytes_moved), (200, 100_000));
         assert_eq!(
             document.keyspace_table().separated(),
-            "keyspace\tthe same\tpartitions\toldest\trecords moved\tbytes moved
-shop\t40.0%\t4 of 10\t1m15s\t200\t97 KiB\n"
+            "keyspace\tthe same\tpartitions\toldest\trecords moved\tbytes moved\toverwritten
+shop\t40.0%\t4 of 10\t1m15s\t200\t97 KiB\t6\n"
         );
         assert_eq!(
             document.differing_table().separated(),

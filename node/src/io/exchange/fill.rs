@@ -70,6 +70,11 @@ impl IoLoop {
                 }
                 continue;
             };
+            // Fences rise by this node's clock: it has to be known to be right.
+            if shared.await_clock(FILL_AGAIN).await.is_err() {
+                tokio::time::sleep(FILL_AGAIN).await;
+                continue;
+            }
             let began_us = self.now_us();
             shared.fill.lock().get_or_insert_with(|| FillStatus { began_us, ..<_>::default() });
             if self.fill_all(generation).await && self.end_fill(generation).await {
@@ -158,7 +163,9 @@ impl IoLoop {
                 false => missing.extend(need.others().filter(|it| !answers.has(*it))),
             }
         }
-        let clock_ms = shared.clock.read(shared.believed_wall()).ms();
+        // It may have jumped since it was looked at.
+        let Ok(wall) = shared.trusted_wall() else { return missing };
+        let clock_ms = shared.clock.read(wall).ms();
         let own_fence = Hlc::from_ms(clock_ms.saturating_add(shared.config.clock_offset_max_ms));
         for (partition, (_, sources)) in &sources {
             let highest = sources.iter().max_by_key(|it| it.floor);
@@ -260,7 +267,8 @@ impl IoLoop {
                 asked.entry(layout.node(*node).id).or_default().push(*partition);
             }
         }
-        let storage_id = Bytes::copy_from_slice(&self.shared.storage_id().to_bytes());
+        let storage = self.shared.storage_id();
+        let storage_id = Bytes::copy_from_slice(&storage.to_bytes());
         for (node, partitions) in asked {
             let (Some(index), true) = (view.node_index(node), self.can_deliver(node)) else {
                 continue;
@@ -273,7 +281,13 @@ impl IoLoop {
             answers.ask(node);
             match self.exchange_step(index, step).await {
                 Ok(answered) => answers.take(node, &answered.answer.floors),
-                Err(end) => answers.refused(node, end),
+                Err(end) => {
+                    let seen = self.shared.seen_storage(node);
+                    let lost_later = seen.is_some_and(|it| {
+                        it.storage.generation() > 0 && it.storage > storage
+                    });
+                    answers.refused(node, end, lost_later);
+                }
             }
         }
         answers

@@ -122,9 +122,12 @@ impl IoLoop {
     /// One round of a keyspace. What stood in its way, if anything.
     async fn purge(&self, view: &View, keyspace: &Keyspace) -> PurgeBlock {
         let (shared, allows_any, keyspace) = (&self.shared, keyspace.allow_any, keyspace.id);
-        // Raises the clock that the questions carry: the others judge by it.
-        let now = shared.clock.read(shared.believed_wall());
-        let now_ms = if Mutant::FenceAheadTaken.is_on() { shared.wall().0 } else { now.ms() };
+        let now_ms = match shared.trusted_wall() {
+            // Raises the clock that the questions carry: the others judge by it.
+            Ok(wall) => shared.clock.read(wall).ms(),
+            Err(_) if Mutant::FenceAheadTaken.is_on() => shared.wall().0,
+            Err(_) => return PurgeBlock::Stuck,
+        };
         let up_to = Hlc::from_ms(now_ms.saturating_sub(shared.config.fence_lag_ms));
         let Some(mut partitions) = self.led_partitions(view, keyspace, up_to).await else {
             return PurgeBlock::Stuck;

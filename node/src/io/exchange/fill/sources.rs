@@ -25,6 +25,8 @@ pub(super) struct Answers {
     answered: BTreeSet<NodeId>,
     /// Those that are to be filled themselves.
     filling: BTreeSet<NodeId>,
+    /// Of them, those that have lost their directories after this node had lost its own.
+    lost_later: BTreeSet<NodeId>,
 }
 
 impl Answers {
@@ -43,9 +45,13 @@ impl Answers {
         }
     }
 
-    pub(super) fn refused(&mut self, node: NodeId, end: RoundEnd) {
+    /// It gives nothing; `lost_later` says whether its directory is younger than this node's.
+    pub(super) fn refused(&mut self, node: NodeId, end: RoundEnd, lost_later: bool) {
         if end == RoundEnd::Refused(Refusal::NotReady) {
             self.filling.insert(node);
+            if lost_later {
+                self.lost_later.insert(node);
+            }
         }
     }
 
@@ -70,7 +76,9 @@ pub(super) struct Need {
 
 impl Need {
     /// What this node's replica of a set needs; `None` if it has none. Neighbours that are to be filled
-    /// themselves have lost with their disks what they had acknowledged: they are not waited for.
+    /// themselves and have lost their disks later are not waited for: what those had acknowledged is lost with
+    /// them, or was acknowledged by this directory too. One that has lost its disk before may have taken
+    /// writes since, beside the directory that this node has lost: it is filled first.
     pub(super) fn of(
         view: &View,
         set: &ReplicaSet,
@@ -84,7 +92,7 @@ impl Need {
         let others: Vec<_> = set.all().iter().filter(is_other).map(id).collect();
         let local = set.datacenters().iter().find(|it| it.1.contains(replica))?.1;
         let neighbours: Vec<_> = local.iter().filter(is_other).map(id).collect();
-        let lost = neighbours.iter().filter(|it| answers.filling.contains(it)).count();
+        let lost = neighbours.iter().filter(|it| answers.lost_later.contains(it)).count();
         let mut need = Self {
             required: beside_quorum(others.len() + 1),
             required_neighbours: beside_quorum(neighbours.len() + 1)
@@ -143,6 +151,16 @@ mod tests {
             let (quorum, sources) = (replicas / 2 + 1, beside_quorum(replicas));
             assert!(quorum - 1 + sources > replicas - 1, "{replicas}");
         }
+    }
+
+    #[test]
+    fn of_two_that_are_filled_the_later_one_waits() {
+        let mut answers = Answers::default();
+        answers.refused(NodeId(1), RoundEnd::Refused(Refusal::NotReady), true);
+        answers.refused(NodeId(2), RoundEnd::Refused(Refusal::NotReady), false);
+        answers.refused(NodeId(3), RoundEnd::Refused(Refusal::Overloaded), true);
+        assert_eq!(answers.filling, BTreeSet::from([NodeId(1), NodeId(2)]), "they give nothing");
+        assert_eq!(answers.lost_later, BTreeSet::from([NodeId(1)]));
     }
 
     #[test]
