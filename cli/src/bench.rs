@@ -6,6 +6,7 @@
 mod bars;
 mod children;
 mod cluster;
+mod deletes;
 mod disk;
 pub(crate) mod echo;
 mod exchange;
@@ -35,6 +36,7 @@ pub(crate) enum BenchCommand {
     Floor(floor::FloorArgs),
     Bars(bars::BarsArgs),
     Exchange(exchange::ExchangeArgs),
+    Deletes(deletes::DeletesArgs),
     Trees(trees::TreesArgs),
 }
 
@@ -49,6 +51,7 @@ pub(crate) async fn run(
         BenchCommand::Floor(args) => floor::run(args, output).await,
         BenchCommand::Bars(args) => bars::run(args, global, output).await,
         BenchCommand::Exchange(args) => exchange::run(args, global, output).await,
+        BenchCommand::Deletes(args) => deletes::run(args, global, output).await,
         BenchCommand::Trees(args) => trees::run(&args, output),
     }
 }

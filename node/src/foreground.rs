@@ -6,10 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// quantile sinks by little with each call, one below it rises by much. One number for all loops, which
 /// may lose an update to each other: it is an estimate. Source: Ma, Muthukrishnan and Sandler, Frugal
 /// Streaming for Estimating Quantiles (2013), with steps in proportion to the estimate.
+///
+/// What is usual is the lowest estimate of late: it sinks with the estimate, and rises to double in a
+/// minute, so that a load that has grown is found usual before long.
 #[derive(Debug, Default)]
 pub(crate) struct Foreground {
     p99_ns: AtomicU64,
+    usual_ns: AtomicU64,
     measured_us: AtomicU64,
+    calls: AtomicU64,
 }
 
 impl Foreground {
@@ -23,7 +28,14 @@ impl Foreground {
             before - before / SINK_PART
         };
         self.p99_ns.store(after, Ordering::Relaxed);
-        self.measured_us.store(now_us, Ordering::Relaxed);
+        let measured_us = self.measured_us.swap(now_us, Ordering::Relaxed);
+        if self.calls.fetch_add(1, Ordering::Relaxed) >= LEARNING_CALLS {
+            let usual = self.usual_ns.load(Ordering::Relaxed);
+            let since_us = now_us.saturating_sub(measured_us).min(FRESH_US);
+            let risen = usual + usual / 1_000 * since_us / (DOUBLES_US / 1_000);
+            let usual = if usual == 0 { after } else { risen.min(after) };
+            self.usual_ns.store(usual, Ordering::Relaxed);
+        }
     }
 
     /// What one in a hundred calls exceeds, in microseconds; 0 if none ended within the last second.
@@ -32,9 +44,15 @@ impl Foreground {
         if is_fresh { self.p99_ns.load(Ordering::Relaxed) / 1_000 } else { 0 }
     }
 
-    /// That, in thousandths of what the operator wants at most.
+    /// That, in thousandths of what it may come to: what the operator wants at most, and not much more than
+    /// is usual.
     pub(crate) fn pressure(&self, now_us: u64, target_us: u64) -> u32 {
-        let pressure = self.p99_us(now_us).saturating_mul(1_000) / target_us.max(1);
+        let usual_us = self.usual_ns.load(Ordering::Relaxed) / 1_000;
+        let limit_us = match usual_us {
+            0 => target_us,
+            _ => target_us.min((usual_us + usual_us / 2).max(LIMIT_US_MIN)),
+        };
+        let pressure = self.p99_us(now_us).saturating_mul(1_000) / limit_us.max(1);
         u32::try_from(pressure).unwrap_or(u32::MAX)
     }
 }
@@ -44,6 +62,12 @@ const RISE_PART: u64 = 16;
 const SINK_PART: u64 = 99 * RISE_PART;
 const MIN_STEP_NS: u64 = 20_000;
 const FRESH_US: u64 = 1_000_000;
+/// So many calls it takes until the estimate is one.
+const LEARNING_CALLS: u64 = 4_000;
+/// In which time what is usual doubles at most.
+const DOUBLES_US: u64 = 60_000_000;
+/// Calls faster than that are not slowed down by anything that matters.
+const LIMIT_US_MIN: u64 = 2_000;
 
 #[cfg(test)]
 mod tests {
@@ -67,6 +91,26 @@ mod tests {
             let p99_us = feed(40_000, scale_us);
             assert!((scale_us * 8 / 10..scale_us * 10).contains(&p99_us), "{scale_us}: {p99_us}");
         }
+    }
+
+    #[test]
+    fn what_is_usual_sinks_at_once_and_rises_slowly() {
+        let (foreground, mut now_us) = (Foreground::default(), 0);
+        let mut feed = |calls: u64, took_us: u64| {
+            for _ in 0..calls {
+                now_us += 1_000;
+                foreground.measured(took_us, now_us);
+            }
+            foreground.pressure(now_us, 100_000)
+        };
+        assert!(feed(LEARNING_CALLS, 10_000) < 120, "by the operator's word alone");
+        let usual = feed(2_000, 10_000);
+        assert!((600..750).contains(&usual), "a call takes what it usually does: {usual}");
+        assert!(feed(2_000, 20_000) > 1_200, "twice as long");
+        let later = feed(120_000, 20_000);
+        assert!((600..750).contains(&later), "it has become usual: {later}");
+        let fast = feed(20_000, 100);
+        assert!(fast < 200, "nobody would notice: {fast}");
     }
 
     #[test]

@@ -210,7 +210,9 @@ mod tests {
     fn strangers_take_no_room_from_members() {
         let mut witness = Witness::default();
         let nodes = || (0..).map(NodeId).take(Witness::NODES_MAX);
-        nodes().for_each(|node| drop(witness.learn(node, seen(0, 1))));
+        for node in nodes() {
+            witness.learn(node, seen(0, 1));
+        }
         let late = NodeId(u128::MAX);
         assert_eq!(witness.learn(late, seen(0, 1)), News::None, "no room");
         let members = [NodeId(3), late];

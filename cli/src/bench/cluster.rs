@@ -12,6 +12,7 @@ use tonic::transport::Endpoint;
 
 use super::{
     children::{NodeAddress, Server},
+    deletes::bytes_in,
     process::resident_bytes,
     run::make_keyspace,
 };
@@ -217,6 +218,11 @@ impl BenchCluster {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(Restart { listening_ms, serving_ms: begun.elapsed().as_secs_f64() * 1e3 })
+    }
+
+    /// Bytes on disk of the node that keeps most.
+    pub(super) fn disk_bytes_max(&self) -> u64 {
+        (1..=NODES).map(|it| bytes_in(&self.data(it))).max().unwrap_or_default()
     }
 
     /// Memory of the node process that holds most.

@@ -108,6 +108,16 @@ impl Target {
         many(call.await.into_iter().map(|it| it.map(|_| false)))
     }
 
+    /// Deletes many keys in one call. Servers that are asked themselves are sent no batches.
+    pub(crate) async fn delete_batch(&self, keys: Vec<Key>) -> Done {
+        let Self::Cluster { keyspace, level } = self else { return Done::default() };
+        let mut call = keyspace.batch_write(keys.into_iter().map(WriteItem::delete).collect());
+        if let Some(level) = level {
+            call = call.consistency(*level);
+        }
+        many(call.await.into_iter().map(|it| it.map(|_| false)))
+    }
+
     /// Reads many keys in one call. Servers that are asked themselves are sent no batches.
     pub(crate) async fn get_batch(&self, keys: Vec<Key>) -> Done {
         let Self::Cluster { keyspace, level } = self else { return Done::default() };

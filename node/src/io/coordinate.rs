@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use coordinator::{Read, ReadEvent, ReadRequest, Write, WriteError, WriteEvent, WriteRequest};
-use model::{Hlc, KeyspaceId, Mutant, NodeIndex, PartitionIndex, ReplicaMask, ReplicaSet, StorageKey};
+use model::{
+    Hlc, KeyspaceId, Mutant, NodeIndex, PartitionIndex, ReplicaMask, ReplicaSet, StorageKey,
+};
 
 use super::io_loop::{Alarm, IoLoop, LoopState};
 use crate::{

@@ -210,8 +210,13 @@ fn hunt_mutant(mutant: Mutant, seeds_max: u64) -> Vec<Evidence> {
     let mut best = BTreeMap::<&str, (usize, Evidence)>::new();
     let kept: BTreeSet<ShownBy> =
         promises.iter().filter_map(|it| Some(of(it.name, mutant)?.shown)).collect();
+    let mut runs_since = 0;
     for shown in kept.into_iter().chain((1..=seeds_max).map(ShownBy::Seed)) {
-        if promises.iter().all(|it| best.get(it.name).is_some_and(|it| it.0 == 0)) {
+        let all = |place_max| {
+            promises.iter().all(|it| best.get(it.name).is_some_and(|it| it.0 <= place_max))
+        };
+        runs_since += u64::from(all(usize::MAX));
+        if all(0) || runs_since > BETTER_RUNS {
             break;
         }
         improve(&mut best, &promises, mutant, shown);
@@ -253,6 +258,9 @@ fn improve(
         best.extend(better.into_iter().map(|it| (it.1.promise, it)));
     }
 }
+
+/// How many runs are made in the hope of a judge further to the front, once all promises have some.
+const BETTER_RUNS: u64 = 10;
 
 /// Does something with each of many, some at a time. The results are in order.
 fn each<T: Sync, R: Send>(all: &[T], threads: usize, what: impl Fn(&T) -> R + Sync) -> Vec<R> {

@@ -283,9 +283,8 @@ impl IoLoop {
                 Ok(answered) => answers.take(node, &answered.answer.floors),
                 Err(end) => {
                     let seen = self.shared.seen_storage(node);
-                    let lost_later = seen.is_some_and(|it| {
-                        it.storage.generation() > 0 && it.storage > storage
-                    });
+                    let lost_later =
+                        seen.is_some_and(|it| it.storage.generation() > 0 && it.storage > storage);
                     answers.refused(node, end, lost_later);
                 }
             }
