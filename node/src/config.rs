@@ -80,8 +80,8 @@ pub struct NodeConfig {
     /// How old a difference between two replicas is before records are moved for it, in milliseconds:
     /// what is younger is on its way.
     pub exchange_settle_ms: u64,
-    /// The time that 99 of 100 clients' calls are to take at most, in milliseconds. As it is approached
-    /// exchanges do less at a time, and rest in between.
+    /// The time that 99 of 100 clients' calls are to take at most, in milliseconds. As it is approached, or
+    /// one and a half times what they usually take, exchanges do less at a time, and rest in between.
     pub foreground_p99_target_ms: u64,
     /// How far the fence of a purge stays behind the clock, in milliseconds: no write is still on its way
     /// then. Tombstones and expired records are kept so long at least.

@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// may lose an update to each other: it is an estimate. Source: Ma, Muthukrishnan and Sandler, Frugal
 /// Streaming for Estimating Quantiles (2013), with steps in proportion to the estimate.
 ///
-/// What is usual is the lowest estimate of late: it sinks with the estimate, and rises to double in a
-/// minute, so that a load that has grown is found usual before long.
+/// What is usual is the lowest estimate of late: it sinks with the estimate, and rises to double in five
+/// minutes, so that a load that has grown is found usual in time, and one that work in the background
+/// slows down is not.
 #[derive(Debug, Default)]
 pub(crate) struct Foreground {
     p99_ns: AtomicU64,
     usual_ns: AtomicU64,
+    /// When what is usual was last looked at.
+    risen_us: AtomicU64,
     measured_us: AtomicU64,
     calls: AtomicU64,
 }
@@ -28,13 +31,24 @@ impl Foreground {
             before - before / SINK_PART
         };
         self.p99_ns.store(after, Ordering::Relaxed);
-        let measured_us = self.measured_us.swap(now_us, Ordering::Relaxed);
+        self.measured_us.store(now_us, Ordering::Relaxed);
         if self.calls.fetch_add(1, Ordering::Relaxed) >= LEARNING_CALLS {
-            let usual = self.usual_ns.load(Ordering::Relaxed);
-            let since_us = now_us.saturating_sub(measured_us).min(FRESH_US);
-            let risen = usual + usual / 1_000 * since_us / (DOUBLES_US / 1_000);
-            let usual = if usual == 0 { after } else { risen.min(after) };
-            self.usual_ns.store(usual, Ordering::Relaxed);
+            self.learn_usual(after, now_us);
+        }
+    }
+
+    fn learn_usual(&self, p99_ns: u64, now_us: u64) {
+        let usual = self.usual_ns.load(Ordering::Relaxed);
+        if usual == 0 || p99_ns < usual {
+            self.usual_ns.store(p99_ns, Ordering::Relaxed);
+            return;
+        }
+        let since_us = now_us.saturating_sub(self.risen_us.load(Ordering::Relaxed));
+        // Long enough apart that little is lost to rounding, however fast calls come.
+        if since_us >= RISES_US {
+            let rise = usual.saturating_mul(since_us.min(FRESH_US)) / DOUBLES_US;
+            self.usual_ns.store((usual + rise).min(p99_ns), Ordering::Relaxed);
+            self.risen_us.store(now_us, Ordering::Relaxed);
         }
     }
 
@@ -65,7 +79,9 @@ const FRESH_US: u64 = 1_000_000;
 /// So many calls it takes until the estimate is one.
 const LEARNING_CALLS: u64 = 4_000;
 /// In which time what is usual doubles at most.
-const DOUBLES_US: u64 = 60_000_000;
+const DOUBLES_US: u64 = 300_000_000;
+/// How often it rises.
+const RISES_US: u64 = 10_000;
 /// Calls faster than that are not slowed down by anything that matters.
 const LIMIT_US_MIN: u64 = 2_000;
 
@@ -98,7 +114,7 @@ mod tests {
         let (foreground, mut now_us) = (Foreground::default(), 0);
         let mut feed = |calls: u64, took_us: u64| {
             for _ in 0..calls {
-                now_us += 1_000;
+                now_us += 100;
                 foreground.measured(took_us, now_us);
             }
             foreground.pressure(now_us, 100_000)
@@ -107,7 +123,7 @@ mod tests {
         let usual = feed(2_000, 10_000);
         assert!((600..750).contains(&usual), "a call takes what it usually does: {usual}");
         assert!(feed(2_000, 20_000) > 1_200, "twice as long");
-        let later = feed(120_000, 20_000);
+        let later = feed(4_000_000, 20_000);
         assert!((600..750).contains(&later), "it has become usual: {later}");
         let fast = feed(20_000, 100);
         assert!(fast < 200, "nobody would notice: {fast}");

@@ -118,8 +118,12 @@ impl Watch {
         let place = (index, Bytes::copy_from_slice(row));
         let key = StorageKey::parse(place.1.clone())?;
         let Some(live) = node.controls.node() else {
-            // Its process has ended since, and by which floor it removed the row nobody knows any more.
-            self.versions.remove(&place);
+            // Its process has ended since. What has a due clock may have been purged, and has to stay
+            // gone; the rest went by the sources that fill the replica (F7), and may come back.
+            match self.versions.get_mut(&place) {
+                Some(held) if held.due.is_some() => held.purged = true,
+                _ => drop(self.versions.remove(&place)),
+            }
             return None;
         };
         let shared = &live.shared;

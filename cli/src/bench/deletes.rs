@@ -143,7 +143,9 @@ pub(super) async fn run(
         }
         let left = document.bytes_after.saturating_sub(bytes_empty);
         document.held = document.records_left == 0 && left <= taken_up / PART_LEFT;
-        document.given_back_after_ms = elapsed_ms();
+        if document.held {
+            document.given_back_after_ms = elapsed_ms();
+        }
     }
     bar.finish_and_clear();
     cluster.stop().await?;

@@ -148,8 +148,8 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     exchange_settle: Option<Duration>,
 
-    /// What 99 of 100 calls of clients are to take at most: as it is approached, exchanges do less at
-    /// a time and rest in between [default: 25ms]
+    /// What 99 of 100 calls of clients are to take at most: as it is approached, or one and a half times
+    /// what they usually take, exchanges do less at a time and rest in between [default: 25ms]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     foreground_p99_target: Option<Duration>,
 

@@ -1,5 +1,5 @@
 //! How far each partition has come on the way to purging: fence, signature and floor, by the protocol's
-//! section 2. Durable; none of them falls, but for the floor of a directory that is filled anew.
+//! section 2. Durable; none of them falls while a directory counts.
 //!
 //! A row is `prefix | keyspace (4) | partition (2)` -> `fence (8) | signed (8) | its round (8) | floor (8)
 //! | its round (8) | swept (8) | opened (8) | filled (8) | CRC32C (4) of key and value`.

@@ -65,7 +65,7 @@ pub(super) fn open_identity(config: &NodeConfig, world: &World) -> Result<Identi
         }
     };
     // No less than the time in seconds: what a disk says that was lost or put back is behind what the
-    // others have heard, and they would take every word for an old one.
+    // others have heard, and they would take every word for an old one. Unless the clock went back too.
     let starts = (starts + 1).max(world.clock.now().0 / 1_000);
     let identity = encode_identity(node, storage_id, starts);
     batch.put(Space::System, system_key::IDENTITY, [&identity]);

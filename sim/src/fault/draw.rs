@@ -104,7 +104,7 @@ fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
         14 => match random.random_range(0..3) {
             0 => Fault::DiskErrors { node, reads: 50, writes: 0, syncs: 0 },
             1 => Fault::DiskErrors { node, reads: 0, writes: 20, syncs: 0 },
-            _ => Fault::DiskErrors { node, reads: 0, writes: 0, syncs: 20 },
+            _ => Fault::DiskErrors { node, reads: 0, writes: 0, syncs: 100 },
         },
         15 | 16 => {
             const JUMPS_MS: &[i64] = &[-60_000, -2_000, -300, 130, 300, 600, 2_000, 3_600_000];

@@ -164,7 +164,8 @@ async fn deliver(LateFrame { node, mut frame }: LateFrame) -> Result<(), tonic::
     }
     let frames = tokio_stream::wrappers::ReceiverStream::new(frames);
     let mut answers = PeerServiceClient::new(channel).link(frames).await?.into_inner();
-    while let (1.., Some(it)) = (unanswered, answers.message().await?) {
+    while unanswered > 0 {
+        let Some(it) = answers.message().await? else { break };
         unanswered = unanswered.saturating_sub(it.applied.len() + it.mutation_answers.len());
     }
     Ok(())

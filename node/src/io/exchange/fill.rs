@@ -18,6 +18,7 @@ use proto::internal::{ExchangeAnswer, FillOpen, exchange_request::Step};
 
 use super::{pace::Pace, purge::own_partitions, round::Round};
 use crate::{
+    clock_watch::ClockState,
     commit::{CommitItem, FloorChange},
     exchange::{refused, source_floor},
     io::io_loop::IoLoop,
@@ -70,13 +71,13 @@ impl IoLoop {
                 }
                 continue;
             };
+            let began_us = self.now_us();
+            shared.fill.lock().get_or_insert_with(|| FillStatus { began_us, ..<_>::default() });
             // Fences rise by this node's clock: it has to be known to be right.
-            if shared.await_clock(FILL_AGAIN).await.is_err() {
+            if shared.await_clock(FILL_AGAIN).await.is_err() && !self.accepts_loss() {
                 tokio::time::sleep(FILL_AGAIN).await;
                 continue;
             }
-            let began_us = self.now_us();
-            shared.fill.lock().get_or_insert_with(|| FillStatus { began_us, ..<_>::default() });
             if self.fill_all(generation).await && self.end_fill(generation).await {
                 *shared.fill.lock() = None;
                 tracing::info!("all replicas of this node are filled");
@@ -164,8 +165,14 @@ impl IoLoop {
             }
         }
         // It may have jumped since it was looked at.
-        let Ok(wall) = shared.trusted_wall() else { return missing };
-        let clock_ms = shared.clock.read(wall).ms();
+        let clock_ms = match shared.trusted_wall() {
+            Ok(wall) => shared.clock.read(wall).ms(),
+            // Most of the others are lost: nobody is left to say whether it is right.
+            Err(ClockState::Unverified) if self.accepts_loss() => {
+                shared.clock.read(shared.believed_wall()).ms()
+            }
+            Err(_) => return missing,
+        };
         let own_fence = Hlc::from_ms(clock_ms.saturating_add(shared.config.clock_offset_max_ms));
         for (partition, (_, sources)) in &sources {
             let highest = sources.iter().max_by_key(|it| it.floor);
@@ -268,6 +275,8 @@ impl IoLoop {
             }
         }
         let storage = self.shared.storage_id();
+        let offset_ms = self.shared.config.clock_offset_max_ms;
+        let latest_ms = self.shared.believed_wall().0.saturating_add(offset_ms);
         let storage_id = Bytes::copy_from_slice(&storage.to_bytes());
         for (node, partitions) in asked {
             let (Some(index), true) = (view.node_index(node), self.can_deliver(node)) else {
@@ -283,8 +292,10 @@ impl IoLoop {
                 Ok(answered) => answers.take(node, &answered.answer.floors),
                 Err(end) => {
                     let seen = self.shared.seen_storage(node);
-                    let lost_later =
-                        seen.is_some_and(|it| it.storage.generation() > 0 && it.storage > storage);
+                    // One from the future tells nothing: its clock was wrong when it was made.
+                    let lost_later = seen.is_some_and(|it| {
+                        it.storage > storage && it.storage.generation() <= latest_ms
+                    });
                     answers.refused(node, end, lost_later);
                 }
             }

@@ -220,7 +220,8 @@ impl Shared {
         kept.values().filter_map(|it| it.any.oldest_ms).min()
     }
 
-    /// How slow clients are served, in thousandths of what the operator wants at most.
+    /// How slow clients are served, in thousandths of what is allowed
+    /// (see [`crate::foreground::Foreground::pressure`]).
     pub(crate) fn pressure(&self) -> u32 {
         let target_us = self.config.foreground_p99_target_ms.saturating_mul(1_000);
         self.foreground.pressure(self.elapsed_us(), target_us)

@@ -95,9 +95,7 @@ impl Need {
         let lost = neighbours.iter().filter(|it| answers.lost_later.contains(it)).count();
         let mut need = Self {
             required: beside_quorum(others.len() + 1),
-            required_neighbours: beside_quorum(neighbours.len() + 1)
-                .min(neighbours.len())
-                .saturating_sub(lost),
+            required_neighbours: neighbours_required(neighbours.len(), lost),
             others,
             neighbours,
         };
@@ -130,9 +128,31 @@ fn beside_quorum(replicas: usize) -> usize {
     replicas - (replicas / 2 + 1) + 1
 }
 
+/// How many neighbours a replica needs of so many, some of which are lost: as many as a quorum of them and
+/// itself requires, or all that are left, so that none of them is passed over that alone still holds what a
+/// quorum with the lost ones had acknowledged.
+fn neighbours_required(neighbours: usize, lost: usize) -> usize {
+    beside_quorum(neighbours + 1).min(neighbours - lost)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_is_left_of_a_quorum_is_asked() {
+        for neighbours in 1..=8 {
+            let quorum = (neighbours + 1) / 2 + 1;
+            for lost in 0..=neighbours {
+                let required = neighbours_required(neighbours, lost);
+                assert!(required <= neighbours - lost);
+                // This replica and all lost ones were in the quorum; the others that were, are left.
+                let holders = (quorum - 1).saturating_sub(lost);
+                let without = neighbours - lost - holders;
+                assert!(holders == 0 || required > without, "{lost} of {neighbours} are lost");
+            }
+        }
+    }
 
     fn need(others: u128, neighbours: u128, required: usize, local: usize) -> Need {
         Need {
