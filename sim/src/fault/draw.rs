@@ -33,6 +33,16 @@ pub fn draw_faults(random: &mut StdRng, shape: &Shape) -> Vec<TimedFault> {
         let fault = if rolls_back { Fault::RollBack { node } } else { Fault::Wipe { node } };
         faults.push(TimedFault { at_ms, for_ms, fault });
     }
+    // What a sync has not brought to disk is missed only when the power goes.
+    let power_goes = |it: &TimedFault| match it.fault {
+        Fault::DiskErrors { node, syncs: 1.., .. } => {
+            let fault = Fault::End { node, kind: EndKind::PowerLoss };
+            Some(TimedFault { at_ms: it.at_ms + it.for_ms * 3 / 4, for_ms: it.for_ms / 4, fault })
+        }
+        _ => None,
+    };
+    let power_losses: Vec<_> = faults.iter().filter_map(power_goes).collect();
+    faults.extend(power_losses);
     if shape.bounds.purges() && random.random() {
         // Longer than a fence lags: what was in hand may have been purged meanwhile.
         let at_ms = random.random_range(0..shape.faults_ms / 4);
@@ -101,7 +111,7 @@ fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
         }
         12 => Fault::SlowDisk { node, disk_ms: random.random_range(50..=1_500) },
         13 => Fault::FullDisk { node, per_mille: *[100, 1_000].choose(random).expect("some") },
-        14 => match random.random_range(0..3) {
+        14 => match random.random_range(0..5) {
             0 => Fault::DiskErrors { node, reads: 50, writes: 0, syncs: 0 },
             1 => Fault::DiskErrors { node, reads: 0, writes: 20, syncs: 0 },
             _ => Fault::DiskErrors { node, reads: 0, writes: 0, syncs: 100 },
