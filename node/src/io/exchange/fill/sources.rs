@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn whoever_is_left_of_a_quorum_is_asked() {
         for neighbours in 1..=8 {
-            let quorum = (neighbours + 1) / 2 + 1;
+            let quorum = neighbours.div_ceil(2) + 1;
             for lost in 0..=neighbours {
                 let required = neighbours_required(neighbours, lost);
                 assert!(required <= neighbours - lost);
