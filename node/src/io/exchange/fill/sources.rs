@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn whoever_is_left_of_a_quorum_is_asked() {
-        for neighbours in 1..=8 {
+        for neighbours in 1..=8_usize {
             let quorum = neighbours.div_ceil(2) + 1;
             for lost in 0..=neighbours {
                 let required = neighbours_required(neighbours, lost);
