@@ -11,6 +11,7 @@ mod round;
 mod serve;
 mod space;
 mod step;
+mod sweep;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
