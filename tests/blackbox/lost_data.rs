@@ -107,8 +107,11 @@ async fn a_datacenter_whose_data_is_lost_comes_back() {
     lose(&mut cluster, &[2, 3]);
     let join = cluster.node(0).peer.to_string();
     cluster.launch(&[2, 3], &["--join", &join]);
+    // One after the other; LOCAL_QUORUM needs both.
     for at in [2, 3] {
         wait_filled(&cluster, at).await;
+    }
+    for at in [2, 3] {
         check_rows(&cluster, at, Wire::One).await;
         check_rows(&cluster, at, Wire::LocalQuorum).await;
     }
