@@ -1,6 +1,6 @@
 //! The cluster under a benchmark: three node processes on this machine, one datacenter.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use client::{Client, ClientConfig};
 use model::{ConsistencyLevel, Key};
@@ -12,7 +12,6 @@ use tonic::transport::Endpoint;
 
 use super::{
     children::{NodeAddress, Server},
-    deletes::bytes_in,
     process::resident_bytes,
     run::make_keyspace,
 };
@@ -242,4 +241,15 @@ impl BenchCluster {
         }
         Ok(())
     }
+}
+
+/// Bytes of all files below a folder.
+fn bytes_in(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    // A file may go between being listed and being looked at.
+    let sizes = entries.filter_map(Result::ok).filter_map(|it| {
+        let kind = it.file_type().ok()?;
+        if kind.is_dir() { Some(bytes_in(&it.path())) } else { Some(it.metadata().ok()?.len()) }
+    });
+    sizes.sum()
 }

@@ -1,22 +1,20 @@
 //! `quorate bench deletes`: whether deleted keys give their space back, how soon, and without what.
 
 use std::{
-    fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use clap::Args;
-use futures_util::StreamExt;
 use model::{ConsistencyLevel, Key};
 use serde::Serialize;
 
 use super::{
     cluster::{BenchCluster, KEYSPACE},
-    keys::{KeySpace, Popularity},
+    keys::KeySpace,
     load::Load,
     run::fill,
-    target::Target,
+    target::{Target, first_error},
 };
 use crate::{
     args::Global,
@@ -77,7 +75,6 @@ const PATIENCE: Duration = Duration::from_mins(20);
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 const FILL_TIMEOUT: Duration = Duration::from_mins(1);
 const BATCH_KEYS: usize = 100;
-const BATCHES_IN_FLIGHT: usize = 8;
 /// What may be left of the bytes that the keys had taken up: one part of so many.
 const PART_LEFT: u64 = 8;
 
@@ -88,14 +85,7 @@ pub(super) async fn run(
     output: Output,
 ) -> Result<Exit, Failure> {
     global.timeout = global.timeout.max(FILL_TIMEOUT);
-    let space = KeySpace {
-        keys: args.keys,
-        key_bytes: 16,
-        value_bytes: args.value_size,
-        popularity: Popularity::Uniform,
-        exponent: 0.99,
-        seed: 1,
-    };
+    let space = KeySpace::uniform(args.keys, args.value_size);
     let bar = progress::spinner(output, "starting three nodes");
     let cluster = BenchCluster::start(args.folder.as_deref(), OPTIONS).await?;
     cluster.make(&global).await?;
@@ -157,14 +147,13 @@ async fn delete_all(space: &KeySpace, target: &Target) -> Result<(), Failure> {
     let indexes: Vec<u64> = (0..space.keys).collect();
     let keys = |it: &[u64]| it.iter().map(|at| space.key(*at)).collect::<Vec<Key>>();
     let calls = indexes.chunks(BATCH_KEYS).map(|it| target.delete_batch(keys(it)));
-    let mut done = futures_util::stream::iter(calls).buffer_unordered(BATCHES_IN_FLIGHT);
-    while let Some(done) = done.next().await {
-        if let Some(error) = done.errors.first() {
+    match first_error(calls).await {
+        Some(error) => {
             let message = format!("a key could not be deleted: {error}");
-            return Err(Failure::new("DELETE_FAILED", message));
+            Err(Failure::new("DELETE_FAILED", message))
         }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn show(document: &DeletesDocument, output: Output) -> Result<(), Failure> {
@@ -193,15 +182,4 @@ fn show(document: &DeletesDocument, output: Output) -> Result<(), Failure> {
         spell(document.purged_after_ms),
         spell(document.given_back_after_ms),
     ))
-}
-
-/// Bytes of all files below a folder.
-pub(super) fn bytes_in(folder: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(folder) else { return 0 };
-    // A file may go between being listed and being looked at.
-    let sizes = entries.filter_map(Result::ok).filter_map(|it| {
-        let kind = it.file_type().ok()?;
-        if kind.is_dir() { Some(bytes_in(&it.path())) } else { Some(it.metadata().ok()?.len()) }
-    });
-    sizes.sum()
 }

@@ -14,7 +14,7 @@ use self::{
     verdict::{BAR_TABLE, BarDocument},
 };
 use super::{
-    keys::{KeySpace, Popularity},
+    keys::KeySpace,
     latency::spell_us,
     load::{Kind, Load},
 };
@@ -94,14 +94,7 @@ pub(super) async fn run(
     global: Global,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let space = KeySpace {
-        keys: args.keys,
-        key_bytes: 16,
-        value_bytes: args.value_size,
-        popularity: Popularity::Uniform,
-        exponent: 0.99,
-        seed: 1,
-    };
+    let space = KeySpace::uniform(args.keys, args.value_size);
     let load = Load {
         clients: args.clients.get(),
         rate: None,

@@ -39,6 +39,12 @@ pub(crate) struct KeySpace {
 const POOL_BYTES: usize = 64 << 10;
 
 impl KeySpace {
+    /// So many keys of sixteen bytes, all as popular.
+    pub(crate) fn uniform(keys: u64, value_bytes: usize) -> Self {
+        let (popularity, exponent) = (Popularity::Uniform, 0.99);
+        Self { keys, key_bytes: 16, value_bytes, popularity, exponent, seed: 1 }
+    }
+
     /// The key of an index.
     pub(crate) fn key(&self, index: u64) -> Key {
         let width = self.key_bytes.saturating_sub(1);

@@ -21,7 +21,7 @@ use super::{
     keys::{Chooser, KeySpace},
     latency::Latencies,
     process::processor_time,
-    target::{Done, Target},
+    target::{BATCHES_IN_FLIGHT, Done, Target},
 };
 use crate::failure::Failure;
 
@@ -189,7 +189,6 @@ pub(crate) async fn fill(
 ) -> Result<BTreeMap<String, u64>, Failure> {
     use futures_util::StreamExt;
     const BATCH_KEYS: u64 = 100;
-    const BATCHES_IN_FLIGHT: usize = 8;
     let pool = space.pool();
     let mut chooser = Chooser::new(space, pool, u64::MAX);
     let starts = (0..space.keys).step_by(usize::try_from(BATCH_KEYS).expect("it is small"));

@@ -193,10 +193,7 @@ pub(crate) fn spell_rate(rate: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::{
-        keys::{KeySpace, Popularity},
-        load::Tally,
-    };
+    use crate::bench::{keys::KeySpace, load::Tally};
 
     fn load(rate: Option<f64>) -> Load {
         Load {
@@ -206,14 +203,7 @@ mod tests {
             duration: Duration::from_secs(2),
             read_share: 0.0,
             batch: 1,
-            space: KeySpace {
-                keys: 10,
-                key_bytes: 16,
-                value_bytes: 100,
-                popularity: Popularity::Uniform,
-                exponent: 0.99,
-                seed: 1,
-            },
+            space: KeySpace::uniform(10, 100),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use client::{Error, Keyspace, WriteItem};
+use futures_util::StreamExt;
 use model::{ConsistencyLevel, Key};
 use proto::{CallError, CallOutcome, v1};
 use tonic::transport::{Channel, Endpoint};
@@ -134,6 +135,22 @@ fn connect(address: &str) -> KvServiceClient<Channel> {
     let endpoint = endpoint.expect("an address makes a URI").tcp_nodelay(true);
     KvServiceClient::new(endpoint.connect_lazy())
 }
+
+/// Makes calls, a few at a time. What went wrong first, if anything did: then no more are made.
+pub(crate) async fn first_error(
+    calls: impl Iterator<Item = impl Future<Output = Done>>,
+) -> Option<String> {
+    let mut done = futures_util::stream::iter(calls).buffer_unordered(BATCHES_IN_FLIGHT);
+    while let Some(done) = done.next().await {
+        if let Some(error) = done.errors.into_iter().next() {
+            return Some(error);
+        }
+    }
+    None
+}
+
+/// So many batches at a time keep a cluster busy, and its queues short.
+pub(crate) const BATCHES_IN_FLIGHT: usize = 8;
 
 /// A reading as large as real ones, so that messages are as long.
 const ECHO_CLOCK: u64 = 1 << 56;

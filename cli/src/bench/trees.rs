@@ -20,11 +20,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use super::{
-    keys::{KeySpace, Popularity},
-    process::processor_time,
-    report::spell_rate,
-};
+use super::{keys::KeySpace, process::processor_time, report::spell_rate};
 use crate::{
     failure::{Exit, Failure},
     output::Output,
@@ -90,14 +86,7 @@ struct Bed {
 
 /// Measures and shows.
 pub(super) fn run(args: &TreesArgs, output: Output) -> Result<Exit, Failure> {
-    let space = KeySpace {
-        keys: args.keys.get(),
-        key_bytes: 16,
-        value_bytes: args.value_size.get(),
-        popularity: Popularity::Uniform,
-        exponent: 1.0,
-        seed: 1,
-    };
+    let space = KeySpace::uniform(args.keys.get(), args.value_size.get());
     let pool = space.pool();
     let mut beds = [Bed::new(true)?, Bed::new(false)?];
     let bar = progress::spinner(output, "filling two databases");

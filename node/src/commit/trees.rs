@@ -250,15 +250,7 @@ impl TreeSettings {
         leaf: &Leaf,
         bytes_max: usize,
     ) -> Result<Read, StorageError> {
-        let (start, end) = StorageKey::token_range(keyspace, leaf.first, leaf.last());
-        let mut request = RangeRequest {
-            space: Space::Data,
-            start,
-            end,
-            reverse: false,
-            rows_max: usize::MAX,
-            bytes_max: READ_BYTES.min(bytes_max),
-        };
+        let mut request = leaf_range(keyspace, leaf, READ_BYTES.min(bytes_max));
         let (hasher, mut read, mut bytes) = (self.hasher(), Read::default(), 0);
         loop {
             let page = storage.range(&request)?;
@@ -316,6 +308,12 @@ fn tree_of(
         partitions(settings).map(|it| Tree::empty(it, settings.partitions)).collect()
     });
     &mut trees[token.partition(settings.partitions).index()]
+}
+
+/// The rows of a leaf's range, by pages of so many bytes.
+fn leaf_range(keyspace: KeyspaceId, leaf: &Leaf, bytes_max: usize) -> RangeRequest {
+    let (start, end) = StorageKey::token_range(keyspace, leaf.first, leaf.last());
+    RangeRequest { space: Space::Data, start, end, reverse: false, rows_max: usize::MAX, bytes_max }
 }
 
 /// Removes the leaves that begin within a range of tokens.

@@ -1,12 +1,11 @@
 //! What becomes of data when a node loses its disk, or the disk is put back to what it was.
 
-use model::{ConsistencyLevel as L, Hlc, Mutant, Record, RequestId, Version};
-use node::commit::HintClass;
+use model::{ConsistencyLevel as L, Mutant};
 
 use super::{
     Scenario, Shown,
     executions::steps,
-    purge::until_gone,
+    purge::{late_hint_of_a_purged_key, until_gone, until_no_hint},
     script::{Script, ensure, works},
 };
 use crate::{
@@ -72,26 +71,12 @@ pub(super) fn all() -> Vec<Scenario> {
 }
 
 async fn old_hint(it: Script) -> Result<(), String> {
-    it.put_soon(0, "old", L::All).await?;
-    let stored = it.stored_version(0).ok_or("n1 does not hold the key alone")?;
-    let deleted = it.within(10, async || it.delete(0, "key", L::All).await).await;
-    works("delete", deleted)?;
-    until_gone(&it, 60).await?;
-    let (target, key) = it.ids(2).await?;
-
-    it.end(0, EndKind::PowerLoss).await;
+    late_hint_of_a_purged_key(&it).await?;
     it.end(2, EndKind::PowerLoss).await;
     it.wipe(2).await;
-    let version = Version { hlc: Hlc(stored.hlc.0 + 1), request: RequestId(7) };
-    let record = Record::encode(&key, version, 0, Some(b"late"));
-    it.plant_hint(0, target, &key, record, HintClass::Ordinary)?;
     it.start(0).await;
     it.start(2).await;
-    it.within(30, async || {
-        let (hints, _) = it.hints_and_marks(0);
-        ensure(hints == 0, format!("{hints} hints are left that nobody will take"))
-    })
-    .await?;
+    until_no_hint(&it).await?;
     it.wait(8_000).await;
     let found = it.get_soon(2, "key", L::One).await?;
     let back = (0..3).any(|node| it.holds(node, b"late"));

@@ -102,23 +102,9 @@ async fn waits(it: Script) -> Result<(), String> {
 }
 
 async fn late_hint(it: Script) -> Result<(), String> {
-    it.put_soon(0, "old", L::All).await?;
-    let stored = it.stored_version(0).ok_or("n1 does not hold the key alone")?;
-    let deleted = it.within(10, async || it.delete(0, "key", L::All).await).await;
-    works("delete", deleted)?;
-    until_gone(&it, 60).await?;
-    let (target, key) = it.ids(2).await?;
-
-    it.end(0, EndKind::PowerLoss).await;
-    let version = Version { hlc: Hlc(stored.hlc.0 + 1), request: RequestId(7) };
-    let record = Record::encode(&key, version, 0, Some(b"late"));
-    it.plant_hint(0, target, &key, record, HintClass::Ordinary)?;
+    late_hint_of_a_purged_key(&it).await?;
     it.start(0).await;
-    it.within(30, async || {
-        let (hints, _) = it.hints_and_marks(0);
-        ensure(hints == 0, format!("{hints} hints are left that nobody will take"))
-    })
-    .await?;
+    until_no_hint(&it).await?;
     // What it has brought back would spread.
     it.wait(10_000).await;
     let back = (0..3).any(|node| it.holds(node, b"late"));
@@ -204,6 +190,29 @@ async fn stays_gone(it: &Script) -> Result<(), String> {
         ensure(gone, format!("deleted data is back at n{}: {found:?}", node + 1))?;
     }
     Ok(())
+}
+
+/// A key is deleted and purged everywhere. n1, which is down then, has kept a hint for n3 from before.
+pub(super) async fn late_hint_of_a_purged_key(it: &Script) -> Result<(), String> {
+    it.put_soon(0, "old", L::All).await?;
+    let stored = it.stored_version(0).ok_or("n1 does not hold the key alone")?;
+    let deleted = it.within(10, async || it.delete(0, "key", L::All).await).await;
+    works("delete", deleted)?;
+    until_gone(it, 60).await?;
+    let (target, key) = it.ids(2).await?;
+    it.end(0, EndKind::PowerLoss).await;
+    let version = Version { hlc: Hlc(stored.hlc.0 + 1), request: RequestId(7) };
+    let record = Record::encode(&key, version, 0, Some(b"late"));
+    it.plant_hint(0, target, &key, record, HintClass::Ordinary)
+}
+
+/// Waits until n1 keeps no hint any more.
+pub(super) async fn until_no_hint(it: &Script) -> Result<(), String> {
+    it.within(30, async || {
+        let (hints, _) = it.hints_and_marks(0);
+        ensure(hints == 0, format!("{hints} hints are left that nobody will take"))
+    })
+    .await
 }
 
 /// Waits until no replica holds a row for the key.

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use client::Admin;
-use futures_util::{StreamExt, future::join_all};
+use futures_util::future::join_all;
 use indicatif::ProgressBar;
 use model::{ConsistencyLevel, Key};
 use proto::v1;
@@ -22,7 +22,7 @@ use crate::{
         keys::Chooser,
         load::{self, Kind, Load, Measured},
         run::fill,
-        target::Target,
+        target::{Target, first_error},
     },
     connect::fail,
     failure::{Attempt, Failure},
@@ -209,14 +209,13 @@ impl Bench {
             .map(|it| it.iter().map(|at| (space.key(*at), chooser.value())).collect())
             .collect();
         let calls = batches.into_iter().map(|it| target.put_batch(it));
-        let mut done = futures_util::stream::iter(calls).buffer_unordered(BATCHES_IN_FLIGHT);
-        while let Some(done) = done.next().await {
-            if let Some(error) = done.errors.first() {
+        match first_error(calls).await {
+            Some(error) => {
                 let message = format!("a key could not be written: {error}");
-                return Err(Failure::new("FILL_FAILED", message));
+                Err(Failure::new("FILL_FAILED", message))
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Compares all replicas until every pair ends as the same; what the last comparison did.
@@ -280,4 +279,3 @@ async fn repair(admin: &Admin) -> Result<Vec<v1::PairRepair>, Failure> {
 }
 
 const BATCH_KEYS: usize = 100;
-const BATCHES_IN_FLIGHT: usize = 8;

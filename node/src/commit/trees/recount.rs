@@ -4,10 +4,10 @@
 use antientropy::merkle::{Leaf, LeafChange, TreeHash};
 use model::{KeyspaceId, PartitionIndex, Record, StorageKey, Token};
 
-use super::{READ_BYTES, TreeStage, Trees, put_leaf};
+use super::{READ_BYTES, TreeStage, Trees, leaf_range, put_leaf};
 use crate::commit::dues;
 use crate::replica::decode_stored;
-use crate::storage::{RangeRequest, Space, Storage, StorageError, WriteBatch};
+use crate::storage::{Storage, StorageError, WriteBatch};
 
 /// A leaf's data.
 #[derive(Default)]
@@ -94,15 +94,7 @@ impl Trees {
         leaf: &Leaf,
     ) -> Result<Option<LeafData>, StorageError> {
         let Some(hasher) = self.hasher() else { return Ok(None) };
-        let (start, end) = StorageKey::token_range(keyspace, leaf.first, leaf.last());
-        let mut request = RangeRequest {
-            space: Space::Data,
-            start,
-            end,
-            reverse: false,
-            rows_max: usize::MAX,
-            bytes_max: READ_BYTES,
-        };
+        let mut request = leaf_range(keyspace, leaf, READ_BYTES);
         let mut data = LeafData::default();
         loop {
             let page = storage.range(&request)?;
