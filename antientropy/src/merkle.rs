@@ -165,9 +165,11 @@ impl Tree {
         &self.leaves
     }
 
-    /// The leaf that a token of this partition belongs to.
-    pub fn leaf(&self, token: Token) -> Leaf {
-        self.leaves[self.position(token)]
+    /// The leaf that a token of this partition belongs to, and its place among the leaves, which stays
+    /// until a leaf is cut.
+    pub fn leaf(&self, token: Token) -> (usize, Leaf) {
+        let at = self.position(token);
+        (at, self.leaves[at])
     }
 
     /// Puts leaves in the place of the one whose range they tile.
@@ -175,7 +177,7 @@ impl Tree {
     /// Panics if they do not tile it.
     pub fn replace(&mut self, leaves: &[Leaf]) {
         let [first, .., last] = leaves else {
-            return leaves.iter().for_each(|it| self.replace_one(*it));
+            return leaves.iter().for_each(|it| self.replace_at(self.position(it.first), *it));
         };
         let at = self.position(first.first);
         let whole = self.leaves[at];
@@ -187,8 +189,10 @@ impl Tree {
         *self = Self::of(std::mem::take(&mut self.leaves));
     }
 
-    fn replace_one(&mut self, leaf: Leaf) {
-        let at = self.position(leaf.first);
+    /// Puts a leaf in the place of the one with its range, whose place is known.
+    ///
+    /// Panics if the leaf there has another range.
+    pub fn replace_at(&mut self, at: usize, leaf: Leaf) {
         let before = std::mem::replace(&mut self.leaves[at], leaf);
         assert!(
             before.first == leaf.first && before.bits == leaf.bits,

@@ -37,6 +37,7 @@ pub const STAGED: &[Mutant] = &[
     Mutant::PurgesUnexpired,
     Mutant::FenceAheadTaken,
     Mutant::SourceFloorIgnored,
+    Mutant::FillOrderIgnored,
     Mutant::HealsFromOne,
     Mutant::ScrubOff,
     Mutant::ScanLiveRowsOnly,

@@ -1,23 +1,23 @@
 //! The Merkle trees of a node's data: in memory for whoever compares, and on disk in
-//! [`Space::Trees`], where each changed leaf is put whole into the batch that changes its records
-//! (rule M2). So they are exact after every crash, and opening reads leaves and no data.
-//!
-//! A row is `keyspace (4) | first token (8)` -> `hash format (1) | bits (1) | records (4) | hash (16) |
-//! CRC32C (4) of key and value`. The left one of two new leaves takes the row of the one that was cut.
+//! [`Space::Trees`](crate::storage::Space::Trees), where the changed leaves of a group are put whole, as one
+//! row of a journal, into the batch that changes their records (rule M2). So they are exact after every
+//! crash, and opening reads leaves and no data.
 
+mod journal;
+mod load;
 mod recount;
+mod rows;
 mod stage;
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use antientropy::exchange::{Tile, TokenRange, tiling};
-use antientropy::merkle::{HASH_FORMAT, Leaf, RecordHasher, Tree, TreeHash};
-use bytes::{BufMut, Bytes, BytesMut};
+use antientropy::merkle::{Leaf, RecordHasher, Tree, TreeHash};
 use model::{KeyspaceId, PartitionIndex, StorageKey, Token};
 
 use crate::replica::decode_stored;
-use crate::storage::{Durability, RangeRequest, Space, Storage, StorageError, WriteBatch};
+use crate::storage::{RangeRequest, Space, Storage, StorageError};
 
 pub(super) use stage::{Cut, TreeStage};
 
@@ -39,6 +39,9 @@ pub struct Trees {
 
 /// Trees by keyspace and partition; a keyspace has all of them from its first record on.
 type Forest = BTreeMap<KeyspaceId, Vec<Tree>>;
+
+/// A keyspace and the first token of a leaf.
+type LeafId = (KeyspaceId, Token);
 
 /// How large the trees are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -156,49 +159,14 @@ impl Trees {
         Ok(wrong)
     }
 
-    /// Reads all leaves. Those of a tree that is damaged, or of another format, are made again from its
-    /// data.
-    pub(super) fn load(&self, storage: &impl Storage) -> Result<(), StorageError> {
-        let Some(settings) = self.settings.get() else { return Ok(()) };
-        let mut found: BTreeMap<(KeyspaceId, PartitionIndex), Vec<Option<Leaf>>> = BTreeMap::new();
-        let mut request = RangeRequest::prefix(Space::Trees, Vec::new());
-        request.rows_max = LOAD_ROWS;
-        loop {
-            let page = storage.range(&request)?;
-            for (key, value) in &page.rows {
-                if let Some((keyspace, first)) = parse_key(key) {
-                    let at = (keyspace, first.partition(settings.partitions));
-                    found.entry(at).or_default().push(parse_leaf(key, first, value));
-                }
-            }
-            match page.following(&request) {
-                Some(next) => request = next,
-                None => break,
-            }
-        }
-        let mut forest = Forest::new();
-        for ((keyspace, partition), leaves) in found {
-            let sound = leaves.into_iter().collect::<Option<Vec<_>>>();
-            let tree =
-                sound.and_then(|it| Tree::from_leaves(partition, settings.partitions, it).ok());
-            let tree = match tree {
-                Some(tree) => tree,
-                None => settings.make_again(storage, keyspace, partition)?,
-            };
-            let first = partition.first_token(settings.partitions);
-            *tree_of(&mut forest, *settings, keyspace, first) = tree;
-        }
-        *self.lock() = forest;
-        Ok(())
-    }
-
-    /// The leaf of a key; `None` before anything is known of the cluster.
-    fn leaf(&self, keyspace: KeyspaceId, token: Token) -> Option<Leaf> {
+    /// The leaf of a key, and its place in its tree; `None` before anything is known of the cluster.
+    fn leaf(&self, keyspace: KeyspaceId, token: Token) -> Option<(usize, Leaf)> {
         let settings = self.settings.get()?;
         let partition = token.partition(settings.partitions);
         let forest = self.lock();
         let tree = forest.get(&keyspace).and_then(|it| it.get(partition.index()));
-        Some(tree.map_or_else(|| Tree::root(partition, settings.partitions), |it| it.leaf(token)))
+        let empty = || (0, Tree::root(partition, settings.partitions));
+        Some(tree.map_or_else(empty, |it| it.leaf(token)))
     }
 
     /// Puts leaves in the place of the one whose range they tile.
@@ -208,11 +176,11 @@ impl Trees {
     }
 
     /// Puts leaves, each in the place of the one with its range.
-    fn set_each(&self, leaves: impl ExactSizeIterator<Item = (KeyspaceId, Leaf)>) {
+    fn set_each(&self, leaves: impl ExactSizeIterator<Item = (KeyspaceId, usize, Leaf)>) {
         let Some(settings) = self.settings.get().filter(|_| leaves.len() > 0) else { return };
         let mut forest = self.lock();
-        for (keyspace, leaf) in leaves {
-            tree_of(&mut forest, *settings, keyspace, leaf.first).replace(&[leaf]);
+        for (keyspace, at, leaf) in leaves {
+            tree_of(&mut forest, *settings, keyspace, leaf.first).replace_at(at, leaf);
         }
     }
 
@@ -273,24 +241,6 @@ impl TreeSettings {
             }
         }
     }
-
-    /// A tree from its data, and on disk with the next flush.
-    fn make_again(
-        &self,
-        storage: &impl Storage,
-        keyspace: KeyspaceId,
-        partition: PartitionIndex,
-    ) -> Result<Tree, StorageError> {
-        tracing::warn!(?keyspace, ?partition, "a damaged tree is made again from its data");
-        let whole = Tree::root(partition, self.partitions);
-        let leaves = whole.cut(&self.read(storage, keyspace, &whole, usize::MAX)?.records);
-        let mut batch = WriteBatch::new();
-        delete_leaves(&mut batch, keyspace, whole.first, whole.last());
-        leaves.iter().for_each(|it| put_leaf(&mut batch, keyspace, it));
-        storage.write(&batch, Durability::Buffered)?;
-        Ok(Tree::from_leaves(partition, self.partitions, leaves)
-            .expect("cut from the whole partition"))
-    }
 }
 
 fn partitions(settings: TreeSettings) -> impl Iterator<Item = PartitionIndex> {
@@ -316,55 +266,10 @@ fn leaf_range(keyspace: KeyspaceId, leaf: &Leaf, bytes_max: usize) -> RangeReque
     RangeRequest { space: Space::Data, start, end, reverse: false, rows_max: usize::MAX, bytes_max }
 }
 
-/// Removes the leaves that begin within a range of tokens.
-fn delete_leaves(batch: &mut WriteBatch, keyspace: KeyspaceId, first: Token, last: Token) {
-    let (start, end) = StorageKey::token_range(keyspace, first, last);
-    let end = end.unwrap_or_else(|| Bytes::from_static(&[0xff; KEY_BYTES + 1]));
-    batch.delete_range(Space::Trees, &start, &end);
-}
-
-fn put_leaf(batch: &mut WriteBatch, keyspace: KeyspaceId, leaf: &Leaf) {
-    let key = leaf_key(keyspace, leaf.first);
-    let mut value = BytesMut::with_capacity(VALUE_BYTES);
-    value.put_u8(HASH_FORMAT);
-    value.put_u8(leaf.bits);
-    value.put_u32(leaf.records);
-    value.put_slice(&leaf.hash.to_bytes());
-    value.put_u32(crc32c::crc32c_append(crc32c::crc32c(&key), &value));
-    batch.put(Space::Trees, &key, [&value]);
-}
-
-fn leaf_key(keyspace: KeyspaceId, first: Token) -> [u8; KEY_BYTES] {
-    let mut key = [0; KEY_BYTES];
-    key[..4].copy_from_slice(&keyspace.0.to_be_bytes());
-    key[4..].copy_from_slice(&first.0.to_be_bytes());
-    key
-}
-
-fn parse_key(key: &[u8]) -> Option<(KeyspaceId, Token)> {
-    let (keyspace, first) = key.split_at_checked(4)?;
-    let first = u64::from_be_bytes(first.try_into().ok()?);
-    Some((KeyspaceId(u32::from_be_bytes(keyspace.try_into().ok()?)), Token(first)))
-}
-
-fn parse_leaf(key: &[u8], first: Token, value: &[u8]) -> Option<Leaf> {
-    let (body, crc) = value.split_at_checked(VALUE_BYTES - 4)?;
-    let crc = u32::from_be_bytes(crc.try_into().ok()?);
-    let sound = crc == crc32c::crc32c_append(crc32c::crc32c(key), body);
-    let [HASH_FORMAT, bits @ 0..=64, rest @ ..] = body else { return None };
-    let (records, hash) = rest.split_at_checked(4).filter(|_| sound)?;
-    let records = u32::from_be_bytes(records.try_into().ok()?);
-    Some(Leaf { first, bits: *bits, records, hash: TreeHash::from_bytes(hash.try_into().ok()?) })
-}
-
 fn count(it: usize) -> u64 {
     u64::try_from(it).unwrap_or(u64::MAX)
 }
 
-const KEY_BYTES: usize = 4 + 8;
-const VALUE_BYTES: usize = 1 + 1 + 4 + 16 + 4;
-/// Leaves of one page at a start.
-const LOAD_ROWS: usize = 4_096;
 /// Data of one page while leaves are made again.
 const READ_BYTES: usize = 1 << 20;
 

@@ -19,6 +19,7 @@ pub(super) fn all() -> Vec<Scenario> {
     let three = Shape { disk_ms: 1, clock_offset_ms: 0, bounds: alone, ..Shape::default() };
     let purging = Bounds { fence_lag_ms: 6_000, purge_interval_ms: 1_000, ..Bounds::default() };
     let purges = Shape { bounds: purging, ..three.clone() };
+    let two_datacenters = Shape { datacenters: vec![3, 3], partitions: 1, ..three.clone() };
     let four = Shape { datacenters: vec![4], partitions: 1, ..three.clone() };
     vec![
         steps(
@@ -66,6 +67,15 @@ pub(super) fn all() -> Vec<Scenario> {
             &three,
             |it| Box::pin(lost_write(it)),
             &[Shown { mutant: Mutant::RollbackUnseen, says: "an acknowledged write is lost" }],
+        ),
+        steps(
+            "cx7-two-lost-disks-of-a-datacenter",
+            "A node loses its disk and takes, before it is filled, a write at LOCAL_QUORUM with a \
+             neighbour, which loses its own disk then. The first is filled from those that are left, \
+             the second waits for it, and the write is there.",
+            &two_datacenters,
+            |it| Box::pin(two_disks(it)),
+            &[Shown { mutant: Mutant::FillOrderIgnored, says: "an acknowledged write is lost" }],
         ),
     ]
 }
@@ -187,4 +197,40 @@ async fn lost_write(it: Script) -> Result<(), String> {
         found.as_deref() == Some(b"kept"),
         "an acknowledged write is lost with a disk that was put back",
     )
+}
+
+async fn two_disks(it: Script) -> Result<(), String> {
+    let name = |node: usize| format!("n{}", node + 1);
+    let apart = |node: usize| {
+        let to = (2..6).map(name).collect();
+        Cut { kind: CutKind::Stop, from: vec![name(node)], to }
+    };
+    it.put_soon(0, "first", L::All).await?;
+    it.end(0, EndKind::PowerLoss).await;
+    it.wipe(0).await;
+    it.start(0).await;
+    // It has asked the others and takes writes. Before they have told all they know, they are gone.
+    it.until_filling(0).await?;
+    it.cut(1, apart(0)).await;
+    it.cut(2, apart(1)).await;
+    it.put_soon(1, "kept", L::LocalQuorum).await?;
+    it.end(1, EndKind::PowerLoss).await;
+    it.wipe(1).await;
+    it.heal(2).await;
+    it.start(1).await;
+    it.wait(8_000).await;
+    it.end(0, EndKind::Crash).await;
+    for _ in 0..10 {
+        let found = it.get(1, "key", L::LocalQuorum).await;
+        ensure(found.is_err(), "an acknowledged write is lost with the second of two disks")?;
+        it.wait(500).await;
+    }
+    it.heal(1).await;
+    it.start(0).await;
+    for node in [0, 1, 2] {
+        let found = it.within(30, async || it.get(node, "key", L::LocalQuorum).await);
+        let found = works("get", found.await)?;
+        ensure(found.as_deref() == Some(b"kept"), "an acknowledged write is lost with two disks")?;
+    }
+    Ok(())
 }

@@ -159,6 +159,18 @@ impl Script {
         Err(format!("n{} never stored {bytes:?}", node + 1))
     }
 
+    /// Waits until a node whose disk was lost has a floor again, for ten seconds.
+    pub(super) async fn until_filling(&self, node: usize) -> Result<(), String> {
+        for _ in 0..10_000 {
+            let floors = RangeRequest::prefix(Space::System, &b"\0floor/"[..]);
+            if !self.disks[node].peek(&floors).rows.is_empty() {
+                return Ok(());
+            }
+            self.wait(1).await;
+        }
+        Err(format!("n{} is not filled by anybody", node + 1))
+    }
+
     /// How many hints a node's disk holds, and how many dirty marks.
     pub(super) fn hints_and_marks(&self, node: usize) -> (usize, usize) {
         let rows = |space, prefix: &'static [u8]| {

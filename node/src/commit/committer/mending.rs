@@ -57,7 +57,7 @@ impl<S: Storage> Committer<S> {
             return Ok(Mended::Nothing);
         }
         let mut batch = WriteBatch::new();
-        recount.write(&mut batch);
+        trees.write_recount(&recount, &mut batch);
         // As with leaves that are cut: not lost without what is written after it.
         self.storage.write(&batch, Durability::Buffered)?;
         trees.keep_recount(&recount);
@@ -143,7 +143,7 @@ impl<S: Storage> Committer<S> {
         let (keyspace, partition) = (key.keyspace(), self.partition(key));
         let was_sound = self.on_disk(key)?.and_then(|it| decode_stored(key, it).ok());
         let mut batch = WriteBatch::new();
-        let recount = match &self.trees {
+        let recount = match &mut self.trees {
             None => None,
             Some(trees) => {
                 let recount = trees.recount(&*self.storage, keyspace, key.token())?;
@@ -154,7 +154,7 @@ impl<S: Storage> Committer<S> {
                     if let Some(new) = &stored {
                         it.add(trees.hash(key, &new.record));
                     }
-                    it.write(&mut batch);
+                    trees.write_recount(&it, &mut batch);
                     it
                 })
             }

@@ -4,7 +4,8 @@
 use antientropy::merkle::{Leaf, LeafChange, TreeHash};
 use model::{KeyspaceId, PartitionIndex, Record, StorageKey, Token};
 
-use super::{READ_BYTES, TreeStage, Trees, leaf_range, put_leaf};
+use super::rows::Change;
+use super::{READ_BYTES, TreeStage, Trees, leaf_range};
 use crate::commit::dues;
 use crate::replica::decode_stored;
 use crate::storage::{Storage, StorageError, WriteBatch};
@@ -53,14 +54,6 @@ impl Recount {
     /// A record comes into the leaf.
     pub(in crate::commit) fn add(&mut self, hash: TreeHash) {
         self.after = self.after.after(LeafChange { hash, records: 1 });
-    }
-
-    /// Puts the leaf into a batch, and what the index of what may be purged has to say of its records.
-    pub(in crate::commit) fn write(&self, batch: &mut WriteBatch) {
-        put_leaf(batch, self.keyspace, &self.after);
-        for (key, record) in &self.data.dues {
-            dues::stage(batch, key, self.partition, None, Some(record));
-        }
     }
 }
 
@@ -134,7 +127,7 @@ impl TreeStage {
         keyspace: KeyspaceId,
         token: Token,
     ) -> Result<Option<Recount>, StorageError> {
-        let (Some(before), Some(partition)) =
+        let (Some((_, before)), Some(partition)) =
             (self.trees.leaf(keyspace, token), self.trees.partition_of(token))
         else {
             return Ok(None);
@@ -145,8 +138,18 @@ impl TreeStage {
         Ok(Some(Recount { before, after, data, keyspace, partition }))
     }
 
+    /// Puts the leaf into a batch, and what the index of what may be purged has to say of its records.
+    pub(in crate::commit) fn write_recount(&mut self, recount: &Recount, batch: &mut WriteBatch) {
+        let change = Change::Leaf(recount.keyspace, recount.after);
+        self.journal.append(batch, &self.trees, [change].into_iter());
+        for (key, record) in &recount.data.dues {
+            dues::stage(batch, key, recount.partition, None, Some(record));
+        }
+    }
+
     /// What was recounted is written.
     pub(in crate::commit) fn keep_recount(&mut self, recount: &Recount) {
+        self.journal.keep();
         self.trees.replace(recount.keyspace, &[recount.after]);
         if recount.after.is_overfull() {
             self.overfull.insert((recount.keyspace, recount.after.first));

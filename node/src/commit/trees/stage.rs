@@ -6,7 +6,9 @@ use std::sync::Arc;
 use antientropy::merkle::{Leaf, LeafChange, TreeHash};
 use model::{KeyspaceId, Mutant, Record, RecordKind, StorageKey, Token};
 
-use super::{Trees, delete_leaves, put_leaf};
+use super::journal::Journal;
+use super::rows::{self, Change};
+use super::{LeafId, Trees};
 use crate::storage::{Durability, Storage, StorageError, WriteBatch};
 
 /// Most of the data that is read to cut one leaf, while nothing else is written: a leaf of larger
@@ -16,19 +18,17 @@ const CUT_BYTES_MAX: usize = 16 << 20;
 /// The trees' part of a commit path.
 pub(in crate::commit) struct TreeStage {
     pub(super) trees: Arc<Trees>,
-    /// The leaves that this group changes, as they are once it is written.
-    changed: BTreeMap<LeafId, Leaf>,
+    pub(super) journal: Journal,
+    /// The leaves that this group changes, as they are once it is written, and their places.
+    changed: BTreeMap<LeafId, (usize, Leaf)>,
     dropped: Vec<KeyspaceId>,
     /// Leaves to cut.
     pub(super) overfull: BTreeSet<LeafId>,
     /// Leaves that could not be cut when they had so many records.
     uncut: BTreeMap<LeafId, u32>,
     /// Of a deliberate bug: leaves that are written with the next group.
-    late: Vec<(KeyspaceId, Leaf)>,
+    late: Vec<Change>,
 }
-
-/// A keyspace and the first token of a leaf.
-type LeafId = (KeyspaceId, Token);
 
 impl TreeStage {
     /// Takes over the changing of trees, read from `storage`.
@@ -36,9 +36,10 @@ impl TreeStage {
         trees: Arc<Trees>,
         storage: &impl Storage,
     ) -> Result<Self, StorageError> {
-        trees.load(storage)?;
+        let journal = trees.load(storage)?;
         Ok(Self {
             trees,
+            journal,
             changed: BTreeMap::new(),
             dropped: Vec::new(),
             overfull: BTreeSet::new(),
@@ -57,7 +58,7 @@ impl TreeStage {
     ) -> bool {
         let (keyspace, token) = (key.keyspace(), key.token());
         let Some(settings) = self.trees.settings.get() else { return false };
-        let Some(leaf) = self.trees.leaf(keyspace, token) else { return false };
+        let Some((at, leaf)) = self.trees.leaf(keyspace, token) else { return false };
         let is_tombstone = |it: &Record| it.kind() == RecordKind::Tombstone;
         if Mutant::TreeForgetsTombstones.is_on() && new.is_some_and(is_tombstone) {
             return true;
@@ -73,7 +74,7 @@ impl TreeStage {
             change.records += 1;
         }
         // Leaves are cut between groups only: the one of the first change is that of all.
-        let changed = self.changed.entry((keyspace, leaf.first)).or_insert(leaf);
+        let (_, changed) = self.changed.entry((keyspace, leaf.first)).or_insert((at, leaf));
         *changed = changed.after(change);
         true
     }
@@ -88,21 +89,22 @@ impl TreeStage {
         let dropped = &self.dropped;
         self.changed.retain(|id, _| !dropped.contains(&id.0));
         for keyspace in dropped {
-            delete_leaves(batch, *keyspace, Token(0), Token(u64::MAX));
+            rows::delete_leaves(batch, *keyspace, Token(0), Token(u64::MAX));
         }
+        let mut changes: Vec<Change> = dropped.iter().map(|it| Change::Dropped(*it)).collect();
+        changes.extend(self.changed.iter().map(|(id, it)| Change::Leaf(id.0, it.1)));
         if Mutant::TreeWrittenLate.is_on() {
-            self.late.drain(..).for_each(|it| put_leaf(batch, it.0, &it.1));
-            self.late.extend(self.changed.iter().map(|(id, leaf)| (id.0, *leaf)));
-            return;
+            std::mem::swap(&mut changes, &mut self.late);
         }
-        self.changed.iter().for_each(|(id, leaf)| put_leaf(batch, id.0, leaf));
+        self.journal.append(batch, &self.trees, changes.into_iter());
     }
 
     /// The group is written: so are its leaves.
     pub(in crate::commit) fn keep(&mut self) {
+        self.journal.keep();
         self.dropped.drain(..).for_each(|it| self.trees.remove(it));
-        self.trees.set_each(self.changed.iter().map(|(id, leaf)| (id.0, *leaf)));
-        for (id, leaf) in std::mem::take(&mut self.changed) {
+        self.trees.set_each(self.changed.iter().map(|(id, (at, leaf))| (id.0, *at, *leaf)));
+        for (id, (_, leaf)) in std::mem::take(&mut self.changed) {
             if leaf.is_overfull() {
                 let was_tried_at = self.uncut.get(&id).copied().unwrap_or(0);
                 if leaf.records / 2 >= was_tried_at {
@@ -126,7 +128,7 @@ impl TreeStage {
     ) -> Result<Cut, StorageError> {
         let Some(settings) = self.trees.settings.get() else { return Ok(Cut::Nothing) };
         let Some((keyspace, first)) = self.overfull.pop_first() else { return Ok(Cut::Nothing) };
-        let leaf = self.trees.leaf(keyspace, first);
+        let leaf = self.trees.leaf(keyspace, first).map(|it| it.1);
         let Some(leaf) = leaf.filter(|it| it.first == first && it.is_overfull()) else {
             return Ok(Cut::Nothing);
         };
@@ -142,8 +144,10 @@ impl TreeStage {
             return Ok(Cut::Nothing);
         }
         let mut batch = WriteBatch::new();
-        leaves.iter().for_each(|it| put_leaf(&mut batch, keyspace, it));
+        let changes = leaves.iter().map(|it| Change::Leaf(keyspace, *it));
+        self.journal.append(&mut batch, &self.trees, changes);
         storage.write(&batch, Durability::Buffered)?;
+        self.journal.keep();
         self.trees.replace(keyspace, &leaves);
         self.uncut.remove(&(keyspace, first));
         Ok(if is_exact { Cut::Done } else { Cut::Mended { leaf } })

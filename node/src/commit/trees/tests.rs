@@ -3,6 +3,8 @@ use std::sync::Arc;
 use model::{Hlc, Key, OperationId, Record, RequestId, Version, WriteAnswer};
 use proptest::prelude::*;
 
+use bytes::Bytes;
+
 use super::*;
 use crate::commit::{
     CommitAnswer, CommitAnswerKind, CommitItem, CommitSettings, Committer, Origin,
@@ -187,22 +189,107 @@ fn nothing_is_written_before_the_cluster_is_known() {
     assert_eq!(storage.range(&RangeRequest::prefix(Space::Data, "")).unwrap().rows, []);
 }
 
+/// The journal's rows, as they lie on disk.
+fn journal(storage: &MemoryStorage) -> Vec<(Bytes, rows::JournalRow)> {
+    let rows = storage.range(&RangeRequest::prefix(Space::Trees, "")).unwrap().rows;
+    let journal = rows.into_iter().filter_map(|(key, value)| match rows::parse(&key, &value) {
+        Some(rows::Row::Journal(_, row)) => Some((key, row.expect("not damaged"))),
+        _ => None,
+    });
+    journal.collect()
+}
+
+#[test]
+fn the_journal_is_bounded_and_empty_after_a_start() {
+    let mut replica = Replica::new();
+    let mut longest = 0;
+    for group in 0..400_u64 {
+        replica.commit((0..50).map(|it| put(group * 7 + it * 31, group, Some(b"v"))).collect());
+        let journal = journal(&replica.storage);
+        longest = longest.max(journal.iter().map(|it| it.1.changes.len()).sum());
+    }
+    let leaves = usize::try_from(replica.trees.statistics().leaves).unwrap();
+    let round = (8 * leaves).max(512);
+    assert!((512..=2 * round + 4 * 50).contains(&longest), "{longest} of {leaves} leaves");
+    assert!(journal(&replica.storage).len() > 4);
+    for _ in 0..2 {
+        replica.restart();
+        assert_eq!((journal(&replica.storage), replica.wrong()), (vec![], vec![]));
+    }
+}
+
+#[test]
+fn all_trees_are_made_again_when_the_journal_is_damaged() {
+    let other = KeyspaceId(2);
+    for at in [0, 3, 7] {
+        for is_lost in [true, false] {
+            let mut replica = Replica::new();
+            for group in 0..9 {
+                replica.commit((0..20).map(|it| put(group * 20 + it, 1, Some(b"v"))).collect());
+                // Known from this row alone.
+                replica
+                    .commit((group == at).then(|| put_in(other, 1, 1, None)).into_iter().collect());
+            }
+            let before = replica.trees.statistics().records;
+            let journal = journal(&replica.storage);
+            let (row, _) =
+                journal.iter().rfind(|it| it.1.changes.len() == 1).expect("of the other");
+            assert!(match is_lost {
+                true => replica.storage.lose_row(Space::Trees, row),
+                false => replica.storage.flip_bit(Space::Trees, row, 99),
+            });
+            replica.restart();
+            assert_eq!((replica.trees.statistics().records, replica.wrong()), (before, vec![]));
+            assert_eq!(replica.trees.verify(&replica.storage, other), Ok(vec![]));
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_at_a_start_leaves_the_journal() {
+    let mut replica = Replica::new();
+    for group in 0..9 {
+        replica.commit((0..20).map(|it| put(group * 20 + it, 1, Some(b"v"))).collect());
+    }
+    let before = journal(&replica.storage).len();
+    let is_append = |access: Access<'_>| matches!(access, Access::Append(_));
+    replica.storage.set_faults(Some(Box::new(move |it| is_append(it).then_some(Fault::Full))));
+    replica.restart();
+    assert_eq!((journal(&replica.storage).len(), replica.wrong()), (before, vec![]));
+    replica.storage.set_faults(None);
+    replica.commit((0..20).map(|it| put(it, 2, Some(b"w"))).collect());
+    assert_eq!(journal(&replica.storage).len(), before + 1);
+    replica.restart();
+    assert_eq!((journal(&replica.storage).len(), replica.wrong()), (0, vec![]));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 
-    /// Any groups, with power lost in between: the trees on disk are those of the data on disk.
+    /// Any groups, with restarts and the power lost in between: the trees on disk are those of the data on
+    /// disk.
     #[test]
     fn trees_are_exact_after_a_power_loss(
         groups in prop::collection::vec(
-            prop::collection::vec((0..400u64, 1..9u64, any::<bool>()), 1..120), 1..12),
+            (prop::collection::vec((0..400u64, 1..9u64, any::<bool>()), 1..120), 0..12_u8), 1..24),
         keep in 0..200usize,
     ) {
         let mut replica = Replica::new();
-        for group in groups {
+        for (group, then) in groups {
             let item = |(number, at, gone): (u64, u64, bool)| {
                 put(number, at * 2 + u64::from(gone), (!gone).then_some(&b"v"[..]))
             };
-            replica.commit(group.into_iter().map(item).collect());
+            let mut items: Vec<_> = group.into_iter().map(item).collect();
+            match then {
+                0 => items.push(CommitItem::DropKeyspace { keyspace: KEYSPACE }),
+                1 => replica.storage.power_loss(|unsynced| keep.min(unsynced)),
+                _ => {}
+            }
+            if then <= 2 {
+                replica.restart();
+                prop_assert_eq!(replica.wrong(), vec![]);
+            }
+            replica.commit(items);
             prop_assert_eq!(replica.wrong(), vec![]);
         }
         replica.storage.power_loss(|unsynced| keep.min(unsynced));

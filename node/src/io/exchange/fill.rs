@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use model::{Hlc, KeyspaceId, NodeId, PartitionIndex, Refusal, StorageId};
+use model::{Hlc, KeyspaceId, Mutant, NodeId, PartitionIndex, Refusal, StorageId};
 use proto::internal::{ExchangeAnswer, FillOpen, exchange_request::Step};
 
 use super::{pace::Pace, purge::own_partitions, round::Round};
@@ -294,7 +294,8 @@ impl IoLoop {
                     let seen = self.shared.seen_storage(node);
                     // One from the future tells nothing: its clock was wrong when it was made.
                     let lost_later = seen.is_some_and(|it| {
-                        it.storage > storage && it.storage.generation() <= latest_ms
+                        let is_later = it.storage > storage && it.storage.generation() <= latest_ms;
+                        is_later || Mutant::FillOrderIgnored.is_on()
                     });
                     answers.refused(node, end, lost_later);
                 }
