@@ -219,6 +219,27 @@ fn the_journal_is_bounded_and_empty_after_a_start() {
 }
 
 #[test]
+fn what_goes_from_the_journal_is_in_the_leaves() {
+    let mut replica = Replica::new();
+    replica.commit((0..4_000).map(|it| put(it, 1, Some(b"v"))).collect());
+    let mut number = 0;
+    for round in 0..5 {
+        let mut rows = 0;
+        loop {
+            // Scattered, so that most leaves are changed long before a round ends and not again.
+            let mut next = || (number += 2_654_435_761_u64, number >> 7 & 0xfff).1;
+            replica.commit((0..4).map(|it| put(next(), 2 + round * 4 + it, Some(b"w"))).collect());
+            let before = std::mem::replace(&mut rows, journal(&replica.storage).len());
+            if rows < before {
+                break;
+            }
+        }
+        replica.restart();
+        assert_eq!(replica.wrong(), vec![], "after round {round}");
+    }
+}
+
+#[test]
 fn all_trees_are_made_again_when_the_journal_is_damaged() {
     let other = KeyspaceId(2);
     for at in [0, 3, 7] {
