@@ -109,7 +109,7 @@ mutants! {
     ServesUnfilled = "serves-unfilled",
     /// F7 off: one source is enough to fill a replica.
     FilledFromOne = "filled-from-one",
-    /// F7 off: of two neighbours whose disks are gone, each is filled without the other.
+    /// F7 off: of two neighbours whose disks are gone, each is filled without the other (CX7).
     FillOrderIgnored = "fill-order-ignored",
     /// F7 off: what only a replica that was put back holds stays, although it was purged (CE18).
     FillKeepsExtras = "fill-keeps-extras",

@@ -95,7 +95,8 @@ pub enum Space {
     Data,
     /// Target node (16 bytes), then storage key -> record ([`crate::commit::Hint`]).
     Hints,
-    /// Keyspace and first token -> a leaf of a Merkle tree ([`crate::commit::Trees`]).
+    /// Keyspace and first token -> a leaf of a Merkle tree, and behind them a journal of leaves
+    /// ([`crate::commit::Trees`]).
     Trees,
     /// Keyspace, partition and floor, then storage key: what may be purged when
     /// ([`crate::commit::due_keys`]).

@@ -16,7 +16,9 @@ pub(super) fn run<S: Storage>(mut storage: S, mut reopen: impl FnMut(S) -> S) {
     batches_apply_in_order(&storage);
     ranges_can_be_deleted(&storage);
     storage = synced_writes_stay(storage, &mut reopen);
-    storage = agrees_with_a_map(storage, &mut reopen);
+    for space in [Space::Data, Space::Trees] {
+        storage = agrees_with_a_map(storage, space, &mut reopen);
+    }
     storage.flush().unwrap();
     assert!(storage.statistics().data_rows > 0);
 }
@@ -172,7 +174,11 @@ fn synced_writes_stay<S: Storage>(storage: S, reopen: &mut impl FnMut(S) -> S) -
     storage
 }
 
-fn agrees_with_a_map<S: Storage>(mut storage: S, reopen: &mut impl FnMut(S) -> S) -> S {
+fn agrees_with_a_map<S: Storage>(
+    mut storage: S,
+    space: Space,
+    reopen: &mut impl FnMut(S) -> S,
+) -> S {
     let mut model = BTreeMap::new();
     let mut state = 7_u32;
     let mut random = |below: u32| {
@@ -183,12 +189,16 @@ fn agrees_with_a_map<S: Storage>(mut storage: S, reopen: &mut impl FnMut(S) -> S
         let mut batch = WriteBatch::new();
         for _ in 0..random(20) {
             let key = format!("{:03}", random(300));
-            if random(4) == 0 {
-                batch.delete(Space::Data, key.as_bytes());
+            if random(40) == 0 {
+                let end = format!("{:03}", random(300));
+                batch.delete_range(space, key.as_bytes(), end.as_bytes());
+                model.retain(|it: &String, _| *it < key || *it >= end);
+            } else if random(4) == 0 {
+                batch.delete(space, key.as_bytes());
                 model.remove(&key);
             } else {
                 let value = "v".repeat(random(2_000) as usize);
-                batch.put(Space::Data, key.as_bytes(), [value.as_bytes()]);
+                batch.put(space, key.as_bytes(), [value.as_bytes()]);
                 model.insert(key, value);
             }
         }
@@ -199,9 +209,9 @@ fn agrees_with_a_map<S: Storage>(mut storage: S, reopen: &mut impl FnMut(S) -> S
             _ => {}
         }
         let probe = format!("{:03}", random(300));
-        assert_eq!(get(&storage, Space::Data, &probe), model.get(&probe).cloned(), "round {round}");
+        assert_eq!(get(&storage, space, &probe), model.get(&probe).cloned(), "round {round}");
     }
-    let rows = storage.range(&RangeRequest::prefix(Space::Data, "")).unwrap().rows;
+    let rows = storage.range(&RangeRequest::prefix(space, "")).unwrap().rows;
     let rows: Vec<_> = rows.iter().map(|(key, value)| (&key[..], &value[..])).collect();
     let expected: Vec<_> =
         model.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes())).collect();

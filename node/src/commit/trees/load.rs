@@ -17,7 +17,7 @@ struct Found {
     leaves: BTreeMap<LeafId, Option<Leaf>>,
     /// What the journal has said of a leaf.
     journaled: BTreeSet<LeafId>,
-    /// The journal's first and last row.
+    /// The number of the journal's first row, and the one behind its last.
     numbers: Option<(u64, u64)>,
     /// That of the first row that is needed, as the last one says.
     needed: u64,
@@ -60,6 +60,9 @@ impl Trees {
                     tree
                 }
                 None => {
+                    if !found.is_broken() {
+                        tracing::warn!(?keyspace, ?partition, "a damaged tree is made again");
+                    }
                     let tree = settings.make_again(storage, keyspace, partition)?;
                     fold.replace(settings, keyspace, partition, &tree)?;
                     tree
@@ -69,7 +72,7 @@ impl Trees {
             *tree_of(&mut forest, *settings, keyspace, first) = tree;
         }
         *self.lock() = forest;
-        fold.end(found.numbers)
+        fold.end(&found)
     }
 }
 
@@ -97,9 +100,9 @@ impl Found {
     }
 
     fn follow(&mut self, number: u64, row: Option<JournalRow>) {
-        let first = self.numbers.map_or(number, |it| it.0);
-        self.broken |= self.numbers.is_some_and(|it| it.1.checked_add(1) != Some(number));
-        self.numbers = Some((first, number));
+        let (first, expected) = self.numbers.unwrap_or((number, number));
+        self.broken |= number != expected;
+        self.numbers = Some((first, number.saturating_add(1)));
         let Some(row) = row else {
             self.broken = true;
             return;
@@ -143,7 +146,6 @@ impl TreeSettings {
         keyspace: KeyspaceId,
         partition: PartitionIndex,
     ) -> Result<Tree, StorageError> {
-        tracing::warn!(?keyspace, ?partition, "a damaged tree is made again from its data");
         let whole = Tree::root(partition, self.partitions);
         let leaves = whole.cut(&self.read(storage, keyspace, &whole, usize::MAX)?.records);
         Ok(Tree::from_leaves(partition, self.partitions, leaves)
@@ -184,15 +186,16 @@ impl<'a, S: Storage> Fold<'a, S> {
         tree.leaves().iter().try_for_each(|it| self.put(keyspace, it))
     }
 
-    fn end(mut self, numbers: Option<(u64, u64)>) -> Result<Journal, StorageError> {
-        if let Some((first, last)) = numbers {
-            rows::delete_journal(&mut self.batch, first, last + 1);
-        }
+    fn end(mut self, found: &Found) -> Result<Journal, StorageError> {
+        let Some((first, end)) = found.numbers else {
+            self.write()?;
+            return Ok(Journal::default());
+        };
+        rows::delete_journal(&mut self.batch, first, end);
         self.write()?;
-        Ok(match numbers {
-            Some((first, last)) if self.full => Journal::with_rows(first, last + 1),
-            _ => Journal::default(),
-        })
+        // Rows that are missing stay so for the next start.
+        let needed = first.min(found.needed);
+        Ok(if self.full { Journal::with_rows(needed, end) } else { Journal::default() })
     }
 
     fn write(&mut self) -> Result<(), StorageError> {
@@ -209,4 +212,4 @@ impl<'a, S: Storage> Fold<'a, S> {
 }
 
 /// Leaves of one batch.
-const BATCH_ROWS: usize = 4_096;
+const BATCH_ROWS: usize = if cfg!(test) { 4 } else { 4_096 };

@@ -84,7 +84,7 @@ impl RocksShared {
         options
     }
 
-    /// The settings of the column family of Merkle trees. Every write of a record writes a leaf here,
+    /// The settings of the column family of Merkle trees. Every group of records writes leaves here,
     /// and nobody reads one before the next start: an unsorted memtable takes it at a fraction of the
     /// cost of a skip list, and is sorted once, when it is flushed.
     pub(super) fn tree_options(&self) -> Options {
