@@ -326,6 +326,12 @@ pub fn alarms(counters: &[(&'static str, u64)], disks_are_sound: bool) -> Vec<Vi
     told.map(|what| Violation::broken("alarm", None, what)).collect()
 }
 
+/// True if no node's replicas are being filled, or are to be.
+pub fn nothing_is_filled(world: &World) -> bool {
+    let live = world.nodes.iter().filter_map(|it| it.controls.node());
+    live.map(|it| it.shared.floors.clone()).all(|it| !it.is_shut() && it.all().filling().is_none())
+}
+
 /// The bytes of the hints on a node's disk, for each target; those of ANY together, for nobody.
 fn hint_bytes(node: &SimNode) -> BTreeMap<Option<u128>, u64> {
     let mut bytes = BTreeMap::new();

@@ -214,6 +214,7 @@ impl Run {
                 self.steps(shape.quiet_ms.max(mending_ms));
                 self.violations.extend(inspect::members_agree(&self.world));
                 self.violations.extend(inspect::nothing_is_unanswered(&self.world));
+                self.replicas_are_filled();
                 self.every_node_serves();
                 self.replicas_converge();
                 self.load.recorder.len()
@@ -236,6 +237,19 @@ impl Run {
             self.violate("liveness", "the cluster was not set up".to_owned());
         }
         self.end(report);
+    }
+
+    /// Replicas whose disk was lost or put back are filled (F7); what they take from then on is stamped
+    /// after the fences that they have raised for it.
+    fn replicas_are_filled(&mut self) {
+        let filled = |it: &Self| inspect::nothing_is_filled(&it.world);
+        if filled(self) {
+            return;
+        }
+        if !self.until(FILL_MS, filled) {
+            self.violate("liveness", format!("{FILL_MS} ms after all was healed a node is filled"));
+        }
+        self.steps(2 * CLOCK_OFFSET_MAX_MS);
     }
 
     fn every_node_serves(&mut self) {
@@ -449,6 +463,8 @@ const SET_UP_MS: u64 = 20_000;
 const END_MS: u64 = 60_000;
 /// Calls of a read-back within that time, at least.
 const READ_BACK_STEP: u64 = 100;
+/// How long replicas may be filled: the sources are looked for once a second.
+const FILL_MS: u64 = 5_000;
 /// How long hints may take to be handed over, behind the quiet time.
 const HINTS_MS: u64 = 12_000;
 /// How long replicas may take to agree, behind that: so long and so many rounds.

@@ -39,6 +39,8 @@ struct Board {
     minted: bool,
     /// It is getting another id.
     minting: bool,
+    /// The latest of it that others have seen, heard while it gets another id, and not judged yet.
+    unjudged: Option<Seen>,
     witness: Witness,
     /// There is more to keep than was kept.
     unkept: bool,
@@ -59,6 +61,7 @@ impl WitnessBoard {
             own: identity.storage,
             minted: identity.minted,
             minting: false,
+            unjudged: None,
             witness,
             unkept: false,
             inquiry: Inquiry::default(),
@@ -106,13 +109,8 @@ impl Shared {
             self.hear(from, Seen { storage, ceiling: Hlc(hello.clock_ceiling) });
         }
         self.hear_storages(&hello.seen);
-        let now_us = self.elapsed_us();
-        {
-            let mut board = self.witness.lock();
-            if !board.minting {
-                board.inquiry.heard(from, now_us);
-            }
-        }
+        // While the directory gets another id, too: hellos are said once.
+        self.witness.lock().inquiry.heard(from, self.elapsed_us());
         self.look_at_directory();
     }
 
@@ -213,9 +211,15 @@ impl Shared {
     /// Others have seen this node's directory: is it still the one that they have seen?
     fn judge_own_directory(self: &Arc<Self>, seen: Seen) {
         let mut board = self.witness.lock();
+        if board.minting {
+            let age = |it: Seen| (it.storage, it.ceiling);
+            let is_latest = board.unjudged.is_none_or(|it| age(it) < age(seen));
+            board.unjudged = if is_latest { Some(seen) } else { board.unjudged };
+            return;
+        }
         let own = Seen { storage: board.own, ceiling: self.clock.ceiling() };
         let state = judge_own(own, seen);
-        if board.minting || state == OwnState::Sound || Mutant::RollbackUnseen.is_on() {
+        if state == OwnState::Sound || Mutant::RollbackUnseen.is_on() {
             return;
         }
         if state == OwnState::Superseded && !board.minted {
@@ -247,12 +251,16 @@ impl Shared {
         let done = move |result: Result<(), StorageError>| {
             // A failure stops the node by itself, with the directory as it was.
             let (Some(shared), Ok(())) = (shared.upgrade(), result) else { return };
-            {
+            let unjudged = {
                 let mut board = shared.witness.lock();
                 (board.own, board.minted, board.minting) = (storage, true, false);
                 let ceiling = shared.clock.ceiling();
                 board.witness.learn(shared.identity.node, Seen { storage, ceiling });
                 shared.storages_changed(&board);
+                board.unjudged.take()
+            };
+            if let Some(seen) = unjudged {
+                shared.judge_own_directory(seen);
             }
             shared.look_at_directory();
         };
