@@ -183,6 +183,7 @@ impl Mutant {
         Self::PreviousLost,
         Self::NeverAlways,
         Self::NeverAtPrevious,
+        Self::HeldByClock,
         Self::HeldUnsaid,
         Self::RestampAnywhere,
         Self::EndlessRestamp,

@@ -321,6 +321,7 @@ impl Run {
             datacenters: self.world.shape.datacenter_count(),
             read_back_from: (read_back_from < u64::MAX).then_some(read_back_from),
             converges: read_back_from < u64::MAX,
+            loses_disk: self.world.shape.loses_disk,
             healed_us: Some(self.healed_ms * 1_000),
             clock_offset_max_ms: CLOCK_OFFSET_MAX_MS,
             epoch_ms: EPOCH_MS,

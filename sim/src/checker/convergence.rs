@@ -1,10 +1,11 @@
 //! Replicas converge to the highest version, and nothing that anybody was shown is lost: a read at ALL
-//! finds what any answer has told before, at whatever level, or something newer.
+//! finds what any answer has told before, at whatever level, or something newer. Where disks are lost, what only
+//! one replica has shown may be gone.
 
 use model::ConsistencyLevel;
 
 use super::{
-    Context, Violation,
+    Context, Operation, Violation,
     key::{self, Event, KeyHistory, Newest},
     tell,
 };
@@ -16,6 +17,7 @@ pub(super) fn check(key: &KeyHistory<'_>, context: &Context) -> Vec<Violation> {
     let mut newest = Newest::default();
     for event in key.events() {
         match event {
+            Event::Returned(operation) if context.loses_disk && is_of_one(operation) => {}
             Event::Returned(operation) => {
                 let read = key::read_of(operation);
                 newest.raise(operation, read.and_then(|it| it.version).unwrap_or_default());
@@ -37,4 +39,11 @@ pub(super) fn check(key: &KeyHistory<'_>, context: &Context) -> Vec<Violation> {
         }
     }
     violations
+}
+
+/// True for a read of one replica.
+fn is_of_one(operation: &Operation) -> bool {
+    let level = operation.level;
+    matches!(level, ConsistencyLevel::One | ConsistencyLevel::LocalOne)
+        && key::read_of(operation).is_some()
 }
