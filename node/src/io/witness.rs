@@ -213,8 +213,9 @@ impl Shared {
         let mut board = self.witness.lock();
         if board.minting {
             let age = |it: Seen| (it.storage, it.ceiling);
-            let is_latest = board.unjudged.is_none_or(|it| age(it) < age(seen));
-            board.unjudged = if is_latest { Some(seen) } else { board.unjudged };
+            if board.unjudged.is_none_or(|it| age(it) < age(seen)) {
+                board.unjudged = Some(seen);
+            }
             return;
         }
         let own = Seen { storage: board.own, ceiling: self.clock.ceiling() };

@@ -49,19 +49,14 @@ impl Journal {
 
     /// Puts changes into a batch, and of what trees hold in memory some leaves, to which the changes need
     /// not have come yet.
-    pub(super) fn append(
-        &mut self,
-        batch: &mut WriteBatch,
-        trees: &Trees,
-        changes: impl ExactSizeIterator<Item = Change> + Clone,
-    ) {
+    pub(super) fn append(&mut self, batch: &mut WriteBatch, trees: &Trees, changes: &[Change]) {
         self.staged = None;
-        if changes.len() == 0 {
+        if changes.is_empty() {
             return;
         }
         let mut state = self.state;
         // Nothing is put of a keyspace that goes: nobody would remove it.
-        if !changes.clone().any(|it| matches!(it, Change::Dropped(_))) {
+        if !changes.iter().any(|it| matches!(it, Change::Dropped(_))) {
             state.put_leaves(batch, trees, changes.len());
         }
         rows::put_journal(batch, state.next, state.first, changes);

@@ -141,7 +141,7 @@ impl TreeStage {
     /// Puts the leaf into a batch, and what the index of what may be purged has to say of its records.
     pub(in crate::commit) fn write_recount(&mut self, recount: &Recount, batch: &mut WriteBatch) {
         let change = Change::Leaf(recount.keyspace, recount.after);
-        self.journal.append(batch, &self.trees, [change].into_iter());
+        self.journal.append(batch, &self.trees, &[change]);
         for (key, record) in &recount.data.dues {
             dues::stage(batch, key, recount.partition, None, Some(record));
         }

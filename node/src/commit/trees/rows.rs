@@ -64,12 +64,7 @@ pub(super) fn delete_leaves(
 }
 
 /// Puts a row of the journal.
-pub(super) fn put_journal(
-    batch: &mut WriteBatch,
-    number: u64,
-    first: u64,
-    changes: impl ExactSizeIterator<Item = Change>,
-) {
+pub(super) fn put_journal(batch: &mut WriteBatch, number: u64, first: u64, changes: &[Change]) {
     let key = journal_key(number);
     let mut value = BytesMut::with_capacity(1 + 8 + changes.len() * CHANGE_BYTES + 4);
     value.put_u8(HASH_FORMAT);
@@ -79,7 +74,7 @@ pub(super) fn put_journal(
             Change::Leaf(keyspace, leaf) => {
                 value.put_u32(keyspace.0);
                 value.put_u64(leaf.first.0);
-                put_body(&mut value, &leaf);
+                put_body(&mut value, leaf);
             }
             Change::Dropped(keyspace) => {
                 value.put_u32(keyspace.0);
@@ -191,7 +186,7 @@ mod tests {
         let changes = [Change::Dropped(KeyspaceId(2)), Change::Leaf(keyspace, leaf())];
         let mut batch = WriteBatch::new();
         put_leaf(&mut batch, keyspace, &leaf());
-        put_journal(&mut batch, 11, 4, changes.into_iter());
+        put_journal(&mut batch, 11, 4, &changes);
         let rows = rows(&batch);
         let [under_key, journal] = &rows[..] else { panic!("{rows:?}") };
         let id = (keyspace, leaf().first);
@@ -217,7 +212,7 @@ mod tests {
         for keyspace in [1, 2, u32::MAX - 1] {
             put_leaf(&mut batch, KeyspaceId(keyspace), &leaf());
         }
-        (0..6).for_each(|it| put_journal(&mut batch, it, 0, [].into_iter()));
+        (0..6).for_each(|it| put_journal(&mut batch, it, 0, &[]));
         delete_leaves(&mut batch, KeyspaceId(2), Token(0), Token(u64::MAX));
         delete_leaves(&mut batch, KeyspaceId(u32::MAX - 1), Token(0), Token(u64::MAX));
         delete_journal(&mut batch, 1, 4);

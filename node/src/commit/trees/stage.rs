@@ -96,7 +96,7 @@ impl TreeStage {
         if Mutant::TreeWrittenLate.is_on() {
             std::mem::swap(&mut changes, &mut self.late);
         }
-        self.journal.append(batch, &self.trees, changes.into_iter());
+        self.journal.append(batch, &self.trees, &changes);
     }
 
     /// The group is written: so are its leaves.
@@ -144,8 +144,8 @@ impl TreeStage {
             return Ok(Cut::Nothing);
         }
         let mut batch = WriteBatch::new();
-        let changes = leaves.iter().map(|it| Change::Leaf(keyspace, *it));
-        self.journal.append(&mut batch, &self.trees, changes);
+        let changes: Vec<_> = leaves.iter().map(|it| Change::Leaf(keyspace, *it)).collect();
+        self.journal.append(&mut batch, &self.trees, &changes);
         storage.write(&batch, Durability::Buffered)?;
         self.journal.keep();
         self.trees.replace(keyspace, &leaves);
