@@ -52,6 +52,6 @@ pub(crate) async fn run(
         BenchCommand::Bars(args) => bars::run(args, global, output).await,
         BenchCommand::Exchange(args) => exchange::run(args, global, output).await,
         BenchCommand::Deletes(args) => deletes::run(args, global, output).await,
-        BenchCommand::Trees(args) => trees::run(&args, output),
+        BenchCommand::Trees(args) => trees::run(args, global, output).await,
     }
 }

@@ -117,6 +117,8 @@ mutants! {
     OldVotesCount = "old-votes-count",
     /// F13 off: a start takes its directory for what it was, whatever others have seen (CX6).
     RollbackUnseen = "rollback-unseen",
+    /// F13 off: what others say while a directory gets another id does not count (CX8).
+    HelloUnheard = "hello-unheard",
     /// H1 off: replicas are not compared.
     ExchangeOff = "exchange-off",
     /// A failed sync is ignored.

@@ -91,6 +91,9 @@ pub struct NodeConfig {
     /// How long the scrub takes to compare all Merkle trees with the data, in milliseconds: all data are
     /// read once in that time.
     pub scrub_interval_ms: u64,
+    /// False keeps no Merkle trees, as measurements of what they cost do. To others such a node seems to hold
+    /// nothing, and where none keeps trees all replicas seem the same: never for data that matter.
+    pub keeps_trees: bool,
     /// Snapshots kept at once. Each holds on to data files that the database has replaced since.
     pub snapshots_max: usize,
     /// How long a connection may take to its first request, in milliseconds: half-open and idle
@@ -136,6 +139,7 @@ impl Default for NodeConfig {
             fence_lag_ms: 900_000,
             purge_interval_ms: 60_000,
             scrub_interval_ms: 7 * 86_400_000,
+            keeps_trees: true,
             snapshots_max: 16,
             first_request_timeout_ms: 10_000,
             shutdown_grace_ms: 5_000,

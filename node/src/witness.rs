@@ -149,33 +149,35 @@ const ENTRY_BYTES: usize = 16 + 16 + 8;
 /// Who has compared this node's directory with what they have seen, since its start (F13).
 #[derive(Clone, Debug, Default)]
 pub struct Inquiry {
-    heard: BTreeSet<NodeId>,
+    /// Since when.
+    heard: BTreeMap<NodeId, u64>,
     away: BTreeSet<NodeId>,
-    first_heard_us: Option<u64>,
 }
 
 impl Inquiry {
-    /// A node has said what it has seen, and found nothing wrong.
+    /// A node has said what it has seen.
     pub fn heard(&mut self, node: NodeId, now_us: u64) {
-        self.heard.insert(node);
-        self.first_heard_us.get_or_insert(now_us);
+        if self.heard.len() < Witness::NODES_MAX {
+            self.heard.entry(node).or_insert(now_us);
+        }
     }
 
     /// A node cannot be reached.
     pub fn away(&mut self, node: NodeId) {
-        self.away.insert(node);
+        if self.away.len() < Witness::NODES_MAX {
+            self.away.insert(node);
+        }
     }
 
-    /// True once one of the other members at least, and all that can be reached, have said that nothing is
-    /// wrong. One that neither answers nor refuses is waited for `patience_us` long.
+    /// True once one of the other members at least, and all that can be reached, have said what they have
+    /// seen. One that neither answers nor refuses is waited for `patience_us` long from then on.
     pub fn is_over(&self, others: &[NodeId], now_us: u64, patience_us: u64) -> bool {
         if others.is_empty() {
             return true;
         }
-        let heard = others.iter().any(|it| self.heard.contains(it));
-        let known = |it: &NodeId| self.heard.contains(it) || self.away.contains(it);
-        let patient = self.first_heard_us.is_some_and(|it| now_us < it + patience_us);
-        heard && (!patient || others.iter().all(known))
+        let first = others.iter().filter_map(|it| self.heard.get(it)).min();
+        let known = |it: &NodeId| self.heard.contains_key(it) || self.away.contains(it);
+        first.is_some_and(|it| now_us >= it + patience_us || others.iter().all(known))
     }
 }
 
@@ -259,5 +261,9 @@ mod tests {
         inquiry.heard(NodeId(1), 1_000);
         assert!(!inquiry.is_over(&others, 1_009, 10), "the other may answer yet");
         assert!(inquiry.is_over(&others, 1_010, 10));
+        let mut inquiry = Inquiry::default();
+        inquiry.heard(NodeId(3), 1);
+        inquiry.heard(NodeId(1), 1_000);
+        assert!(!inquiry.is_over(&others, 1_009, 10), "a stranger's word begins nothing");
     }
 }

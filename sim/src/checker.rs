@@ -60,9 +60,9 @@ pub struct Context {
     /// True if all hints had time to arrive before the read-back: reads at ALL then find what was
     /// acknowledged at ANY, too.
     pub converges: bool,
-    /// True if disks may be lost, or put back to what they were, one at a time: the only copy of a write
-    /// that nobody acknowledged goes with it, whoever was shown it at ONE.
-    pub loses_disk: bool,
+    /// Until when disks were lost, or put back to what they were, in microseconds of the run: the only copy
+    /// of a write that nobody acknowledged may have gone with one, whoever was shown it at ONE before.
+    pub disks_lost_until_us: u64,
     /// From when on nothing was wrong any more, in microseconds of the run: calls made later have
     /// to be answered.
     pub healed_us: Option<u64>,
@@ -136,7 +136,7 @@ impl Default for Context {
             datacenters: 1,
             read_back_from: None,
             converges: false,
-            loses_disk: false,
+            disks_lost_until_us: 0,
             healed_us: None,
             clock_offset_max_ms: 500,
             epoch_ms: 0,

@@ -42,6 +42,7 @@ pub const STAGED: &[Mutant] = &[
     Mutant::FillKeepsExtras,
     Mutant::OldVotesCount,
     Mutant::RollbackUnseen,
+    Mutant::HelloUnheard,
     Mutant::HealsFromOne,
     Mutant::ScrubOff,
     Mutant::ScanLiveRowsOnly,

@@ -243,7 +243,7 @@ impl Run {
     /// after the fences that they have raised for it.
     fn replicas_are_filled(&mut self) {
         let filled = |it: &Self| inspect::nothing_is_filled(&it.world);
-        if filled(self) {
+        if !self.world.shape.loses_disk && filled(self) {
             return;
         }
         if !self.until(FILL_MS, filled) {
@@ -321,7 +321,7 @@ impl Run {
             datacenters: self.world.shape.datacenter_count(),
             read_back_from: (read_back_from < u64::MAX).then_some(read_back_from),
             converges: read_back_from < u64::MAX,
-            loses_disk: self.world.shape.loses_disk,
+            disks_lost_until_us: self.world.disks_lost_until_ms * 1_000,
             healed_us: Some(self.healed_ms * 1_000),
             clock_offset_max_ms: CLOCK_OFFSET_MAX_MS,
             epoch_ms: EPOCH_MS,

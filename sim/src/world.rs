@@ -79,6 +79,8 @@ pub struct World {
     /// When the last connection from which a cut took something is known to be dead, in milliseconds:
     /// turmoil's TCP sends nothing again, so that nodes learn of it by silence.
     pub links_whole_ms: u64,
+    /// Until when disks were lost or put back, in milliseconds; 0 if none was.
+    pub disks_lost_until_ms: u64,
     /// The node whose disk has damaged or lost rows.
     pub rotten: Option<usize>,
     /// Those rows: what they held is no measure of what comes.
@@ -162,6 +164,7 @@ impl World {
             random,
             common_error_ms: 0,
             links_whole_ms: 0,
+            disks_lost_until_ms: 0,
             rotten: None,
             scarred: BTreeSet::new(),
             ends: Vec::new(),
@@ -340,6 +343,7 @@ impl World {
     /// A node's disk is lost, its process gone already. It starts again in its own place.
     pub fn wipe(&mut self, index: usize) {
         let Some(id) = self.node_id(index) else { return };
+        self.disks_lost_until_ms = self.now_ms() + 1;
         let node = &mut self.nodes[index];
         node.disk.wipe();
         node.disk.take_batches();
@@ -376,6 +380,7 @@ impl World {
             return false;
         }
         self.end_node(index, EndKind::Crash);
+        self.disks_lost_until_ms = self.now_ms() + 1;
         let node = &mut self.nodes[index];
         node.disk.put_back(&image);
         node.disk.take_batches();

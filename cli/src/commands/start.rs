@@ -167,6 +167,11 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     scrub_interval: Option<Duration>,
 
+    /// Keep no Merkle trees, to measure what they cost: replicas are never found to differ then, so this
+    /// takes an empty data directory only
+    #[arg(long, hide = true, conflicts_with_all = ["restore", "replace"])]
+    without_trees: bool,
+
     /// How long a graceful stop waits for what has begun
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
     shutdown_grace: Duration,
@@ -177,6 +182,10 @@ pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure
     let mut signals = StopSignals::new()?;
     let config = args.config()?;
     let (datacenter, rack) = (config.datacenter.clone(), config.rack.clone());
+    if args.without_trees && args.data.read_dir().is_ok_and(|mut it| it.next().is_some()) {
+        let problem = "--without-trees is for measurements, which begin with an empty directory";
+        return Err(Failure::usage(problem));
+    }
     if let Some(snapshot) = &args.restore {
         restore_from(snapshot, &args.data, output)?;
     }
@@ -305,6 +314,7 @@ impl StartArgs {
             replace: self.replace,
             accept_loss: self.accept_loss,
             no_hints_for: self.no_hints_for.clone(),
+            keeps_trees: !self.without_trees,
             cluster_name: self.cluster_name.clone(),
             capacity: self.capacity,
             io_threads: self.io_threads,

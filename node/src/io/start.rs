@@ -339,9 +339,9 @@ impl Node {
 
     fn committer(&self) -> Result<Committer<Arc<dyn Storage>>, StorageError> {
         let storage = Arc::new(Arc::clone(&self.shared.world.storage));
-        let hint_bytes_per_target_max = self.shared.config.hint_bytes_per_target_max;
-        let any_hint_bytes_max = self.shared.config.any_hint_bytes_max;
-        let trees = Some(Arc::clone(&self.shared.trees));
+        let NodeConfig { hint_bytes_per_target_max, any_hint_bytes_max, keeps_trees, .. } =
+            self.shared.config;
+        let trees = keeps_trees.then(|| Arc::clone(&self.shared.trees));
         let settings = CommitSettings {
             hint_bytes_per_target_max,
             any_hint_bytes_max,

@@ -3,7 +3,7 @@
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -29,6 +29,8 @@ pub struct WitnessBoard {
     board: Mutex<Board>,
     /// See [`Witness::storage_ids_hash`].
     storage_ids_hash: AtomicU64,
+    /// There is more to keep than was kept.
+    unkept: AtomicBool,
     /// Wakes who fills this node's replicas, if that is to be done.
     pub(super) sound: Notify,
 }
@@ -39,11 +41,9 @@ struct Board {
     minted: bool,
     /// It is getting another id.
     minting: bool,
-    /// The latest of it that others have seen, heard while it gets another id, and not judged yet.
+    /// The latest of it that others have seen, while that is not found to be in order.
     unjudged: Option<Seen>,
     witness: Witness,
-    /// There is more to keep than was kept.
-    unkept: bool,
     inquiry: Inquiry,
 }
 
@@ -63,10 +63,10 @@ impl WitnessBoard {
             minting: false,
             unjudged: None,
             witness,
-            unkept: false,
             inquiry: Inquiry::default(),
         };
-        Self { board: Mutex::new(board), storage_ids_hash, sound: Notify::new() }
+        let (board, unkept) = (Mutex::new(board), AtomicBool::new(false));
+        Self { board, storage_ids_hash, unkept, sound: Notify::new() }
     }
 
     /// A hash over the directories that have replaced others, as far as this node knows (F12).
@@ -109,8 +109,13 @@ impl Shared {
             self.hear(from, Seen { storage, ceiling: Hlc(hello.clock_ceiling) });
         }
         self.hear_storages(&hello.seen);
-        // While the directory gets another id, too: hellos are said once.
-        self.witness.lock().inquiry.heard(from, self.elapsed_us());
+        if !self.is_stranger(from) {
+            let mut board = self.witness.lock();
+            // While the directory gets another id, too: a hello is said as a connection begins.
+            if !(Mutant::HelloUnheard.is_on() && board.minting) {
+                board.inquiry.heard(from, self.elapsed_us());
+            }
+        }
         self.look_at_directory();
     }
 
@@ -166,14 +171,12 @@ impl Shared {
     }
 
     fn hear(self: &Arc<Self>, node: NodeId, seen: Seen) {
-        let view = self.view.load();
-        // Strangers are none of the layout's, and may say anything.
-        if view.metadata().is_some() && view.node_index(node).is_none() {
+        if self.is_stranger(node) {
             return;
         }
         let mut board = self.witness.lock();
         let news = board.witness.learn(node, seen);
-        board.unkept |= news != News::None;
+        self.witness.unkept.fetch_or(news != News::None, Ordering::Relaxed);
         if news == News::Replaced || news == News::Met && seen.storage.generation() > 0 {
             self.storages_changed(&board);
             drop(board);
@@ -181,11 +184,18 @@ impl Shared {
         }
     }
 
+    /// Strangers are none of the layout's, and may say anything.
+    fn is_stranger(&self, node: NodeId) -> bool {
+        let view = self.view.load();
+        view.metadata().is_some() && view.node_index(node).is_none()
+    }
+
     /// To be called with new metadata: other nodes may be members now.
     pub(crate) fn follow_members(&self) {
         let mut board = self.witness.lock();
         let members = self.members();
-        board.unkept |= board.witness.make_room(&members);
+        let made = board.witness.make_room(&members);
+        self.witness.unkept.fetch_or(made, Ordering::Relaxed);
         let hash = board.witness.storage_ids_hash(members);
         if self.witness.storage_ids_hash() != hash {
             self.storages_changed(&board);
@@ -211,35 +221,37 @@ impl Shared {
     /// Others have seen this node's directory: is it still the one that they have seen?
     fn judge_own_directory(self: &Arc<Self>, seen: Seen) {
         let mut board = self.witness.lock();
-        if board.minting {
-            let age = |it: Seen| (it.storage, it.ceiling);
-            if board.unjudged.is_none_or(|it| age(it) < age(seen)) {
-                board.unjudged = Some(seen);
-            }
-            return;
+        let age = |it: Seen| (it.storage, it.ceiling);
+        if board.unjudged.is_none_or(|it| age(it) < age(seen)) {
+            board.unjudged = Some(seen);
         }
+        self.judge(board);
+    }
+
+    /// Judges what others have seen of this node's directory, unless it is getting another id: then once it
+    /// has.
+    fn judge(self: &Arc<Self>, mut board: MutexGuard<'_, Board>) {
+        let Some(seen) = board.unjudged.filter(|_| !board.minting) else { return };
         let own = Seen { storage: board.own, ceiling: self.clock.ceiling() };
         let state = judge_own(own, seen);
         if state == OwnState::Sound || Mutant::RollbackUnseen.is_on() {
+            board.unjudged = None;
             return;
         }
+        self.floors.set_shut(true);
         if state == OwnState::Superseded && !board.minted {
-            drop(board);
-            self.floors.set_shut(true);
             return self.stop_for(StopReason::Superseded { storage: seen.storage });
         }
-        let later = seen.storage.generation().max(own.storage.generation()).saturating_add(1);
-        let generation = later.max(self.wall().0);
+        board.minting = true;
+        drop(board);
         tracing::error!(
             ?state,
             own_ceiling = %own.ceiling,
             seen_ceiling = %seen.ceiling,
             "this directory is not what others have seen: it is filled anew before it counts"
         );
-        board.minting = true;
-        drop(board);
-        self.floors.set_shut(true);
-        self.mint_storage(generation);
+        let later = seen.storage.generation().max(own.storage.generation()).saturating_add(1);
+        self.mint_storage(later.max(self.wall().0));
     }
 
     /// Gives the directory a new id, and leaves it to be filled by others: one durable step.
@@ -250,19 +262,18 @@ impl Shared {
         let identity = encode_identity(self.identity.node, storage, starts);
         let shared = Arc::downgrade(self);
         let done = move |result: Result<(), StorageError>| {
-            // A failure stops the node by itself, with the directory as it was.
-            let (Some(shared), Ok(())) = (shared.upgrade(), result) else { return };
-            let unjudged = {
-                let mut board = shared.witness.lock();
-                (board.own, board.minted, board.minting) = (storage, true, false);
-                let ceiling = shared.clock.ceiling();
-                board.witness.learn(shared.identity.node, Seen { storage, ceiling });
-                shared.storages_changed(&board);
-                board.unjudged.take()
-            };
-            if let Some(seen) = unjudged {
-                shared.judge_own_directory(seen);
+            let Some(shared) = shared.upgrade() else { return };
+            let mut board = shared.witness.lock();
+            board.minting = false;
+            if result.is_err() {
+                // The disk is full, and it is tried again, or the node stops by itself.
+                return;
             }
+            (board.own, board.minted) = (storage, true);
+            let ceiling = shared.clock.ceiling();
+            board.witness.learn(shared.identity.node, Seen { storage, ceiling });
+            shared.storages_changed(&board);
+            shared.judge(board);
             shared.look_at_directory();
         };
         let (generation, identity, done) = (Some(generation), Some(identity), Box::new(done) as _);
@@ -273,7 +284,7 @@ impl Shared {
 
     /// Takes and answers requests once the others have found nothing wrong with the directory (F13).
     pub(super) fn look_at_directory(self: &Arc<Self>) {
-        if !self.floors.is_shut() || self.failure().is_some() {
+        if !self.floors.is_shut() {
             return;
         }
         let mut others = self.members();
@@ -283,7 +294,9 @@ impl Shared {
         others.retain(|it| *it != self.identity.node);
         let mut board = self.witness.lock();
         let over = board.inquiry.is_over(&others, self.elapsed_us(), PATIENCE_US);
-        if !board.minting && (over || Mutant::RollbackUnseen.is_on()) {
+        // What nobody has found to be in order stays shut, and so does a node that stops for it.
+        let in_doubt = board.minting || board.unjudged.is_some() || self.failure().is_some();
+        if !in_doubt && (over || Mutant::RollbackUnseen.is_on()) {
             // From now on a later directory is somebody else's.
             board.minted = false;
             self.floors.set_shut(false);
@@ -299,16 +312,19 @@ impl Shared {
         self.floors.is_shut() || self.floors.all().filling().is_some()
     }
 
-    /// Keeps what was seen; and shows that this node writes, by a higher ceiling. To be
-    /// called about once a second.
+    /// Keeps what was seen, judges again what could not be mended, and shows that this node writes, by a higher
+    /// ceiling. To be called about once a second.
     pub(super) fn tend_witness(self: &Arc<Self>) {
+        self.judge(self.witness.lock());
         self.look_at_directory();
-        {
-            let mut board = self.witness.lock();
-            if std::mem::take(&mut board.unkept) {
-                // A failure stops the node by itself.
-                self.store_witness(&board, |_| ());
-            }
+        if self.witness.unkept.swap(false, Ordering::Relaxed) {
+            let shared = Arc::downgrade(self);
+            self.store_witness(&self.witness.lock(), move |result| {
+                // A full disk: again in a second. Any other failure stops the node by itself.
+                if let (Some(shared), Err(_)) = (shared.upgrade(), result) {
+                    shared.witness.unkept.store(true, Ordering::Relaxed);
+                }
+            });
         }
         self.show_ceiling();
     }

@@ -1,6 +1,6 @@
 //! Replicas converge to the highest version, and nothing that anybody was shown is lost: a read at ALL
-//! finds what any answer has told before, at whatever level, or something newer. Where disks are lost, what only
-//! one replica has shown may be gone.
+//! finds what any answer has told before, at whatever level, or something newer. What one replica alone has shown
+//! may have gone with its disk since.
 
 use model::ConsistencyLevel;
 
@@ -17,7 +17,7 @@ pub(super) fn check(key: &KeyHistory<'_>, context: &Context) -> Vec<Violation> {
     let mut newest = Newest::default();
     for event in key.events() {
         match event {
-            Event::Returned(operation) if context.loses_disk && is_of_one(operation) => {}
+            Event::Returned(it) if is_of_one(it) && may_be_lost(it, context) => {}
             Event::Returned(operation) => {
                 let read = key::read_of(operation);
                 newest.raise(operation, read.and_then(|it| it.version).unwrap_or_default());
@@ -41,9 +41,12 @@ pub(super) fn check(key: &KeyHistory<'_>, context: &Context) -> Vec<Violation> {
     violations
 }
 
-/// True for a read of one replica.
+/// True for a call that one replica has answered. Acknowledged writes are judged by another checker.
 fn is_of_one(operation: &Operation) -> bool {
-    let level = operation.level;
-    matches!(level, ConsistencyLevel::One | ConsistencyLevel::LocalOne)
-        && key::read_of(operation).is_some()
+    matches!(operation.level, ConsistencyLevel::One | ConsistencyLevel::LocalOne)
+}
+
+/// True if a disk has been lost since.
+fn may_be_lost(operation: &Operation, context: &Context) -> bool {
+    operation.returned_us.is_some_and(|it| it < context.disks_lost_until_us)
 }

@@ -247,10 +247,11 @@ fn deletions_that_nobody_made() {
 
 #[test]
 fn what_one_replica_has_shown_may_go_with_its_disk() {
-    let context = Context { loses_disk: true, ..context() };
+    let context = Context { disks_lost_until_us: 4, ..context() };
     let complaints = |lines: &[&str]| complaints(&parse(Mixed, lines), &context);
     let [put, read, after] = ["1:ONE put=1 0-1 ?", "2:ONE get 2-3 1@5", "2:ALL batch 4-5 -"];
     assert_eq!(complaints(&[put, read, after]), [""; 0]);
+    assert_eq!(complaints(&[put, "2:ONE get 3-4 1@5", after]), ["convergence"], "shown after it");
     assert_eq!(complaints(&[put, "2:LOCAL_QUORUM get 2-3 1@5", after]), ["convergence"]);
     assert_eq!(complaints(&["1:ONE put=1 0-1 @5", read, after]), ["acked"]);
 }

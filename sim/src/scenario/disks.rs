@@ -21,7 +21,7 @@ pub(super) fn all() -> Vec<Scenario> {
     let purges = Shape { bounds: purging, ..three.clone() };
     let two_datacenters = Shape { datacenters: vec![3, 3], partitions: 1, ..three.clone() };
     let four = Shape { datacenters: vec![4], partitions: 1, ..three.clone() };
-    vec![
+    let mut all = vec![
         steps(
             "ce15-an-old-hint-meets-an-empty-disk",
             "A key was deleted and purged everywhere. A node loses its disk, and on the empty one meets a \
@@ -42,31 +42,12 @@ pub(super) fn all() -> Vec<Scenario> {
             ],
         ),
         steps(
-            "ce18-what-was-purged-is-put-back",
-            "A node's disk is put back to a copy from before a delete whose tombstone is purged. What \
-             was deleted does not come back from there.",
-            &purges,
-            |it| Box::pin(put_back(it)),
-            &[
-                Shown { mutant: Mutant::FillKeepsExtras, says: "deleted data is back" },
-                Shown { mutant: Mutant::RollbackUnseen, says: "deleted data is back" },
-            ],
-        ),
-        steps(
             "cx5-a-vote-of-a-lost-disk",
             "A replica applies a put and answers, loses its disk, and is filled before another replica \
              gets the put. The two votes are no quorum: one of the disks is gone.",
             &four,
             |it| Box::pin(old_vote(it)),
             &[Shown { mutant: Mutant::OldVotesCount, says: "an acknowledged write is lost" }],
-        ),
-        steps(
-            "cx6-a-disk-put-back-has-lost-a-write",
-            "One of the two nodes that have acknowledged a write is put back to a copy from before it, \
-             and the other one is away. Whoever was told how far that disk had come says so.",
-            &three,
-            |it| Box::pin(lost_write(it)),
-            &[Shown { mutant: Mutant::RollbackUnseen, says: "an acknowledged write is lost" }],
         ),
         steps(
             "cx7-two-lost-disks-of-a-datacenter",
@@ -76,6 +57,49 @@ pub(super) fn all() -> Vec<Scenario> {
             &two_datacenters,
             |it| Box::pin(two_disks(it)),
             &[Shown { mutant: Mutant::FillOrderIgnored, says: "an acknowledged write is lost" }],
+        ),
+    ];
+    all.extend(of_copies(&three, &purges));
+    all
+}
+
+/// Of disks that are put back to a copy.
+fn of_copies(three: &Shape, purges: &Shape) -> Vec<Scenario> {
+    vec![
+        steps(
+            "ce18-what-was-purged-is-put-back",
+            "A node's disk is put back to a copy from before a delete whose tombstone is purged. What \
+             was deleted does not come back from there.",
+            purges,
+            |it| Box::pin(put_back(it)),
+            &[
+                Shown { mutant: Mutant::FillKeepsExtras, says: "deleted data is back" },
+                Shown { mutant: Mutant::RollbackUnseen, says: "deleted data is back" },
+            ],
+        ),
+        steps(
+            "cx6-a-disk-put-back-has-lost-a-write",
+            "One of the two nodes that have acknowledged a write is put back to a copy from before it, \
+             and the other one is away. Whoever was told how far that disk had come says so.",
+            three,
+            |it| Box::pin(lost_write(it)),
+            &[Shown { mutant: Mutant::RollbackUnseen, says: "an acknowledged write is lost" }],
+        ),
+        steps(
+            "cx8-others-are-heard-while-a-slow-disk-takes-an-id",
+            "A node's disk is put back to a copy, and is slow. All that the others have to say comes while \
+             the directory's new id is written. It counts, and the node comes back.",
+            three,
+            |it| Box::pin(new_id(it, false)),
+            &[Shown { mutant: Mutant::HelloUnheard, says: "takes no writes" }],
+        ),
+        steps(
+            "cx8-and-there-is-no-room-for-the-id",
+            "The same, and the disk is full when the id is to be written. The node waits for room, and \
+             comes back.",
+            three,
+            |it| Box::pin(new_id(it, true)),
+            &[Shown { mutant: Mutant::HelloUnheard, says: "takes no writes" }],
         ),
     ]
 }
@@ -129,6 +153,23 @@ async fn put_back(it: Script) -> Result<(), String> {
         ensure(found.is_none(), format!("deleted data is back: {found:?}"))?;
     }
     until_gone(&it, 20).await
+}
+
+async fn new_id(it: Script, full: bool) -> Result<(), String> {
+    it.put_soon(0, "old", L::All).await?;
+    it.take_image(2).await;
+    it.put_soon(0, "newer", L::All).await?;
+    // Nodes greet those that they have joined every ten seconds, and have just done so when this one starts.
+    it.wait(8_000).await;
+    it.roll_back(2).await;
+    it.slow_disk(2, 1_500).await;
+    it.start(2).await;
+    it.full_disk(2, full).await;
+    it.wait(4_000).await;
+    it.full_disk(2, false).await;
+    it.slow_disk(2, 1).await;
+    let put = it.within(4, async || it.put(0, "key", "newest", L::All).await);
+    works("n1 takes no writes: put", put.await)
 }
 
 async fn old_vote(it: Script) -> Result<(), String> {

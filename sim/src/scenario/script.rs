@@ -57,6 +57,8 @@ enum Order {
     Start(usize),
     ClockJump(usize, i64),
     Freeze(usize, CommitStage),
+    SlowDisk(usize, u64),
+    FullDisk(usize, bool),
     Rot(usize),
     Wipe(usize),
     TakeImage(usize),
@@ -120,6 +122,16 @@ impl Script {
     /// The node's commit path stops at this stage of its next group, until the node is ended.
     pub(super) async fn freeze(&self, node: usize, stage: CommitStage) {
         self.order(Order::Freeze(node, stage)).await;
+    }
+
+    /// The node's disk takes so long for a group of commits at most, from now on.
+    pub(super) async fn slow_disk(&self, node: usize, ms: u64) {
+        self.order(Order::SlowDisk(node, ms)).await;
+    }
+
+    /// The node's disk has no room, or has some again.
+    pub(super) async fn full_disk(&self, node: usize, full: bool) {
+        self.order(Order::FullDisk(node, full)).await;
     }
 
     /// A bit flips in every row of a node's data.

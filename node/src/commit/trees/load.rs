@@ -30,14 +30,18 @@ impl Trees {
     /// data. What the journal says is put under the leaves' own keys, and a new journal begins.
     pub(super) fn load(&self, storage: &impl Storage) -> Result<Journal, StorageError> {
         let Some(settings) = self.settings.get() else { return Ok(Journal::default()) };
-        let found = Found::read(storage)?;
+        let mut found = Found::read(storage)?;
+        let mut fold = Fold::new(storage);
+        if found.is_empty() && !keyspaces_with_data(storage)?.is_empty() {
+            found.miss_all(&mut fold);
+        }
         let mut by_partition = BTreeMap::<(KeyspaceId, PartitionIndex), Vec<Option<Leaf>>>::new();
         for ((keyspace, first), leaf) in &found.leaves {
             let at = (*keyspace, first.partition(settings.partitions));
             by_partition.entry(at).or_default().push(*leaf);
         }
         if found.is_broken() {
-            tracing::error!("the journal of the Merkle trees is damaged: all are made again");
+            tracing::error!("Merkle trees or their journal are lost: all are made again");
             let mut keyspaces = keyspaces_with_data(storage)?;
             keyspaces.extend(by_partition.keys().map(|it| it.0));
             for keyspace in keyspaces {
@@ -45,7 +49,7 @@ impl Trees {
                 by_partition.extend(partitions(*settings).map(none));
             }
         }
-        let (mut forest, mut fold) = (Forest::new(), Fold::new(storage));
+        let mut forest = Forest::new();
         for ((keyspace, partition), leaves) in by_partition {
             let sound = leaves.into_iter().collect::<Option<Vec<_>>>();
             let tree =
@@ -117,6 +121,18 @@ impl Found {
                 Change::Dropped(keyspace) => self.leaves.retain(|id, _| id.0 != keyspace),
             }
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.leaves.is_empty() && self.numbers.is_none()
+    }
+
+    /// Nothing was found beside data. Says so by a journal whose first row is missing, until all trees are on
+    /// disk: only some of them would pass for all.
+    fn miss_all(&mut self, fold: &mut Fold<'_, impl Storage>) {
+        let (needed, number) = (0, 1);
+        rows::put_journal(&mut fold.batch, number, needed, &[]);
+        (self.needed, self.numbers) = (needed, Some((number, number + 1)));
     }
 
     fn is_broken(&self) -> bool {

@@ -197,13 +197,18 @@ fn nothing_is_written_before_the_cluster_is_known() {
     assert_eq!(storage.range(&RangeRequest::prefix(Space::Data, "")).unwrap().rows, []);
 }
 
+/// All rows of trees, as they lie on disk.
+fn rows(storage: &MemoryStorage) -> Vec<(Bytes, Bytes)> {
+    storage.range(&RangeRequest::prefix(Space::Trees, "")).unwrap().rows
+}
+
 /// The journal's rows, as they lie on disk.
 fn journal(storage: &MemoryStorage) -> Vec<(Bytes, rows::JournalRow)> {
-    let rows = storage.range(&RangeRequest::prefix(Space::Trees, "")).unwrap().rows;
-    let journal = rows.into_iter().filter_map(|(key, value)| match rows::parse(&key, &value) {
-        Some(rows::Row::Journal(_, row)) => Some((key, row.expect("not damaged"))),
-        _ => None,
-    });
+    let journal =
+        rows(storage).into_iter().filter_map(|(key, value)| match rows::parse(&key, &value) {
+            Some(rows::Row::Journal(_, row)) => Some((key, row.expect("not damaged"))),
+            _ => None,
+        });
     journal.collect()
 }
 
@@ -295,6 +300,36 @@ fn a_lost_row_is_missed_until_all_trees_are_on_disk() {
     replica.restart();
     assert_eq!((journal(&replica.storage), replica.wrong()), (vec![], vec![]));
     assert_eq!(replica.trees.verify(&replica.storage, other), Ok(vec![]));
+}
+
+#[test]
+fn trees_that_are_missing_altogether_are_made_again_even_bit_by_bit() {
+    let mut replica = Replica::new();
+    replica.commit((0..2_000).map(|it| put(it, 1, Some(b"v"))).collect());
+    let before = replica.trees.statistics().records;
+    for (key, _) in rows(&replica.storage) {
+        assert!(replica.storage.lose_row(Space::Trees, &key));
+    }
+    for room in 0..4 {
+        let mut left = room;
+        let is_append = |access: Access<'_>| matches!(access, Access::Append(_));
+        let plan = move |access: Access<'_>| {
+            let is_full = is_append(access) && left == 0;
+            left -= usize::from(is_append(access) && left > 0);
+            is_full.then_some(Fault::Full)
+        };
+        replica.storage.set_faults(Some(Box::new(plan)));
+        replica.restart();
+        assert_eq!((replica.trees.statistics().records, replica.wrong()), (before, vec![]));
+        replica.storage.set_faults(None);
+        if room == 3 {
+            replica.commit(vec![put(1, 2, Some(b"w"))]);
+        }
+    }
+    replica.restart();
+    assert_eq!((journal(&replica.storage), replica.wrong()), (vec![], vec![]));
+    replica.restart();
+    assert_eq!((replica.trees.statistics().records, replica.wrong()), (before, vec![]));
 }
 
 #[test]

@@ -116,6 +116,15 @@ fn obey(world: &mut World, order: Order) {
             world.nodes[node].controls.clock_offset_ms.fetch_add(ms, Ordering::Relaxed);
         }
         Order::Freeze(node, stage) => world.nodes[node].controls.freeze_at(0, stage, 0),
+        Order::SlowDisk(node, ms) => {
+            world.say(format_args!("step: the disk of n{} takes up to {ms} ms", node + 1));
+            world.nodes[node].controls.disk_ms.store(ms, Ordering::Relaxed);
+        }
+        Order::FullDisk(node, full) => {
+            let has = if full { "no room" } else { "room" };
+            world.say(format_args!("step: the disk of n{} has {has}", node + 1));
+            world.set_disk_faults(node, |it| it.full = if full { 1_000 } else { 0 });
+        }
         Order::Rot(node) => {
             world.say(format_args!("step: the data of n{} rot", node + 1));
             let disk = world.nodes[node].disk.clone();
