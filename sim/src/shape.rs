@@ -211,6 +211,12 @@ impl Shape {
         self.replicas.min(self.datacenters[usize::from(datacenter)])
     }
 
+    /// True if rows of a disk may be damaged or lost: only where the others make a quorum, of every level.
+    pub fn damages_disks(&self) -> bool {
+        let mut datacenters = 0..self.datacenter_count();
+        !self.loses_disk && datacenters.all(|it| self.replicas_in(it) == 3)
+    }
+
     /// Replicas of a key in all.
     pub fn replicas_in_all(&self) -> u8 {
         (0..self.datacenter_count()).map(|it| self.replicas_in(it)).sum()

@@ -1,21 +1,16 @@
 //! Replicas that were away catch up by themselves, with hints and without; deleted rows stay deleted;
 //! and what `quorate admin repair` and `convergence` say of it.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Instant,
-};
+use std::time::Instant;
 
 use model::{Key, Version};
 use proto::v1::ConsistencyLevel as Wire;
 use serde_json::Value;
 
-use crate::harness::{
-    Api, Cluster, Keyspace, Options, PATIENCE, datacenters, eventually, level, run, run_ok, within,
+use crate::{
+    harness::{Cluster, Keyspace, Options, datacenters, eventually, level, run, run_ok},
+    load::Load,
+    metrics::scrape,
 };
 
 /// Exchanges that find a difference soon, for tests that wait for them.
@@ -60,71 +55,13 @@ async fn wait_converged(cluster: &Cluster) {
     .await;
 }
 
-/// Writers that overwrite their own keys through the nodes of dc1 until told to stop.
-struct Load {
-    stop: Arc<AtomicBool>,
-    acknowledged: Arc<AtomicU64>,
-    writers: Vec<tokio::task::JoinHandle<BTreeMap<Key, Version>>>,
-}
-
-const WRITERS: usize = 4;
-const KEYS: usize = 40;
-
-impl Load {
-    fn start(apis: &[Api]) -> Self {
-        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let writer = |writer: usize| {
-            let api = apis[writer % apis.len()].clone();
-            let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
-            tokio::spawn(async move {
-                let mut written = BTreeMap::new();
-                for number in 0.. {
-                    if stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let key = key(&format!("writer {writer}"), number % KEYS);
-                    let consistency = level(Wire::LocalQuorum);
-                    let value = format!("{number}").repeat(20);
-                    let done = api.set("shop", &key, value, consistency).await;
-                    let version = done.expect("dc1 is up").version.expect("a version");
-                    written.insert(key, version.into());
-                    acknowledged.fetch_add(1, Ordering::Relaxed);
-                }
-                written
-            })
-        };
-        let writers = (0..WRITERS).map(writer).collect();
-        Self { stop, acknowledged, writers }
-    }
-
-    /// Waits for so many more acknowledged writes.
-    async fn goes_on(&self, more: u64) {
-        let wanted = self.acknowledged.load(Ordering::Relaxed) + more;
-        eventually("the load goes on", async || {
-            let count = self.acknowledged.load(Ordering::Relaxed);
-            if count >= wanted { Ok(()) } else { Err(format!("{count} of {wanted}")) }
-        })
-        .await;
-    }
-
-    /// Stops it; the newest version of every key.
-    async fn stop(self) -> BTreeMap<Key, Version> {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut written = BTreeMap::new();
-        for writer in self.writers {
-            written.extend(within("a writer ends", PATIENCE, writer).await.expect("no panic"));
-        }
-        written
-    }
-}
-
 /// Takes a datacenter away under load and brings it back, and waits until it has caught up. Returns what
 /// `admin hints` said while it was away.
 async fn datacenter_away(cluster: &mut Cluster) -> Value {
     cluster.create(&Keyspace::named("shop")).await;
-    let load = Load::start(&[cluster.api(0), cluster.api(1)]);
+    let load = Load::start(&[0, 1, 2].map(|it| cluster.api(it)));
     load.goes_on(100).await;
-    cluster.kill(&[2, 3]);
+    cluster.kill(&[3, 4, 5]);
     // What nobody writes again has to be brought.
     for number in 0..20 {
         let key = key("while away", number);
@@ -133,31 +70,31 @@ async fn datacenter_away(cluster: &mut Cluster) -> Value {
     }
     load.goes_on(300).await;
     let (away, _, _) = admin(cluster, 0, &["convergence"]);
-    assert_eq!(away["down"].as_array().map(Vec::len), Some(2), "{away}");
-    cluster.restart(&[2, 3]).await;
+    assert_eq!(away["down"].as_array().map(Vec::len), Some(3), "{away}");
+    cluster.restart(&[3, 4, 5]).await;
     load.goes_on(100).await;
     let written = load.stop().await;
     wait_converged(cluster).await;
     for (key, version) in &written {
         let seen = cluster.api(0).explain("shop", key).await.expect("an explanation");
-        assert_eq!((seen.agreed, seen.replicas.len()), (true, 4), "{key:?}: {seen:?}");
+        assert_eq!((seen.agreed, seen.replicas.len()), (true, 6), "{key:?}: {seen:?}");
         assert_eq!(seen.newest.map(Version::from), Some(*version), "{key:?}");
     }
-    assert_eq!(written.len(), WRITERS * KEYS);
+    assert_eq!(written.len(), Load::KEYS);
     away
 }
 
 #[tokio::test]
 async fn a_datacenter_comes_back() {
-    let mut cluster = Cluster::start(&datacenters(&[2, 2]), &Options::small_ring()).await;
+    let mut cluster = Cluster::start(&datacenters(&[3, 3]), &Options::small_ring()).await;
     let away = datacenter_away(&mut cluster).await;
     assert!(away["hints"].as_u64() > Some(0), "{away}");
 
     let (known, code, said) = admin(&cluster, 3, &["convergence"]);
     assert_eq!((&known["share"], code), (&1.0.into(), Some(0)), "{known} {said}");
-    // 16 partitions, each on all four nodes: six pairs.
-    assert_eq!((&known["partitions"], &known["down"]), (&96.into(), &Value::Array(Vec::new())));
-    assert_eq!(known["keyspaces"][0]["pairs"].as_array().map(Vec::len), Some(6), "{known}");
+    // 16 partitions, each on all six nodes: fifteen pairs.
+    assert_eq!((&known["partitions"], &known["down"]), (&240.into(), &Value::Array(Vec::new())));
+    assert_eq!(known["keyspaces"][0]["pairs"].as_array().map(Vec::len), Some(15), "{known}");
     let node = cluster.addresses(&[1]);
     let text = run_ok(&["--node", &node, "admin", "convergence"]);
     assert!(text.contains("everything was the same when last compared"), "{text}");
@@ -169,7 +106,7 @@ async fn a_datacenter_comes_back() {
 #[tokio::test]
 async fn a_datacenter_comes_back_without_hints() {
     let options = Options::small_ring().with(&EAGER).with(&NO_HINTS);
-    let mut cluster = Cluster::start(&datacenters(&[2, 2]), &options).await;
+    let mut cluster = Cluster::start(&datacenters(&[3, 3]), &options).await;
     let away = datacenter_away(&mut cluster).await;
     assert_eq!(away["hints"], 0, "{away}");
     assert!(away["dirty_marks"].as_u64() > Some(0), "{away}");
@@ -254,11 +191,35 @@ async fn a_second_repair_moves_nothing() {
     assert!(said.contains("KEYSPACE_NOT_FOUND"), "{said}");
 }
 
-/// Rows deleted while a node was away, which holds them all, and rows of which it holds an older value.
+/// Whole seconds for which a node has been unable to purge the keyspace because another one is away.
+async fn blocked_seconds(cluster: &Cluster, at: usize, away: usize) -> Result<u64, String> {
+    let exposition = scrape(cluster.node(at).metrics.expect("it serves them")).await;
+    let blocked = exposition.value("quorate_purge_blocked_seconds", &[("keyspace", "shop")]);
+    let away = cluster.node(away);
+    let labels = [
+        ("keyspace", "shop"),
+        ("node", &away.id),
+        ("address", &away.client.to_string()),
+        ("datacenter", &away.datacenter),
+    ];
+    match (blocked, exposition.value("quorate_purge_waits_for", &labels)) {
+        #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "whole")]
+        (Some(seconds), Some(1.0)) => Ok(seconds as u64),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+/// Rows deleted while a node was away, which holds them all, and rows of which it holds an older value. It is
+/// away for longer than tombstones have to be kept at least: they are kept for it, and whoever asks is told so.
 #[tokio::test]
 async fn what_was_deleted_stays_deleted() {
     const ROWS: usize = 60;
-    let options = Options::small_ring().with(&EAGER).with(&NO_HINTS);
+    const FENCE_LAG_S: u64 = 6;
+    let options = Options::small_ring().with(&EAGER).with(&NO_HINTS).with(&[
+        "--fence-lag=6s",
+        "--purge-interval=500ms",
+        "--metrics-listen=127.0.0.1:0",
+    ]);
     let mut cluster = Cluster::start(&datacenters(&[3]), &options).await;
     cluster.create(&Keyspace::named("shop")).await;
     for number in 0..ROWS {
@@ -274,6 +235,23 @@ async fn what_was_deleted_stays_deleted() {
             _ => drop(api.remove("shop", &key, None).await.expect("a quorum is up")),
         }
     }
+    let purged = async |cluster: &Cluster, at: usize| {
+        let status = cluster.api(at).status().await.map_err(|it| it.to_string())?;
+        Ok::<_, String>(status.counters.get("records_purged").copied().unwrap_or_default())
+    };
+    for at in [0, 1] {
+        eventually("a purge has waited for the node that is away", async || {
+            let seconds = blocked_seconds(&cluster, at, 2).await?;
+            if seconds > 2 * FENCE_LAG_S { Ok(()) } else { Err(format!("for {seconds} s")) }
+        })
+        .await;
+        assert_eq!(purged(&cluster, at).await, Ok(0), "what the node that is away still needs");
+    }
+    let node = cluster.addresses(&[0]);
+    let text = run_ok(&["--node", &node, "admin", "status"]);
+    let address = cluster.node(2).client.to_string();
+    let blocked = text.lines().find(|it| it.starts_with("shop") && it.contains("away"));
+    assert!(blocked.is_some_and(|it| it.contains(&address)), "{text}");
     cluster.restart(&[2]).await;
     wait_converged(&cluster).await;
     for number in 0..ROWS {
@@ -289,5 +267,18 @@ async fn what_was_deleted_stays_deleted() {
             let expected: &[u8] = if deleted { b"" } else { b"new" };
             assert_eq!((read.found, &read.value[..]), (!deleted, expected), "{key:?} at node {at}");
         }
+    }
+    // Its values have come to nobody, and with all of them gone so are the tombstones.
+    for at in cluster.running() {
+        eventually("what was deleted is purged", async || {
+            let purged = purged(&cluster, at).await?;
+            if purged >= 40 { Ok(()) } else { Err(format!("{purged} at node {at}")) }
+        })
+        .await;
+    }
+    for number in (0..ROWS).filter(|it| it % 3 != 0) {
+        let seen =
+            cluster.api(0).explain("shop", &key("row", number)).await.expect("an explanation");
+        assert!(seen.replicas.iter().all(|it| it.answered && !it.holds_record), "{seen:?}");
     }
 }

@@ -65,6 +65,30 @@ async fn a_barrier_stands_until_the_target_has_everything() {
     assert_eq!(text, "No hints are kept, and nothing is dirty.\n");
 }
 
+/// The sum of a figure of a target's, over all nodes.
+fn marked(document: &Value, target: &str) -> u64 {
+    let nodes = document["nodes"].as_array().expect("nodes");
+    let targets = nodes.iter().flat_map(|it| it["targets"].as_array().expect("targets"));
+    targets.filter(|it| it["target"] == target).filter_map(|it| it["dirty_marks"].as_u64()).sum()
+}
+
+#[tokio::test]
+async fn hints_are_switched_off_for_one_datacenter_alone() {
+    let options = Options::small_ring().with(&["--no-hints-for", "dc2"]);
+    let mut cluster = Cluster::start(&datacenters(&[2, 1]), &options).await;
+    cluster.create(&Keyspace::named("plain")).await;
+    cluster.kill(&[1, 2]);
+    cluster.wait_all_up().await;
+    for number in 0..WRITES {
+        let one = Some(ConsistencyLevel::One.into());
+        cluster.api(0).set("plain", &key(number), "value", one).await.expect("a replica is up");
+    }
+    let [near, far] = [1, 2].map(|it| cluster.node(it).client.to_string());
+    let (document, _) = hints(&cluster, 0, &["--this-node"]);
+    let of = |target| (kept(&document, target), marked(&document, target) > 0);
+    assert_eq!((of(&near), of(&far)), ((WRITES as u64, false), (0, true)), "{document}");
+}
+
 #[tokio::test]
 async fn any_is_refused_before_a_hint_would_be_given_up() {
     let options = Options::small_ring().with(&["--any-hint-bytes-max", "4k"]);

@@ -2,10 +2,13 @@
 
 use std::{fs, path::Path};
 
-use model::Key;
+use model::{Key, Version};
 use proto::v1::ConsistencyLevel as Wire;
 
-use crate::harness::{Cluster, Keyspace, Options, datacenters, eventually, level, run_ok};
+use crate::{
+    harness::{Cluster, Keyspace, Options, datacenters, eventually, level, run, run_ok},
+    load::Load,
+};
 
 /// Exchanges and purges soon enough for tests that wait for them.
 const EAGER: [&str; 8] = [
@@ -86,17 +89,20 @@ fn lose(cluster: &mut Cluster, nodes: &[usize]) {
     }
 }
 
-/// The whole of a datacenter's data is lost, and comes back without a command.
+/// The whole of a datacenter's data is lost, and comes back without a command while the other one is written to.
 #[tokio::test]
 async fn a_datacenter_whose_data_is_lost_comes_back() {
+    let lost = [3, 4, 5];
     let options = Options::small_ring().with(&EAGER);
-    let mut cluster = Cluster::start(&datacenters(&[2, 2]), &options).await;
+    let mut cluster = Cluster::start(&datacenters(&[3, 3]), &options).await;
     cluster.create(&Keyspace::named("shop")).await;
     write_old(&cluster).await;
-    cluster.kill(&[2, 3]);
+    let load = Load::start(&[0, 1, 2].map(|it| cluster.api(it)));
+    load.goes_on(100).await;
+    cluster.kill(&lost);
     cluster.wait_all_up().await;
     for number in 0..ROWS {
-        let (api, key) = (cluster.api(number % 2), key(number));
+        let (api, key) = (cluster.api(number % 3), key(number));
         let local = level(Wire::LocalQuorum);
         match expected(number) {
             Some("new") => drop(api.set("shop", &key, "new", local).await.expect("dc1 is up")),
@@ -104,17 +110,31 @@ async fn a_datacenter_whose_data_is_lost_comes_back() {
             None => drop(api.remove("shop", &key, local).await.expect("dc1 is up")),
         }
     }
-    lose(&mut cluster, &[2, 3]);
+    lose(&mut cluster, &lost);
     let join = cluster.node(0).peer.to_string();
-    cluster.launch(&[2, 3], &["--join", &join]);
-    // One after the other; LOCAL_QUORUM needs both.
-    for at in [2, 3] {
+    cluster.launch(&lost, &["--join", &join]);
+    // One after the other; LOCAL_QUORUM needs two of them.
+    for at in lost {
         wait_filled(&cluster, at).await;
     }
-    for at in [2, 3] {
+    load.goes_on(100).await;
+    let written = load.stop().await;
+    for at in lost {
         check_rows(&cluster, at, Wire::One).await;
         check_rows(&cluster, at, Wire::LocalQuorum).await;
     }
+    eventually("the load's last writes are everywhere", async || {
+        for (key, version) in &written {
+            let seen = cluster.api(3).explain("shop", key).await.map_err(|it| it.to_string())?;
+            let newest = seen.newest.map(Version::from);
+            if !seen.agreed || seen.replicas.len() != 6 || newest != Some(*version) {
+                return Err(format!("{key:?}: {seen:?}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
+    assert_eq!(written.len(), Load::KEYS);
     // A node that has its place again is a node like any other.
     cluster.kill(&[3]);
     cluster.launch(&[3], &[]);
@@ -128,6 +148,40 @@ async fn a_datacenter_whose_data_is_lost_comes_back() {
     .await;
 }
 
+/// Two of three directories are lost at once: one source is no quorum's, and is enough only if told so.
+#[tokio::test]
+async fn what_only_lost_directories_held_is_given_up_when_told_to() {
+    let options = Options::small_ring().with(&EAGER);
+    let mut cluster = Cluster::start(&datacenters(&[3]), &options).await;
+    cluster.create(&Keyspace::named("shop")).await;
+    write_old(&cluster).await;
+    write_new(&cluster).await;
+    cluster.kill(&[1, 2]);
+    lose(&mut cluster, &[1, 2]);
+    let join = cluster.node(0).peer.to_string();
+    cluster.launch(&[1, 2], &["--join", &join]);
+    for at in [1, 2] {
+        eventually("it waits for the other one that is lost", async || {
+            let known = cluster.api(at).convergence().await.map_err(|it| it.to_string())?;
+            match known.fill {
+                Some(it) if it.partitions > 0 && !it.missing.is_empty() => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        let read = cluster.api(at).read("shop", &key(0), level(Wire::Two)).await;
+        assert!(read.is_err(), "node 0 alone has something to say: {read:?}");
+    }
+    cluster.kill(&[1, 2]);
+    cluster.launch(&[1, 2], &["--join", &join, "--accept-loss"]);
+    for at in [1, 2] {
+        wait_filled(&cluster, at).await;
+    }
+    for at in cluster.running() {
+        check_rows(&cluster, at, Wire::One).await;
+    }
+}
+
 /// A copy of a folder and all that is in it.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder");
@@ -139,6 +193,21 @@ fn copy(from: &Path, to: &Path) {
             false => drop(fs::copy(entry.path(), &target).expect("copied")),
         }
     }
+}
+
+/// Flips a bit in one of a snapshot's data files, and says which.
+fn damage(snapshot: &Path) -> String {
+    let files = fs::read_dir(snapshot.join("rocksdb")).expect("its database");
+    let paths = files.map(|it| it.expect("an entry").path());
+    let mut tables: Vec<_> =
+        paths.filter(|it| it.extension().is_some_and(|it| it == "sst")).collect();
+    tables.sort();
+    let path = tables.pop().expect("a data file");
+    let mut bytes = fs::read(&path).expect("read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).expect("written");
+    path.file_name().expect("a name").to_string_lossy().into_owned()
 }
 
 /// What was deleted, and purged, after a snapshot does not come back with it; what was written does.
@@ -163,8 +232,19 @@ async fn a_node_starts_from_a_snapshot() {
     .await;
     cluster.kill(&[2]);
     fs::remove_dir_all(&cluster.node(2).data).expect("its data");
-    let restore = snapshot.display().to_string();
     let join = cluster.node(0).peer.to_string();
+    let damaged = cluster.folder().join("damaged/before");
+    copy(&snapshot, &damaged);
+    let name = damage(&damaged);
+    let mut arguments = cluster.arguments(2);
+    arguments.extend(["--restore".to_owned(), damaged.display().to_string()]);
+    let arguments: Vec<&str> =
+        ["start"].into_iter().chain(arguments.iter().map(|it| &it[..])).collect();
+    let output = run(&arguments);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("RESTORE_FAILED") && said.contains(&name), "{name}: {said}");
+    let restore = snapshot.display().to_string();
     cluster.launch(&[2], &["--join", &join, "--restore", &restore]);
     wait_filled(&cluster, 2).await;
     check_rows(&cluster, 2, Wire::One).await;
@@ -246,7 +326,7 @@ async fn two_directories_are_no_two_replicas() {
     arguments.extend(["--replace".to_owned(), other]);
     let arguments: Vec<&str> =
         ["start"].into_iter().chain(arguments.iter().map(|it| &it[..])).collect();
-    let output = crate::harness::run(&arguments);
+    let output = run(&arguments);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("cannot take the place of"), "{said}");

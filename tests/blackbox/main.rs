@@ -12,6 +12,7 @@ mod exchange;
 mod harness;
 mod hints;
 mod levels;
+mod load;
 mod lost_data;
 mod metrics;
 mod python;

@@ -39,7 +39,7 @@ async fn exchange(address: SocketAddr, request: &[u8]) -> Vec<u8> {
     answer
 }
 
-async fn scrape(address: SocketAddr) -> Exposition {
+pub(crate) async fn scrape(address: SocketAddr) -> Exposition {
     let answer = exchange(address, b"GET /metrics HTTP/1.1\r\nHost: node\r\n\r\n").await;
     let answer = String::from_utf8(answer).expect("text");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");

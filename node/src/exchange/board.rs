@@ -147,6 +147,16 @@ pub(crate) enum PurgeBlock {
     Stuck,
 }
 
+impl PurgeBlock {
+    /// The replica that stands in the way, if it is one.
+    pub(crate) fn waits_for(self) -> Option<NodeId> {
+        match self {
+            Self::Away(node) | Self::Ended(node, _) => Some(node),
+            Self::Nothing | Self::Unsigned | Self::Stuck => None,
+        }
+    }
+}
+
 /// Figures of one pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PairFigures {

@@ -181,14 +181,15 @@ impl AdminApi {
 }
 
 fn purge_block(noted: Option<PurgeBlock>) -> (v1::PurgeBlock, Option<NodeId>) {
-    match noted {
-        None => (v1::PurgeBlock::Unspecified, None),
-        Some(PurgeBlock::Nothing) => (v1::PurgeBlock::Nothing, None),
-        Some(PurgeBlock::Away(node)) => (v1::PurgeBlock::Away, Some(node)),
-        Some(PurgeBlock::Ended(node, _)) => (v1::PurgeBlock::Ended, Some(node)),
-        Some(PurgeBlock::Unsigned) => (v1::PurgeBlock::Unsigned, None),
-        Some(PurgeBlock::Stuck) => (v1::PurgeBlock::Stuck, None),
-    }
+    let block = match noted {
+        None => v1::PurgeBlock::Unspecified,
+        Some(PurgeBlock::Nothing) => v1::PurgeBlock::Nothing,
+        Some(PurgeBlock::Away(_)) => v1::PurgeBlock::Away,
+        Some(PurgeBlock::Ended(..)) => v1::PurgeBlock::Ended,
+        Some(PurgeBlock::Unsigned) => v1::PurgeBlock::Unsigned,
+        Some(PurgeBlock::Stuck) => v1::PurgeBlock::Stuck,
+    };
+    (block, noted.and_then(PurgeBlock::waits_for))
 }
 
 fn repair_state(end: RoundEnd) -> (v1::RepairState, String) {

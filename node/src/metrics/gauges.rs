@@ -11,6 +11,7 @@ use prometheus_client::{
 use crate::{
     clock_watch::ClockState,
     commit::{HintSum, TargetHints},
+    exchange::PurgeBlock,
     membership::Member,
     shared::Shared,
 };
@@ -110,6 +111,7 @@ pub(crate) fn gauges(shared: &Shared) -> Vec<Gauge> {
     gauges.extend(storage(shared));
     gauges.extend(others(shared));
     gauges.extend(convergence(shared));
+    gauges.extend(purges(shared));
     gauges.extend(clock(shared));
     gauges
 }
@@ -263,6 +265,9 @@ struct Convergence {
     partitions: u64,
     same: u64,
     oldest_us: u64,
+    records_moved: u64,
+    bytes_moved: u64,
+    overwritten: u64,
 }
 
 /// How far this node's replicas are known to agree with the others', by keyspace: a series for each
@@ -270,16 +275,18 @@ struct Convergence {
 fn convergence(shared: &Shared) -> Vec<Gauge> {
     let (view, now_us) = (shared.view.load(), shared.elapsed_us());
     let mut keyspaces: BTreeMap<String, Convergence> = BTreeMap::new();
-    for ((keyspace, _), pair) in shared.exchange.figures() {
-        let Some(keyspace) = view.keyspace_of_id(keyspace) else { continue };
+    for ((id, _), pair) in shared.exchange.figures() {
+        let Some(keyspace) = view.keyspace_of_id(id) else { continue };
         let sum = keyspaces.entry(keyspace.keyspace.name.clone()).or_default();
         sum.partitions += pair.partitions;
         sum.same += pair.same;
         sum.oldest_us = sum.oldest_us.max(now_us.saturating_sub(pair.oldest_us));
+        sum.records_moved += pair.records_moved;
+        sum.bytes_moved += pair.bytes_moved;
+        sum.overwritten = shared.exchange.overwritten(id);
     }
     let series = |value: fn(&Convergence) -> u64| {
-        let labels = |name: &String| vec![("keyspace", name.clone())];
-        keyspaces.iter().map(move |(name, it)| (labels(name), value(it)))
+        keyspaces.iter().map(move |(name, it)| (of_keyspace(name), value(it)))
     };
     vec![
         Gauge::labelled(
@@ -297,7 +304,57 @@ fn convergence(shared: &Shared) -> Vec<Gauge> {
             "Since the one of them that waits longest was found the same, or since the start.",
             series(|it| it.oldest_us / 1_000_000),
         ),
+        Gauge::labelled(
+            "convergence_records_moved",
+            "Records that rounds begun here have moved since the start, both ways.",
+            series(|it| it.records_moved),
+        ),
+        Gauge::labelled("convergence_bytes_moved", "Their bytes.", series(|it| it.bytes_moved)),
+        Gauge::labelled(
+            "convergence_overwritten_concurrent",
+            "Acknowledged writes since the start that a replica already held a newer version of.",
+            series(|it| it.overwritten),
+        ),
     ]
+}
+
+/// What keeps tombstones and expired records of keyspaces that this node would purge.
+fn purges(shared: &Shared) -> Vec<Gauge> {
+    let (view, now_us) = (shared.view.load(), shared.elapsed_us());
+    let directory = shared.directory.borrow().clone();
+    let noted = shared.exchange.purges();
+    let named = noted
+        .iter()
+        .filter_map(|(id, it)| Some((view.keyspace_of_id(*id)?.keyspace.name.clone(), it.0, it.1)));
+    let named: Vec<_> = named.collect();
+    let blocked = named.iter().map(|(name, block, since_us)| {
+        let blocked_us = match block {
+            PurgeBlock::Nothing => 0,
+            _ => now_us.saturating_sub(*since_us),
+        };
+        (of_keyspace(name), blocked_us / 1_000_000)
+    });
+    let waits = named.iter().filter_map(|(name, block, _)| {
+        let node = block.waits_for()?;
+        let mut labels = of_keyspace(name);
+        labels.extend(match directory.get(&node) {
+            Some(member) => place(member),
+            None => vec![("node", node.to_string())],
+        });
+        Some((labels, 1_u64))
+    });
+    vec![
+        Gauge::labelled(
+            "purge_blocked_seconds",
+            "How long something has kept tombstones that this node would purge; 0 if nothing does.",
+            blocked,
+        ),
+        Gauge::labelled("purge_waits_for", "1 for the node that is waited for.", waits),
+    ]
+}
+
+fn of_keyspace(name: &str) -> Labels {
+    vec![("keyspace", name.to_owned())]
 }
 
 fn clock(shared: &Shared) -> Vec<Gauge> {

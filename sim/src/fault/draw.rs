@@ -81,9 +81,7 @@ fn most_jump_alike(faults: &[TimedFault], nodes: usize) -> bool {
 fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
     let places: Vec<u8> = shape.nodes().collect();
     let node = random.random_range(0..places.len());
-    // Only where the others make a quorum, of every level.
-    let triple = (0..shape.datacenter_count()).all(|it| shape.replicas_in(it) == 3);
-    if triple && !shape.loses_disk && random.random_ratio(1, 4) {
+    if shape.damages_disks() && random.random_ratio(1, 4) {
         return match random.random_range(0..3) {
             0 => Fault::LostWrites { node, rows: 4, misplaced: false },
             1 => Fault::LostWrites { node, rows: 6, misplaced: true },

@@ -52,7 +52,7 @@ pub(super) fn all() -> Vec<Scenario> {
              was deleted does not come back from the first when the tombstone is gone from the second.",
             &Shape { bounds: alone, ..three.clone() },
             |it| Box::pin(filled(it)),
-            &[],
+            &[Shown { mutant: Mutant::SignedBlindly, says: "what was deleted is left" }],
         ),
         steps(
             "ce20-power-is-lost-after-a-purge",
@@ -60,7 +60,7 @@ pub(super) fn all() -> Vec<Scenario> {
              nodes lose their power. What was deleted is gone afterwards.",
             &Shape { bounds: alone, ..three.clone() },
             |it| Box::pin(power_loss(it)),
-            &[],
+            &[Shown { mutant: Mutant::SignedBlindly, says: "what was deleted is left" }],
         ),
         steps(
             "ce21-an-expired-value-is-not-pushed-back",

@@ -19,6 +19,14 @@ use crate::{
     recorder::{KeyName, now},
 };
 
+/// A level of more than one replica.
+fn level_of_quorums(level: ConsistencyLevel) -> ConsistencyLevel {
+    match level {
+        ConsistencyLevel::One | ConsistencyLevel::LocalOne => ConsistencyLevel::Quorum,
+        level => level,
+    }
+}
+
 /// Where a row stands among all rows: by token, partition key and sort key.
 type Position = (Token, Bytes, Bytes);
 
@@ -60,6 +68,9 @@ impl Session {
         let level = self.read_level(discipline);
         let first = self.key_to_read(discipline);
         let (range, asked) = self.range(&first);
+        // Rows that a disk loses are of keys whose every read asks a quorum: by such a scan too.
+        let of_others = asked.to == Bound::Unbounded && self.load.shape.damages_disks();
+        let level = if of_others { level_of_quorums(level) } else { level };
         // A key that is first heard of later cannot have had to be found.
         let known: Vec<KeyName> = self.load.recorder.keys();
         let known = known.into_iter().filter(|it| asked.holds(&it.key())).collect::<Vec<_>>();

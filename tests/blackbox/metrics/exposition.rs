@@ -8,7 +8,7 @@ type Labels = BTreeMap<String, String>;
 
 /// A whole exposition.
 #[derive(Debug, Default)]
-pub(super) struct Exposition {
+pub(crate) struct Exposition {
     samples: BTreeMap<(String, Labels), f64>,
     families: BTreeSet<String>,
 }
@@ -43,7 +43,7 @@ impl Exposition {
     }
 
     /// The value of one series.
-    pub(super) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+    pub(crate) fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         self.samples.get(&(name.to_owned(), labels.iter().map(owned).collect())).copied()
     }

@@ -2,6 +2,7 @@
 
 mod figures;
 mod fills;
+mod own;
 mod purges;
 mod scrubs;
 
@@ -13,9 +14,9 @@ use futures_util::future::join_all;
 use proto::v1;
 use serde::Serialize;
 
-pub(super) use figures::Figures;
-use figures::spell_age;
+use figures::{Figures, spell_age};
 use fills::FillDocument;
+pub(super) use own::OwnConvergence;
 use purges::PurgeDocument;
 use scrubs::ScrubDocument;
 

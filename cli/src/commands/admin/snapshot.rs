@@ -34,7 +34,8 @@ use crate::{
 #[command(after_help = "\
 A snapshot lies in the node's data directory, under snapshots/NAME, and shares its files with the
 database: what is overwritten or deleted later stays in it, but a file that the disk damages is damaged
-in both. Copy it to another disk to survive the loss of this one. Nodes cannot be started from one yet.")]
+in both. Copy it to another disk to survive the loss of this one. `quorate start --restore` begins with
+one.")]
 pub(crate) enum SnapshotCommand {
     Create(CreateArgs),
     /// List the snapshots of every node

@@ -7,7 +7,7 @@ use client::Admin;
 use proto::v1;
 use serde::Serialize;
 
-use super::{convergence::Figures, look, spell_hash, spell_id, spell_level, spell_replicas};
+use super::{convergence::OwnConvergence, look, spell_hash, spell_id, spell_level, spell_replicas};
 use crate::{
     connect::fail,
     failure::Failure,
@@ -28,20 +28,8 @@ pub(crate) struct StatusArgs {}
 pub(super) async fn run(admin: &Admin, output: Output) -> Result<(), Failure> {
     let status = admin.status().await.map_err(|error| fail(&error, &look()))?;
     let mut document = StatusDocument::new(&status);
-    document.convergence = convergence(&status, admin).await;
+    document.convergence = OwnConvergence::of(&status, admin).await;
     if output.is_json() { output.document(&document) } else { document.show(output) }
-}
-
-/// How far the replicas of the node that answered are known to be the same as those of the others that
-/// are up; none if it does not say.
-async fn convergence(status: &v1::GetClusterStatusResponse, admin: &Admin) -> Option<Figures> {
-    let own = usize::try_from(status.answered_by).ok().and_then(|it| status.nodes.get(it))?;
-    let admin = admin.clone().at_node(&own.client_address).ok()?;
-    let convergence = admin.convergence().await.ok()?;
-    let up = |id: &[u8]| status.nodes.iter().any(|it| it.up && it.node_id == id);
-    let pairs = convergence.keyspaces.iter().flat_map(|it| &it.pairs);
-    let figures: Vec<_> = pairs.filter(|it| up(&it.node_id)).map(Figures::of).collect();
-    Some(figures.iter().sum())
 }
 
 /// The cluster as one node sees it.
@@ -57,8 +45,8 @@ struct StatusDocument {
     clock_state: String,
     nodes: Vec<NodeDocument>,
     keyspaces: Vec<KeyspaceDocument>,
-    /// What the answering node has in common with the others that are up.
-    convergence: Option<Figures>,
+    /// What the answering node has in common with the others, and keeps for them.
+    convergence: Option<OwnConvergence>,
     counters: BTreeMap<String, u64>,
 }
 
@@ -208,8 +196,8 @@ impl StatusDocument {
             output.line("")?;
             output.report(&keyspaces)?;
         }
-        if let Some(sentence) = self.convergence.as_ref().and_then(Figures::sentence) {
-            output.line(&format!("\n{sentence}"))?;
+        if let Some(convergence) = &self.convergence {
+            convergence.show(output)?;
         }
         for advice in [self.clock_advice(), self.advice()].into_iter().flatten() {
             output.line(&format!("\n{}", output.paint(Paint::Warning, &advice)))?;
