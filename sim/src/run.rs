@@ -291,7 +291,7 @@ impl Run {
         self.steps(2 * self.round_ms());
         // What one replica has purged another one may offer that is about to, once.
         let mut more = 0;
-        for _ in 0..PURGES_PASSING {
+        for _ in 0..if self.world.shape.bounds.purges() { PURGES_PASSING } else { 1 } {
             let moved = inspect::records_exchanged(&self.world);
             self.steps(2 * self.round_ms());
             more = inspect::records_exchanged(&self.world) - moved;
@@ -474,7 +474,7 @@ const END_MS: u64 = 60_000;
 /// Calls of a read-back within that time, at least.
 const READ_BACK_STEP: u64 = 100;
 /// How long replicas may be filled: the sources are looked for once a second.
-const FILL_MS: u64 = 5_000;
+const FILL_MS: u64 = 20_000;
 /// How long hints may take to be handed over, behind the quiet time.
 const HINTS_MS: u64 = 12_000;
 /// How long replicas may take to agree, behind that: so long and so many rounds.

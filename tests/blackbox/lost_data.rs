@@ -155,10 +155,22 @@ async fn what_only_lost_directories_held_is_given_up_when_told_to() {
     let mut cluster = Cluster::start(&datacenters(&[3]), &options).await;
     cluster.create(&Keyspace::named("shop")).await;
     write_old(&cluster).await;
-    write_new(&cluster).await;
+    for number in 0..ROWS {
+        let (api, key, all) = (cluster.api(0), key(number), level(Wire::All));
+        match expected(number) {
+            Some("new") => drop(api.set("shop", &key, "new", all).await.expect("all are up")),
+            Some(_) => {}
+            None => drop(api.remove("shop", &key, all).await.expect("all are up")),
+        }
+    }
+    let given_up = key(ROWS);
+    cluster.kill(&[0]);
+    cluster.wait_all_up().await;
+    cluster.api(1).set("shop", &given_up, "theirs", None).await.expect("a quorum is up");
     cluster.kill(&[1, 2]);
     lose(&mut cluster, &[1, 2]);
     let join = cluster.node(0).peer.to_string();
+    cluster.launch(&[0], &[]);
     cluster.launch(&[1, 2], &["--join", &join]);
     for at in [1, 2] {
         eventually("it waits for the other one that is lost", async || {
@@ -179,6 +191,8 @@ async fn what_only_lost_directories_held_is_given_up_when_told_to() {
     }
     for at in cluster.running() {
         check_rows(&cluster, at, Wire::One).await;
+        let read = cluster.api(at).read("shop", &given_up, level(Wire::One)).await;
+        assert!(!read.expect("a read").found, "node {at} has what only lost directories held");
     }
 }
 

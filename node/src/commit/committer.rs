@@ -173,6 +173,8 @@ impl<S: Storage> Committer<S> {
                 Ok(Cut::Done) => self.counters.leaves_cut.fetch_add(1, Ordering::Relaxed),
                 Ok(Cut::Mended { leaf }) => {
                     tracing::error!(?leaf, "a leaf of a Merkle tree was not what the data say");
+                    // Rows may be in memory that the disk has lost: what brings them back would seem known.
+                    self.storage.forget_rows();
                     self.counters.leaves_mended.fetch_add(1, Ordering::Relaxed)
                 }
                 Err(error @ StorageError::Failed { .. }) => {

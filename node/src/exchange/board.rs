@@ -407,9 +407,11 @@ impl ExchangeBoard {
     pub(crate) fn note_purge(&self, keyspace: KeyspaceId, block: PurgeBlock, now_us: u64) {
         let mut board = self.lock();
         let noted = board.purges.entry(keyspace).or_insert((block, now_us));
-        if noted.0 != block {
-            *noted = (block, now_us);
+        // Since when, whatever the reason is by now.
+        if noted.0 == PurgeBlock::Nothing || block == PurgeBlock::Nothing {
+            noted.1 = now_us;
         }
+        noted.0 = block;
     }
 
     /// A write was acknowledged of which a replica already held a newer version.

@@ -239,6 +239,8 @@ impl Shared {
             return;
         }
         self.floors.set_shut(true);
+        // Until it has another id: this one's ceiling may still rise, by a write that was under way.
+        board.unjudged = Some(Seen { ceiling: Hlc(u64::MAX), ..seen });
         if state == OwnState::Superseded && !board.minted {
             return self.stop_for(StopReason::Superseded { storage: seen.storage });
         }

@@ -46,7 +46,7 @@ fn is_of_one(operation: &Operation) -> bool {
     matches!(operation.level, ConsistencyLevel::One | ConsistencyLevel::LocalOne)
 }
 
-/// True if a disk has been lost since.
+/// True if a disk has been lost since it was called, and may have answered it before.
 fn may_be_lost(operation: &Operation, context: &Context) -> bool {
-    operation.returned_us.is_some_and(|it| it < context.disks_lost_until_us)
+    operation.called_us < context.disks_lost_until_us
 }

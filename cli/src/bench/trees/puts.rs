@@ -98,4 +98,4 @@ impl Side {
     }
 }
 
-const ALONE: &str = "--exchange-interval=10m";
+const ALONE: &str = "--exchange-interval=1h";

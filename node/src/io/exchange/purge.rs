@@ -370,8 +370,8 @@ impl PurgeRound<'_> {
     /// Has a replica take a step; partitions for which it does not are left out.
     async fn take_part(&mut self, member: NodeId, step: Step) -> Result<(), PurgeBlock> {
         let answer = self.ask(member, step).await?;
-        if proto::refusal(answer.refusal).is_some() {
-            return Err(PurgeBlock::Stuck);
+        if let Some(refusal) = proto::refusal(answer.refusal) {
+            return Err(PurgeBlock::Ended(member, RoundEnd::Refused(refusal)));
         }
         let kept = partitions_of(&answer.partitions).unwrap_or_default();
         self.keep(member, &kept);

@@ -118,7 +118,7 @@ impl OwnConvergence {
     fn hints_sentence(&self) -> Option<String> {
         (self.hints + self.dirty_marks > 0).then(|| {
             format!(
-                "Kept for nodes that are away: {} hints ({}, oldest {}), and {} dirty marks",
+                "Kept for other nodes: {} hints ({}, oldest {}), and {} dirty marks",
                 spell_count(self.hints),
                 spell_bytes(self.hint_bytes),
                 spell_age(self.oldest_hint_age_ms),
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!((it.all.partitions, it.all.partitions_same, it.purges.len()), (8, 7, 1));
         assert_eq!(
             it.hints_sentence().unwrap(),
-            "Kept for nodes that are away: 3 hints (3.0 KiB, oldest 9.0 s), and 5 dirty marks"
+            "Kept for other nodes: 3 hints (3.0 KiB, oldest 9.0 s), and 5 dirty marks"
         );
         assert_eq!(
             it.table().aligned(false),

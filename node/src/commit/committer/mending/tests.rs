@@ -119,6 +119,18 @@ impl Replica {
 }
 
 #[test]
+fn a_lost_write_that_a_cut_finds_is_taken_again() {
+    let mut replica = Replica::new(1 << 20);
+    replica.commit((0..100).map(|it| put(it, 10)).collect());
+    assert!(replica.disk.lose_row(Space::Data, key(1).as_bytes()));
+    replica.commit((100..150).map(|it| put(it, 10)).collect());
+    assert_eq!((replica.counted("leaves_mended"), replica.is_exact()), (1, true));
+    replica.commit(vec![put(1, 10)]);
+    assert!(replica.stored(1).is_some(), "it is not in memory alone");
+    assert!(replica.is_exact());
+}
+
+#[test]
 fn a_lost_write_is_found_and_nothing_in_memory_outlives_it() {
     for cache_bytes in [0, 1 << 20] {
         let mut replica = Replica::new(cache_bytes);
