@@ -174,13 +174,13 @@ mod tests {
         assert_eq!((it.all.partitions, it.all.partitions_same, it.purges.len()), (8, 7, 1));
         assert_eq!(
             it.hints_sentence().unwrap(),
-            "Kept for other nodes: 3 hints (3.0 KiB, oldest 9.0 s), and 5 dirty marks"
+            "Kept for other nodes: 3 hints (3072 B, oldest 9.0 s), and 5 dirty marks"
         );
         assert_eq!(
             it.table().aligned(false),
             "\
 keyspace   same  oldest  moved  bytes  overwritten
-shop      87.5%  0.0 s      3  300 B            2
+shop      87.5%  0.0 ms      3  300 B            2
 "
         );
         assert_eq!(OwnConvergence::default().hints_sentence(), None);
