@@ -8,6 +8,7 @@ use model::{Hlc, KeyspaceId, NodeId, PartitionIndex, Refusal};
 use tokio::sync::{Notify, Semaphore};
 
 use super::claims::{Begun, Claims};
+use super::purge_block::PurgeBlock;
 use crate::view::View;
 
 /// Two nodes' comparison of one keyspace.
@@ -130,31 +131,6 @@ pub(crate) struct OpenRound {
     pub(crate) up_to: Hlc,
     /// The layout by which it was opened.
     pub(crate) layout_hash: u64,
-}
-
-/// What stands in the way of purging a keyspace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PurgeBlock {
-    /// Nothing, or there is nothing to purge.
-    Nothing,
-    /// A replica cannot be reached.
-    Away(NodeId),
-    /// The exchange with a replica ended so.
-    Ended(NodeId, RoundEnd),
-    /// Some replica did not sign for some partition.
-    Unsigned,
-    /// This node cannot read or write what it has to.
-    Stuck,
-}
-
-impl PurgeBlock {
-    /// The replica that stands in the way, if it is one.
-    pub(crate) fn waits_for(self) -> Option<NodeId> {
-        match self {
-            Self::Away(node) | Self::Ended(node, _) => Some(node),
-            Self::Nothing | Self::Unsigned | Self::Stuck => None,
-        }
-    }
 }
 
 /// Figures of one pair.
