@@ -291,7 +291,8 @@ impl Run {
         self.steps(2 * self.round_ms());
         // What one replica has purged another one may offer that is about to, once.
         let mut more = 0;
-        for _ in 0..if self.world.shape.bounds.purges() { PURGES_PASSING } else { 1 } {
+        let looks = if self.world.shape.bounds.purges() { PURGES_PASSING } else { 1 };
+        for _ in 0..looks {
             let moved = inspect::records_exchanged(&self.world);
             self.steps(2 * self.round_ms());
             more = inspect::records_exchanged(&self.world) - moved;

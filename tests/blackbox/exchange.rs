@@ -191,8 +191,8 @@ async fn a_second_repair_moves_nothing() {
     assert!(said.contains("KEYSPACE_NOT_FOUND"), "{said}");
 }
 
-/// Whole seconds for which a node has been unable to purge the keyspace because another one is away.
-async fn blocked_seconds(cluster: &Cluster, at: usize, away: usize) -> Result<u64, String> {
+/// For how many seconds a node has been unable to purge the keyspace because another one is away.
+async fn blocked_seconds(cluster: &Cluster, at: usize, away: usize) -> Result<f64, String> {
     let exposition = scrape(cluster.node(at).metrics.expect("it serves them")).await;
     let blocked = exposition.value("quorate_purge_blocked_seconds", &[("keyspace", "shop")]);
     let away = cluster.node(away);
@@ -203,8 +203,7 @@ async fn blocked_seconds(cluster: &Cluster, at: usize, away: usize) -> Result<u6
         ("datacenter", &away.datacenter),
     ];
     match (blocked, exposition.value("quorate_purge_waits_for", &labels)) {
-        #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "whole")]
-        (Some(seconds), Some(1.0)) => Ok(seconds as u64),
+        (Some(seconds), Some(1.0)) => Ok(seconds),
         other => Err(format!("{other:?}")),
     }
 }
@@ -214,7 +213,7 @@ async fn blocked_seconds(cluster: &Cluster, at: usize, away: usize) -> Result<u6
 #[tokio::test]
 async fn what_was_deleted_stays_deleted() {
     const ROWS: usize = 60;
-    const FENCE_LAG_S: u64 = 6;
+    const FENCE_LAG_S: f64 = 6.0;
     let options = Options::small_ring().with(&EAGER).with(&NO_HINTS).with(&[
         "--fence-lag=6s",
         "--purge-interval=500ms",
@@ -242,7 +241,7 @@ async fn what_was_deleted_stays_deleted() {
     for at in [0, 1] {
         eventually("a purge has waited for the node that is away", async || {
             let seconds = blocked_seconds(&cluster, at, 2).await?;
-            if seconds > 2 * FENCE_LAG_S { Ok(()) } else { Err(format!("for {seconds} s")) }
+            if seconds > 2.0 * FENCE_LAG_S { Ok(()) } else { Err(format!("for {seconds} s")) }
         })
         .await;
         assert_eq!(purged(&cluster, at).await, Ok(0), "what the node that is away still needs");

@@ -23,13 +23,17 @@ fn hints(cluster: &Cluster, at: usize, words: &[&str]) -> (Value, bool) {
     (document, output.status.success())
 }
 
-/// All hints that nodes keep for a target, of both classes.
-fn kept(document: &Value, target: &str) -> u64 {
+/// The sum of some figures of a target, over all nodes.
+fn sum(document: &Value, target: &str, figures: &[&str]) -> u64 {
     let nodes = document["nodes"].as_array().expect("nodes");
     let targets = nodes.iter().flat_map(|it| it["targets"].as_array().expect("targets"));
     let own = targets.filter(|it| it["target"] == target);
-    let count = |it: &Value, name: &str| it[name].as_u64().expect("a count");
-    own.map(|it| count(it, "hints") + count(it, "any_hints")).sum()
+    own.flat_map(|it| figures.iter().map(|name| it[*name].as_u64().expect("a count"))).sum()
+}
+
+/// All hints that nodes keep for a target, of both classes.
+fn kept(document: &Value, target: &str) -> u64 {
+    sum(document, target, &["hints", "any_hints"])
 }
 
 #[tokio::test]
@@ -65,13 +69,6 @@ async fn a_barrier_stands_until_the_target_has_everything() {
     assert_eq!(text, "No hints are kept, and nothing is dirty.\n");
 }
 
-/// The sum of a figure of a target's, over all nodes.
-fn marked(document: &Value, target: &str) -> u64 {
-    let nodes = document["nodes"].as_array().expect("nodes");
-    let targets = nodes.iter().flat_map(|it| it["targets"].as_array().expect("targets"));
-    targets.filter(|it| it["target"] == target).filter_map(|it| it["dirty_marks"].as_u64()).sum()
-}
-
 #[tokio::test]
 async fn hints_are_switched_off_for_one_datacenter_alone() {
     let options = Options::small_ring().with(&["--no-hints-for", "dc2"]);
@@ -85,7 +82,7 @@ async fn hints_are_switched_off_for_one_datacenter_alone() {
     }
     let [near, far] = [1, 2].map(|it| cluster.node(it).client.to_string());
     let (document, _) = hints(&cluster, 0, &["--this-node"]);
-    let of = |target| (kept(&document, target), marked(&document, target) > 0);
+    let of = |target| (kept(&document, target), sum(&document, target, &["dirty_marks"]) > 0);
     assert_eq!((of(&near), of(&far)), ((WRITES as u64, false), (0, true)), "{document}");
 }
 

@@ -43,17 +43,27 @@ async fn write_old(cluster: &Cluster) {
     }
 }
 
-async fn write_new(cluster: &Cluster) {
+/// Writes what is new, and deletes what is to go, through these nodes in turns.
+async fn write_new(cluster: &Cluster, nodes: &[usize], consistency: Wire) {
     for number in 0..ROWS {
-        let (api, key) = (cluster.api(number % 2), key(number));
+        let (api, key) = (cluster.api(nodes[number % nodes.len()]), key(number));
+        let consistency = level(consistency);
         match expected(number) {
-            Some("new") => {
-                drop(api.set("shop", &key, "new", None).await.expect("a quorum is up"));
-            }
+            Some("new") => drop(api.set("shop", &key, "new", consistency).await.expect("a put")),
             Some(_) => {}
-            None => drop(api.remove("shop", &key, None).await.expect("a quorum is up")),
+            None => drop(api.remove("shop", &key, consistency).await.expect("a delete")),
         }
     }
+}
+
+/// Starts a node that is to end by itself, and returns what it says of that.
+fn start_in_vain(cluster: &Cluster, at: usize, further: [&str; 2]) -> String {
+    let arguments = cluster.arguments(at);
+    let arguments = arguments.iter().map(String::as_str).chain(further);
+    let output = run(&["start"].into_iter().chain(arguments).collect::<Vec<_>>());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
 }
 
 /// Waits until a node has nothing to fill.
@@ -101,15 +111,7 @@ async fn a_datacenter_whose_data_is_lost_comes_back() {
     load.goes_on(100).await;
     cluster.kill(&lost);
     cluster.wait_all_up().await;
-    for number in 0..ROWS {
-        let (api, key) = (cluster.api(number % 3), key(number));
-        let local = level(Wire::LocalQuorum);
-        match expected(number) {
-            Some("new") => drop(api.set("shop", &key, "new", local).await.expect("dc1 is up")),
-            Some(_) => {}
-            None => drop(api.remove("shop", &key, local).await.expect("dc1 is up")),
-        }
-    }
+    write_new(&cluster, &[0, 1, 2], Wire::LocalQuorum).await;
     lose(&mut cluster, &lost);
     let join = cluster.node(0).peer.to_string();
     cluster.launch(&lost, &["--join", &join]);
@@ -155,14 +157,7 @@ async fn what_only_lost_directories_held_is_given_up_when_told_to() {
     let mut cluster = Cluster::start(&datacenters(&[3]), &options).await;
     cluster.create(&Keyspace::named("shop")).await;
     write_old(&cluster).await;
-    for number in 0..ROWS {
-        let (api, key, all) = (cluster.api(0), key(number), level(Wire::All));
-        match expected(number) {
-            Some("new") => drop(api.set("shop", &key, "new", all).await.expect("all are up")),
-            Some(_) => {}
-            None => drop(api.remove("shop", &key, all).await.expect("all are up")),
-        }
-    }
+    write_new(&cluster, &[0], Wire::All).await;
     let given_up = key(ROWS);
     cluster.kill(&[0]);
     cluster.wait_all_up().await;
@@ -236,7 +231,7 @@ async fn a_node_starts_from_a_snapshot() {
     let snapshot = cluster.folder().join("elsewhere/before");
     copy(&cluster.node(2).data.join("snapshots/before"), &snapshot);
 
-    write_new(&cluster).await;
+    write_new(&cluster, &[0, 1], Wire::Quorum).await;
     let deleted = (0..ROWS).filter(|it| expected(*it).is_none()).count();
     eventually("what was deleted is gone", async || {
         let status = cluster.api(2).status().await.map_err(|it| it.to_string())?;
@@ -250,13 +245,7 @@ async fn a_node_starts_from_a_snapshot() {
     let damaged = cluster.folder().join("damaged/before");
     copy(&snapshot, &damaged);
     let name = damage(&damaged);
-    let mut arguments = cluster.arguments(2);
-    arguments.extend(["--restore".to_owned(), damaged.display().to_string()]);
-    let arguments: Vec<&str> =
-        ["start"].into_iter().chain(arguments.iter().map(|it| &it[..])).collect();
-    let output = run(&arguments);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let said = start_in_vain(&cluster, 2, ["--restore", &damaged.display().to_string()]);
     assert!(said.contains("RESTORE_FAILED") && said.contains(&name), "{name}: {said}");
     let restore = snapshot.display().to_string();
     cluster.launch(&[2], &["--join", &join, "--restore", &restore]);
@@ -284,7 +273,7 @@ async fn a_directory_that_was_put_back_is_filled() {
     let (data, copied) = (cluster.node(2).data.clone(), cluster.folder().join("copy"));
     copy(&data, &copied);
     cluster.restart(&[2]).await;
-    write_new(&cluster).await;
+    write_new(&cluster, &[0, 1], Wire::Quorum).await;
     let clock_ms = async |cluster: &Cluster| {
         let status = cluster.api(2).status().await.map_err(|it| it.to_string())?;
         Ok::<_, String>(model::Hlc(status.clock).ms())
@@ -336,12 +325,6 @@ async fn two_directories_are_no_two_replicas() {
 
     // Somebody else's directory does not take the place either.
     let other = cluster.node(1).id.clone();
-    let mut arguments = cluster.arguments(2);
-    arguments.extend(["--replace".to_owned(), other]);
-    let arguments: Vec<&str> =
-        ["start"].into_iter().chain(arguments.iter().map(|it| &it[..])).collect();
-    let output = run(&arguments);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    let said = start_in_vain(&cluster, 2, ["--replace", &other]);
     assert!(said.contains("cannot take the place of"), "{said}");
 }

@@ -25,10 +25,9 @@ use crate::{
 ///
 /// Of whole puts: two clusters of three local processes, one with trees and one without, take turns under a
 /// load of puts at QUORUM, and compare no replicas meanwhile; shown is the processor time of the three nodes
-/// per put. Of the commit path
-/// alone: two databases, one with trees and one without, take the same overwrites in groups as a commit
-/// thread writes them, fsync included; shown is the processor time of the whole process per record, flushes
-/// and compactions included.
+/// per put. Of the commit path alone: two databases, one with trees and one without, take the same overwrites
+/// in groups as a commit thread writes them, fsync included; shown is the processor time of the whole process
+/// per record, flushes and compactions included.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Exit code 1 means that puts failed.")]
 pub(crate) struct TreesArgs {

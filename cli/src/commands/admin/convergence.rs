@@ -2,6 +2,7 @@
 
 mod figures;
 mod fills;
+mod kept;
 mod own;
 mod purges;
 mod scrubs;
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 use figures::{Figures, spell_age};
 use fills::FillDocument;
+use kept::Kept;
 pub(super) use own::OwnConvergence;
 use purges::PurgeDocument;
 use scrubs::ScrubDocument;
@@ -132,11 +134,8 @@ struct NodeDocument {
     node: String,
     /// Why it did not answer.
     error: Option<String>,
-    /// Those of writes at ANY too.
-    hints: u64,
-    hint_bytes: u64,
-    oldest_hint_age_ms: Option<u64>,
-    dirty_marks: u64,
+    #[serde(flatten)]
+    kept: Kept,
     /// Acknowledged writes of this node that a replica already held a newer version of.
     overwritten_concurrent: u64,
     scrub: ScrubDocument,
@@ -144,15 +143,10 @@ struct NodeDocument {
 
 impl NodeDocument {
     fn new(answer: &Answer) -> Self {
-        let targets = answer.hints.targets.iter();
-        let sums: Vec<_> = targets.clone().flat_map(|it| [it.ordinary, it.any]).flatten().collect();
         Self {
             node: answer.node.clone(),
             error: answer.error.clone(),
-            hints: sums.iter().map(|it| it.hints).sum(),
-            hint_bytes: sums.iter().map(|it| it.bytes).sum(),
-            oldest_hint_age_ms: sums.iter().filter_map(|it| it.oldest_age_ms).max(),
-            dirty_marks: targets.map(|it| it.dirty_marks).sum(),
+            kept: Kept::of(&answer.hints),
             overwritten_concurrent: answer.counter(OVERWRITTEN),
             scrub: ScrubDocument::of(answer),
         }
@@ -161,10 +155,10 @@ impl NodeDocument {
     fn cells(&self) -> [Cell; 6] {
         [
             self.node.as_str().into(),
-            spell_count(self.hints).into(),
-            spell_bytes(self.hint_bytes).into(),
-            spell_age(self.oldest_hint_age_ms).into(),
-            spell_count(self.dirty_marks).into(),
+            spell_count(self.kept.hints).into(),
+            spell_bytes(self.kept.hint_bytes).into(),
+            spell_age(self.kept.oldest_hint_age_ms).into(),
+            spell_count(self.kept.dirty_marks).into(),
             spell_count(self.overwritten_concurrent).into(),
         ]
     }
@@ -192,10 +186,10 @@ impl ConvergenceDocument {
         Self {
             fills: fills.collect(),
             all: keyspaces.iter().map(|it| &it.figures).sum(),
-            hints: nodes.iter().map(|it| it.hints).sum(),
-            hint_bytes: nodes.iter().map(|it| it.hint_bytes).sum(),
-            oldest_hint_age_ms: nodes.iter().filter_map(|it| it.oldest_hint_age_ms).max(),
-            dirty_marks: nodes.iter().map(|it| it.dirty_marks).sum(),
+            hints: nodes.iter().map(|it| it.kept.hints).sum(),
+            hint_bytes: nodes.iter().map(|it| it.kept.hint_bytes).sum(),
+            oldest_hint_age_ms: nodes.iter().filter_map(|it| it.kept.oldest_hint_age_ms).max(),
+            dirty_marks: nodes.iter().map(|it| it.kept.dirty_marks).sum(),
             overwritten_concurrent: nodes.iter().map(|it| it.overwritten_concurrent).sum(),
             keyspaces,
             purges: purges.collect(),

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{
     figures::{Figures, spell_age},
+    kept::Kept,
     purges::{self, PurgeDocument},
 };
 use crate::{
@@ -23,11 +24,8 @@ pub(in crate::commands::admin) struct OwnConvergence {
     #[serde(flatten)]
     all: Figures,
     keyspaces: Vec<KeyspaceFigures>,
-    /// Those of writes at ANY too.
-    hints: u64,
-    hint_bytes: u64,
-    oldest_hint_age_ms: Option<u64>,
-    dirty_marks: u64,
+    #[serde(flatten)]
+    kept: Kept,
     /// What stands in the way of removing tombstones and expired records.
     purges: Vec<PurgeDocument>,
 }
@@ -70,15 +68,10 @@ impl OwnConvergence {
         };
         let keyspaces: Vec<_> = convergence.keyspaces.iter().map(of).collect();
         let purges = convergence.keyspaces.iter().filter_map(|it| PurgeDocument::of(own, it));
-        let targets = hints.targets.iter();
-        let sums: Vec<_> = targets.clone().flat_map(|it| [it.ordinary, it.any]).flatten().collect();
         Self {
             all: keyspaces.iter().map(|it| &it.figures).sum(),
             keyspaces,
-            hints: sums.iter().map(|it| it.hints).sum(),
-            hint_bytes: sums.iter().map(|it| it.bytes).sum(),
-            oldest_hint_age_ms: sums.iter().filter_map(|it| it.oldest_age_ms).max(),
-            dirty_marks: targets.map(|it| it.dirty_marks).sum(),
+            kept: Kept::of(hints),
             purges: purges.collect(),
         }
     }
@@ -116,13 +109,14 @@ impl OwnConvergence {
     }
 
     fn hints_sentence(&self) -> Option<String> {
-        (self.hints + self.dirty_marks > 0).then(|| {
+        let Kept { hints, hint_bytes, oldest_hint_age_ms, dirty_marks } = self.kept;
+        (hints + dirty_marks > 0).then(|| {
             format!(
                 "Kept for other nodes: {} hints ({}, oldest {}), and {} dirty marks",
-                spell_count(self.hints),
-                spell_bytes(self.hint_bytes),
-                spell_age(self.oldest_hint_age_ms),
-                spell_count(self.dirty_marks),
+                spell_count(hints),
+                spell_bytes(hint_bytes),
+                spell_age(oldest_hint_age_ms),
+                spell_count(dirty_marks),
             )
         })
     }
