@@ -74,7 +74,8 @@ impl foca::Identity for Member {
     type Addr = NodeId;
 
     fn renew(&self) -> Option<Self> {
-        Some(Self { incarnation: self.incarnation + 1, ..self.clone() })
+        let incarnation = self.incarnation.checked_add(1)?;
+        Some(Self { incarnation, ..self.clone() })
     }
 
     fn addr(&self) -> NodeId {
@@ -95,6 +96,8 @@ pub(crate) enum MembershipEffect {
         to: Member,
         /// The packet.
         packet: Bytes,
+        /// The incarnation that was heard of, if it is later than this one.
+        later: Option<u64>,
     },
     /// Call `timer` with this, later. Every timer must come.
     Schedule {
@@ -147,6 +150,31 @@ impl Membership {
         self.effects(result)
     }
 
+    /// Another has heard of this incarnation of this node. A node whose disk and clock both went back
+    /// begins below what it has been before: it goes past that in one step, as it would find no end of
+    /// members that call it down otherwise.
+    pub(crate) fn outlived(&mut self, incarnation: u64) -> Vec<MembershipEffect> {
+        let own = self.foca.identity();
+        if incarnation <= own.incarnation || incarnation > INCARNATION_MAX {
+            return Vec::new();
+        }
+        let next = Member { incarnation: incarnation + 1, ..own.clone() };
+        tracing::info!(
+            from = own.incarnation,
+            to = next.incarnation,
+            "a later incarnation is known"
+        );
+        let result = self.foca.change_identity(next, &mut self.runtime);
+        self.effects(result)
+    }
+
+    /// The incarnation of a node that the protocol goes by, if it is later than this member's.
+    fn later_than(&self, member: &Member) -> Option<u64> {
+        let mut known = self.foca.iter_membership_state().map(foca::Member::id);
+        let same = known.find(|it| it.node == member.node)?;
+        Some(same.incarnation).filter(|it| *it > member.incarnation)
+    }
+
     /// Takes a timer that was scheduled.
     pub(crate) fn timer(&mut self, timer: Timer<Member>) -> Vec<MembershipEffect> {
         let result = self.foca.handle_timer(timer, &mut self.runtime);
@@ -166,7 +194,8 @@ impl Membership {
         }
         let mut effects = Vec::new();
         while let Some((to, packet)) = self.runtime.to_send() {
-            effects.push(MembershipEffect::Send { to, packet });
+            let later = self.later_than(&to);
+            effects.push(MembershipEffect::Send { to, packet, later });
         }
         while let Some((after, timer)) = self.runtime.to_schedule() {
             effects.push(MembershipEffect::Schedule { after, timer });
@@ -216,6 +245,8 @@ fn config() -> Config {
 }
 
 const PACKET_BYTES_MAX: usize = 16 << 10;
+/// Far above every start, which counts seconds times a million renewals; what says more is not so.
+const INCARNATION_MAX: u64 = 1 << 60;
 
 #[cfg(test)]
 mod tests {
@@ -236,21 +267,41 @@ mod tests {
         Member::new(&description, 1 << 20)
     }
 
+    fn joining(number: u16, incarnation: u64) -> Membership {
+        let own = Member { incarnation, ..member(number) };
+        Membership::new(own, StdRng::seed_from_u64(number.into()))
+    }
+
     /// A network that loses nothing, and a clock that jumps to the next timer.
     struct World {
         nodes: BTreeMap<NodeId, Membership>,
         timers: Vec<(Duration, NodeId, Timer<Member>)>,
         now: Duration,
+        sent: usize,
     }
 
     impl World {
+        fn new(nodes: u16) -> Self {
+            let node = |it| (NodeId(u128::from(it)), joining(it, member(it).incarnation));
+            let nodes = (1..=nodes).map(node).collect();
+            Self { nodes, timers: Vec::new(), now: Duration::ZERO, sent: 0 }
+        }
+
+        fn announce(&mut self, number: u16) {
+            let node = NodeId(number.into());
+            let effects = self.nodes.get_mut(&node).unwrap().announce(member(1));
+            self.execute(node, effects);
+        }
+
         fn execute(&mut self, node: NodeId, effects: Vec<MembershipEffect>) {
             let mut pending: Vec<_> = effects.into_iter().map(|it| (node, it)).collect();
             while let Some((from, effect)) = pending.pop() {
                 match effect {
-                    MembershipEffect::Send { to, packet } => {
+                    MembershipEffect::Send { to, packet, later } => {
+                        self.sent += 1;
                         if let Some(node) = self.nodes.get_mut(&to.node()) {
-                            let effects = node.receive(&packet);
+                            let mut effects = later.map_or(Vec::new(), |it| node.outlived(it));
+                            effects.extend(node.receive(&packet));
                             pending.extend(effects.into_iter().map(|it| (to.node(), it)));
                         }
                     }
@@ -285,17 +336,8 @@ mod tests {
 
     #[test]
     fn members_find_each_other_and_miss_the_one_that_goes() {
-        let node = |number: u16| {
-            let random = StdRng::seed_from_u64(number.into());
-            (NodeId(number.into()), Membership::new(member(number), random))
-        };
-        let nodes = (1..=4).map(node).collect();
-        let mut world = World { nodes, timers: Vec::new(), now: Duration::ZERO };
-        for number in 2..=4u16 {
-            let node = NodeId(number.into());
-            let effects = world.nodes.get_mut(&node).unwrap().announce(member(1));
-            world.execute(node, effects);
-        }
+        let mut world = World::new(4);
+        (2..=4).for_each(|it| world.announce(it));
         world.run_for(Duration::from_secs(10));
         assert_eq!(world.seen(), [3, 3, 3, 3], "everybody sees everybody");
 
@@ -305,8 +347,36 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_begins_below_what_it_was_is_back_at_once() {
+        let mut world = World::new(4);
+        (2..=4).for_each(|it| world.announce(it));
+        world.run_for(Duration::from_secs(10));
+
+        world.timers.retain(|it| it.1 != NodeId(4));
+        world.nodes.insert(NodeId(4), joining(4, member(4).incarnation >> 1));
+        let before = world.sent;
+        world.announce(4);
+        assert!(world.sent - before < 100, "{} packets to get in", world.sent - before);
+        world.run_for(Duration::from_secs(10));
+        assert_eq!(world.seen(), [3, 3, 3, 3], "everybody sees everybody");
+        let incarnation =
+            |node: u16| world.nodes[&NodeId(1)].up()[&NodeId(node.into())].incarnation;
+        assert!(incarnation(4) > member(4).incarnation, "it is past what it was");
+    }
+
+    #[test]
+    fn a_later_incarnation_that_cannot_be_is_not_believed() {
+        let mut it = joining(1, 7);
+        assert!(it.outlived(u64::MAX).is_empty());
+        assert!(it.outlived(7).is_empty());
+        assert_eq!(it.foca.identity().incarnation, 7);
+        it.outlived(8);
+        assert_eq!(it.foca.identity().incarnation, 9);
+    }
+
+    #[test]
     fn garbage_changes_nothing() {
-        let mut it = Membership::new(member(1), StdRng::seed_from_u64(1));
+        let mut it = joining(1, 7);
         for packet in [&b""[..], b"x", &[0xff; 64]] {
             assert!(it.receive(packet).is_empty());
         }

@@ -6,7 +6,10 @@ use bytes::Bytes;
 use foca::Timer;
 use model::{Mutant, NodeDescription, NodeId};
 use rand::{SeedableRng, rngs::StdRng};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::AbortHandle,
+};
 
 use super::io_loop::IoLoop;
 use crate::{
@@ -20,6 +23,8 @@ pub enum GossipEvent {
     Packet(Bytes),
     /// A node was met: it said hello.
     Met(Member),
+    /// Another has heard of this incarnation of this node.
+    Outlived(u64),
     /// A timer came due.
     Timer(Timer<Member>),
     /// This node stops.
@@ -34,6 +39,10 @@ pub struct Gossip {
     events: mpsc::Sender<GossipEvent>,
     directory: watch::Sender<Directory>,
 }
+
+/// The timer after which a node called down is forgotten, a day later. Only the newest counts: one
+/// that is called down again and again would leave a task behind each time.
+type Removals = BTreeMap<NodeId, AbortHandle>;
 
 /// Packets that may wait. More are dropped: the protocol copes with lost packets.
 const EVENTS_MAX: usize = 1_024;
@@ -57,6 +66,12 @@ impl Gossip {
         self.learn(&member);
         // Dropped with a full queue; the next hello or packet of the node makes up for it.
         let _ = self.events.try_send(GossipEvent::Met(member));
+    }
+
+    /// A peer has heard of a later incarnation of the one it writes to, which is or was this node.
+    pub fn outlived(&self, incarnation: u64) {
+        // Dropped with a full queue; the peer's next packet says it again.
+        let _ = self.events.try_send(GossipEvent::Outlived(incarnation));
     }
 
     /// This node stops.
@@ -87,36 +102,56 @@ impl Gossip {
         let shared = Arc::clone(&io.shared);
         let random = StdRng::seed_from_u64(shared.world.seed ^ 0x5157_494d);
         let mut membership = Membership::new(own_member(&shared), random);
+        let mut removals = BTreeMap::new();
         while let Some(event) = events.recv().await {
             let effects = match event {
                 GossipEvent::Packet(packet) => membership.receive(&packet),
                 GossipEvent::Met(member) => membership.announce(member),
+                GossipEvent::Outlived(incarnation) => membership.outlived(incarnation),
                 GossipEvent::Timer(timer) => membership.timer(timer),
                 GossipEvent::Leave => membership.leave(),
             };
             for effect in effects {
-                self.execute(&io, &shared, effect);
+                self.execute(&io, &shared, effect, &mut removals);
             }
         }
     }
 
-    fn execute(&self, io: &IoLoop, shared: &Shared, effect: MembershipEffect) {
+    fn execute(
+        &self,
+        io: &IoLoop,
+        shared: &Shared,
+        effect: MembershipEffect,
+        removals: &mut Removals,
+    ) {
         match effect {
-            MembershipEffect::Send { to, packet } => {
+            MembershipEffect::Send { to, packet, later } => {
                 self.learn(&to);
                 if let Some(peer) = io.lock().peers.by_node(to.node()) {
                     let bytes = packet.len() + 8;
                     // Not queued is a lost packet.
-                    let _ = peer.outbox.push(bytes, |frame| frame.gossip.push(packet));
+                    let _ = peer.outbox.push(bytes, |frame| {
+                        frame.gossip.push(packet);
+                        frame.incarnation_heard = frame.incarnation_heard.max(later.unwrap_or(0));
+                    });
                 }
             }
             MembershipEffect::Schedule { after, timer } => {
+                let removed = match &timer {
+                    Timer::RemoveDown(member) => Some(member.node()),
+                    _ => None,
+                };
                 let events = self.events.clone();
-                tokio::spawn(async move {
+                let task = tokio::spawn(async move {
                     tokio::time::sleep(after).await;
                     // The node has stopped if this fails.
                     let _ = events.send(GossipEvent::Timer(timer)).await;
                 });
+                if let Some(node) = removed
+                    && let Some(earlier) = removals.insert(node, task.abort_handle())
+                {
+                    earlier.abort();
+                }
             }
             MembershipEffect::Up(member) => {
                 self.learn(&member);

@@ -356,6 +356,9 @@ impl Links {
             status.last_heard_us.store(io.shared.elapsed_us(), Ordering::Relaxed);
             caller.index = index_of(io, node);
             io.serve(&caller, &self.origins, &mut frame);
+            if frame.incarnation_heard > 0 {
+                self.gossip.outlived(frame.incarnation_heard);
+            }
             for packet in frame.gossip.drain(..) {
                 self.gossip.packet(packet);
             }
