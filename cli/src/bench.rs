@@ -3,6 +3,7 @@
 //!
 //! The load generator is one thread: with more, its own scheduling is most of what it measures.
 
+mod bar;
 mod bars;
 mod children;
 mod cluster;
@@ -14,8 +15,10 @@ mod floor;
 mod keys;
 pub(crate) mod latency;
 mod load;
+mod outage;
 pub(crate) mod process;
 mod report;
+mod returned;
 mod run;
 mod target;
 mod trees;
@@ -36,6 +39,7 @@ pub(crate) enum BenchCommand {
     Floor(floor::FloorArgs),
     Bars(bars::BarsArgs),
     Exchange(exchange::ExchangeArgs),
+    Outage(outage::OutageArgs),
     Deletes(deletes::DeletesArgs),
     Trees(trees::TreesArgs),
 }
@@ -51,6 +55,7 @@ pub(crate) async fn run(
         BenchCommand::Floor(args) => floor::run(args, output).await,
         BenchCommand::Bars(args) => bars::run(args, global, output).await,
         BenchCommand::Exchange(args) => exchange::run(args, global, output).await,
+        BenchCommand::Outage(args) => outage::run(args, global, output).await,
         BenchCommand::Deletes(args) => deletes::run(args, global, output).await,
         BenchCommand::Trees(args) => trees::run(args, global, output).await,
     }

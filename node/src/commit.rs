@@ -42,7 +42,7 @@ pub use driver::{CommitStage, run_as_task, run_on_thread};
 pub use dues::{DuePage, due_keys};
 pub(crate) use floors::fill_row;
 pub use floors::{FloorChange, FloorTable, Floors, Origin, PartitionFloor};
-pub use hint_ledger::{AGE_STEP_MS, HintSum, HintTotals, TargetHints};
+pub use hint_ledger::{AGE_STEP_MS, HintSum, HintTotals, KeptHints};
 pub use hints::{Hint, HintClass, HintPage, hint_bytes_of, hints_for};
 pub use mend::{Healing, Mend, MendDone, Mended};
 pub use queue::{CommitQueue, QueueLimits, Rejected};

@@ -88,7 +88,7 @@ impl Queue {
 pub struct NotQueued;
 
 impl Outbox {
-    /// An empty queue that takes `bytes_max` bytes.
+    /// An empty queue that takes `bytes_max` bytes, or one item that is larger.
     pub fn new(bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             queue: Mutex::default(),
@@ -147,9 +147,11 @@ pub struct OutboxBatch<'a> {
 }
 
 impl OutboxBatch<'_> {
-    /// Queues one item of about `bytes` bytes.
+    /// Queues one item of about `bytes` bytes. An item that is larger than the whole queue has it for
+    /// itself: it would never be sent otherwise.
     pub fn add(&mut self, bytes: usize, fill: impl FnOnce(&mut Frame)) -> Result<(), NotQueued> {
-        if self.queue.closed || self.queue.bytes + bytes > self.bytes_max {
+        let is_full = self.queue.bytes > 0 && self.queue.bytes + bytes > self.bytes_max;
+        if self.queue.closed || is_full {
             return Err(NotQueued);
         }
         self.queue.bytes += bytes;
@@ -258,9 +260,22 @@ mod tests {
         let mut drain = drain(&outbox);
         outbox.push(60, |frame| frame.applied.push(1)).unwrap();
         assert_eq!(outbox.push(60, |frame| frame.applied.push(2)), Err(NotQueued));
+        assert_eq!(outbox.push(101, |frame| frame.applied.push(2)), Err(NotQueued));
+        while poll(&mut drain).is_ready() {}
+        outbox.push(101, |frame| frame.applied.push(2)).expect("it is alone");
+        assert_eq!(outbox.push(1, |frame| frame.applied.push(3)), Err(NotQueued));
+        while poll(&mut drain).is_ready() {}
         outbox.close();
         assert_eq!(outbox.push(1, |frame| frame.applied.push(3)), Err(NotQueued));
-        assert!(matches!(poll(&mut drain), Poll::Ready(Some(_))), "the hello still goes out");
+        assert!(matches!(poll(&mut drain), Poll::Ready(None)));
+    }
+
+    #[test]
+    fn the_hello_goes_out_of_a_closed_queue() {
+        let outbox = Outbox::new(100);
+        let mut drain = drain(&outbox);
+        outbox.close();
+        assert!(matches!(poll(&mut drain), Poll::Ready(Some(_))));
         assert!(matches!(poll(&mut drain), Poll::Ready(None)));
     }
 

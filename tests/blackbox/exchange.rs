@@ -89,6 +89,7 @@ async fn a_datacenter_comes_back() {
     let mut cluster = Cluster::start(&datacenters(&[3, 3]), &Options::small_ring()).await;
     let away = datacenter_away(&mut cluster).await;
     assert!(away["hints"].as_u64() > Some(0), "{away}");
+    assert!(away["keyspaces"][0]["hints"].as_u64() > Some(0), "{away}");
 
     let (known, code, said) = admin(&cluster, 3, &["convergence"]);
     assert_eq!((&known["share"], code), (&1.0.into(), Some(0)), "{known} {said}");
@@ -110,6 +111,7 @@ async fn a_datacenter_comes_back_without_hints() {
     let away = datacenter_away(&mut cluster).await;
     assert_eq!(away["hints"], 0, "{away}");
     assert!(away["dirty_marks"].as_u64() > Some(0), "{away}");
+    assert!(away["keyspaces"][0]["dirty_marks"].as_u64() > Some(0), "{away}");
     let known = eventually("nothing is dirty any more", async || {
         let (known, _, _) = admin(&cluster, 0, &["convergence"]);
         if known["dirty_marks"] == 0 { Ok(known) } else { Err(known.to_string()) }

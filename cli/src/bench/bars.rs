@@ -142,7 +142,7 @@ async fn prepare(
     /// Until freshly started processes are at rest.
     const REST: Duration = Duration::from_secs(2);
     let bar = progress::spinner(output, "starting three nodes");
-    let mut cluster = BenchCluster::start(args.folder.as_deref(), &[]).await?;
+    let mut cluster = BenchCluster::start(args.folder.as_deref(), 1, &[]).await?;
     cluster.make(global).await?;
     tokio::time::sleep(REST).await;
     let mut memory = Memory { empty_bytes: cluster.resident_bytes_max(), ..Memory::default() };

@@ -47,6 +47,13 @@ impl NodeAddress {
     }
 }
 
+/// Datacenter and rack of a node, by number.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) datacenter: usize,
+    pub(super) rack: usize,
+}
+
 #[derive(Deserialize)]
 struct NodeReady {
     client_address: SocketAddr,
@@ -64,7 +71,7 @@ impl Server {
     /// Starts a node.
     pub(super) async fn node(
         data: &Path,
-        rack: usize,
+        place: Place,
         address: NodeAddress,
         join: Option<SocketAddr>,
         options: &[&str],
@@ -74,8 +81,8 @@ impl Server {
             format!("--data={}", data.display()),
             format!("--listen={}", address.client),
             format!("--peer-listen={}", address.peer),
-            "--dc=dc1".to_owned(),
-            format!("--rack=rack{rack}"),
+            format!("--dc=dc{}", place.datacenter),
+            format!("--rack=rack{}", place.rack),
             "--cluster=bench".to_owned(),
         ];
         arguments.extend(join.map(|it| format!("--join={it}")));

@@ -1,9 +1,14 @@
-//! The cluster under a benchmark: three node processes on this machine, one datacenter.
+//! The cluster under a benchmark: node processes on this machine, three in each datacenter.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use client::{Client, ClientConfig};
-use model::{ConsistencyLevel, Key};
+use model::{ConsistencyLevel, Key, NodeId};
 use proto::v1::{self, kv_service_client::KvServiceClient};
 use serde::Serialize;
 use tempfile::TempDir;
@@ -11,7 +16,7 @@ use tokio::time::Instant;
 use tonic::transport::Endpoint;
 
 use super::{
-    children::{NodeAddress, Server},
+    children::{NodeAddress, Place, Server},
     process::resident_bytes,
     run::make_keyspace,
 };
@@ -24,7 +29,8 @@ use crate::{
 /// The keyspace that is made.
 pub(super) const KEYSPACE: &str = "bench";
 
-const NODES: usize = 3;
+/// Nodes of a datacenter.
+pub(super) const NODES: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
@@ -37,20 +43,30 @@ pub(super) struct Restart {
     pub(super) serving_ms: f64,
 }
 
-/// Three nodes and their folder.
+/// The nodes and their folder.
 pub(super) struct BenchCluster {
     nodes: Vec<Server>,
+    datacenters: usize,
     options: &'static [&'static str],
-    /// Where the last node was before it was stopped.
-    stopped: Option<NodeAddress>,
+    /// The last nodes, in their order, while they are stopped.
+    stopped: Vec<Stopped>,
     // Removed last, after the nodes are gone.
     folder: TempDir,
 }
 
+/// A node that does not run, and is to come back.
+struct Stopped {
+    /// Where it was, and will be.
+    address: NodeAddress,
+    /// The node whose place it takes with an empty directory.
+    replaces: Option<String>,
+}
+
 impl BenchCluster {
-    /// Starts the nodes, with further options; they are no cluster yet.
+    /// Starts the nodes of some datacenters, with further options; they are no cluster yet.
     pub(super) async fn start(
         folder: Option<&Path>,
+        datacenters: usize,
         options: &'static [&'static str],
     ) -> Result<Self, Failure> {
         let made = match folder {
@@ -59,17 +75,35 @@ impl BenchCluster {
         };
         let folder =
             made.map_err(|error| Failure::file("cannot make a temporary folder", &error))?;
-        let mut it = Self { nodes: Vec::new(), options, stopped: None, folder };
-        for number in 1..=NODES {
-            let join = it.nodes.first().and_then(|it| it.peer_address);
-            let data = it.data(number);
-            let node = Server::node(&data, number, NodeAddress::any(), join, options).await?;
-            it.nodes.push(node);
+        let (nodes, stopped) = (Vec::new(), Vec::new());
+        let mut it = Self { nodes, datacenters, options, stopped, folder };
+        while it.nodes.len() < it.size() {
+            it.start_next(NodeAddress::any(), None).await?;
         }
         Ok(it)
     }
 
-    fn data(&self, number: usize) -> std::path::PathBuf {
+    /// How many nodes there are, stopped ones with them.
+    fn size(&self) -> usize {
+        self.datacenters * NODES
+    }
+
+    async fn start_next(
+        &mut self,
+        address: NodeAddress,
+        replaces: Option<String>,
+    ) -> Result<(), Failure> {
+        let number = self.nodes.len() + 1;
+        let place = Place { datacenter: self.nodes.len() / NODES + 1, rack: number };
+        let join = self.nodes.first().and_then(|it| it.peer_address);
+        let replace = replaces.map(|it| format!("--replace={it}"));
+        let options: Vec<&str> = self.options.iter().copied().chain(replace.as_deref()).collect();
+        let data = self.data(number);
+        self.nodes.push(Server::node(&data, place, address, join, &options).await?);
+        Ok(())
+    }
+
+    fn data(&self, number: usize) -> PathBuf {
         self.folder.path().join(format!("n{number}"))
     }
 
@@ -120,7 +154,7 @@ impl BenchCluster {
     pub(super) async fn await_up(&self, global: &Global) -> Result<(), Failure> {
         let running = self.nodes.len();
         let all_up = |it: &v1::GetClusterStatusResponse| {
-            it.nodes.len() == NODES && it.nodes.iter().filter(|it| it.up).count() == running
+            it.nodes.len() == self.size() && it.nodes.iter().filter(|it| it.up).count() == running
         };
         self.await_status("the nodes to see who is up", global, all_up).await
     }
@@ -149,19 +183,40 @@ impl BenchCluster {
         Ok(figures)
     }
 
-    /// Kills the last node with SIGKILL, and waits until the others know.
-    pub(super) async fn stop_last(&mut self, global: &Global) -> Result<(), Failure> {
-        let node = self.nodes.pop().expect("there are three");
-        self.stopped = Some(node.address());
-        node.kill().await?;
+    /// Kills the last nodes, so many, with SIGKILL, and waits until the others know.
+    pub(super) async fn stop_last(&mut self, count: usize, global: &Global) -> Result<(), Failure> {
+        let staying = self.nodes.len().checked_sub(count).expect("so many run");
+        for node in self.nodes.split_off(staying) {
+            self.stopped.push(Stopped { address: node.address(), replaces: None });
+            node.kill().await?;
+        }
         self.await_up(global).await
     }
 
-    /// Starts the node that was stopped where it was.
-    pub(super) async fn start_last(&mut self) -> Result<(), Failure> {
-        let address = self.stopped.take().expect("it was stopped");
-        let (data, join) = (self.data(NODES), self.nodes[0].peer_address);
-        self.nodes.push(Server::node(&data, NODES, address, join, self.options).await?);
+    /// Removes the directories of the nodes that are stopped. They come back in their own places.
+    pub(super) async fn lose_stopped(&mut self, global: &Global) -> Result<(), Failure> {
+        let status = self.client(global).await?.admin().status().await;
+        let known = status.map_err(|error| fail(&error, &Attempt::default()))?.nodes;
+        let running = self.nodes.len();
+        let folders: Vec<PathBuf> =
+            (1..=self.stopped.len()).map(|it| self.data(running + it)).collect();
+        for (it, folder) in self.stopped.iter_mut().zip(folders) {
+            let address = it.address.client.to_string();
+            let own = known.iter().find(|it| it.client_address == address);
+            let id = own.and_then(|it| NodeId::from_slice(&it.node_id)).map(|it| it.to_string());
+            it.replaces =
+                Some(id.ok_or_else(|| Failure::new("BENCH_STUCK", "a stopped node is not known"))?);
+            fs::remove_dir_all(&folder)
+                .map_err(|error| Failure::file("cannot remove a node's data", &error))?;
+        }
+        Ok(())
+    }
+
+    /// Starts the nodes that were stopped where they were.
+    pub(super) async fn start_stopped(&mut self) -> Result<(), Failure> {
+        for it in std::mem::take(&mut self.stopped) {
+            self.start_next(it.address, it.replaces).await?;
+        }
         Ok(())
     }
 
@@ -189,10 +244,10 @@ impl BenchCluster {
     /// Kills the last node with SIGKILL and starts it again where it was.
     pub(super) async fn restart_last(&mut self, key: &Key) -> Result<Restart, Failure> {
         let node = self.nodes.pop().expect("there are three");
-        self.stopped = Some(node.address());
+        let address = node.address();
         node.kill().await?;
         let begun = Instant::now();
-        self.start_last().await?;
+        self.start_next(address, None).await?;
         let node = self.nodes.last().expect("it has been started");
         let (listening_ms, client_address) =
             (node.started_in.as_secs_f64() * 1e3, node.client_address);
@@ -221,7 +276,7 @@ impl BenchCluster {
 
     /// Bytes on disk of the node that keeps most.
     pub(super) fn disk_bytes_max(&self) -> u64 {
-        (1..=NODES).map(|it| bytes_in(&self.data(it))).max().unwrap_or_default()
+        (1..=self.size()).map(|it| bytes_in(&self.data(it))).max().unwrap_or_default()
     }
 
     /// Memory of the node process that holds most.

@@ -87,7 +87,7 @@ pub(super) async fn run(
     global.timeout = global.timeout.max(FILL_TIMEOUT);
     let space = KeySpace::uniform(args.keys, args.value_size);
     let bar = progress::spinner(output, "starting three nodes");
-    let cluster = BenchCluster::start(args.folder.as_deref(), OPTIONS).await?;
+    let cluster = BenchCluster::start(args.folder.as_deref(), 1, OPTIONS).await?;
     cluster.make(&global).await?;
     bar.finish_and_clear();
     let keyspace = cluster.client(&global).await?.keyspace(KEYSPACE);

@@ -9,20 +9,17 @@ use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 use clap::Args;
 use serde::Serialize;
 
-use self::{
-    measure::{Bench, Moved, Returned, Settings},
-    verdict::{BAR_TABLE, BarDocument},
-};
+use self::measure::{Bench, Moved, Settings};
 use super::{
+    bar::{BarDocument, show_bars},
     keys::KeySpace,
-    latency::spell_us,
-    load::{Kind, Load},
+    load::Load,
+    returned::Returned,
 };
 use crate::{
     args::Global,
     failure::{Exit, Failure},
     output::{Output, Paint},
-    table::{Cell, Table},
     values::{self, spell_bytes, spell_count},
 };
 
@@ -140,17 +137,7 @@ async fn figures(mut bench: Bench, behind: u64) -> Result<Figures, Failure> {
 }
 
 fn show(figures: &Figures, bars: &[BarDocument], output: Output) -> Result<(), Failure> {
-    let mut table = Table::new(&BAR_TABLE);
-    for it in bars {
-        let verdict = match it.held() {
-            None => Cell::default(),
-            Some(true) => Cell::painted(Paint::Good, "pass"),
-            Some(false) => Cell::painted(Paint::Bad, "MISSED"),
-        };
-        table.row(it.cells().into_iter().map(Cell::from).chain([verdict]));
-    }
-    output.report(&table)?;
-    output.line("")?;
+    show_bars(bars, output)?;
     let moved = &figures.one_percent;
     output.line(&format!(
         "one per cent: {} of {} written while a node was down came to it in {}, in all {} records moved, {} in {} of messages",
@@ -162,23 +149,7 @@ fn show(figures: &Figures, bars: &[BarDocument], output: Output) -> Result<(), F
         spell_bytes(moved.bytes),
     ))?;
     for it in &figures.returned {
-        let p99 = |kind| {
-            let of = |side: &measure::Latency| side.p99_us.get(&kind).copied().unwrap_or_default();
-            format!(
-                "{} before, {} meanwhile",
-                spell_us(of(&it.before)),
-                spell_us(of(&it.meanwhile))
-            )
-        };
-        output.line(&format!(
-            "under load {} keys in {}: p99 of puts {}, of gets {}; calls/s {:.0} before, {:.0} meanwhile",
-            spell_count(it.keys),
-            spell_ms(it.took_ms),
-            p99(Kind::Put),
-            p99(Kind::Get),
-            it.before.calls_per_second,
-            it.meanwhile.calls_per_second,
-        ))?;
+        output.line(&it.describe())?;
     }
     Ok(())
 }

@@ -2,15 +2,16 @@
 
 use std::{num::NonZeroUsize, time::Duration};
 
+use bytes::Bytes;
 use clap::Args;
-use model::ConsistencyLevel;
+use model::{ConsistencyLevel, Key};
 use proto::{Reason, v1};
 
 use super::{
-    keys::{KeySpace, Popularity},
+    keys::{Chooser, KeySpace, Popularity},
     load::{self, Load},
     report::LoadDocument,
-    target::Target,
+    target::{Target, first_error},
 };
 use crate::{
     args::Global,
@@ -188,6 +189,32 @@ pub(super) async fn fill(load: &Load, target: &Target, output: Output) -> Result
         return Err(failure.fact("errors", errors.collect::<Vec<_>>().join(", ")));
     }
     Ok(())
+}
+
+/// Writes so many keys of the space again, evenly spread, with values of their own for each `seed`.
+pub(super) async fn write_some(
+    space: &KeySpace,
+    target: &Target,
+    keys: u64,
+    seed: u64,
+) -> Result<(), Failure> {
+    const BATCH_KEYS: usize = 100;
+    let mut chooser = Chooser::new(space, space.pool(), seed);
+    let step = usize::try_from(space.keys / keys.max(1)).unwrap_or(1).max(1);
+    let limit = usize::try_from(keys).unwrap_or(usize::MAX);
+    let indexes: Vec<u64> = (0..space.keys).step_by(step).take(limit).collect();
+    let batches: Vec<Vec<(Key, Bytes)>> = indexes
+        .chunks(BATCH_KEYS)
+        .map(|it| it.iter().map(|at| (space.key(*at), chooser.value())).collect())
+        .collect();
+    let calls = batches.into_iter().map(|it| target.put_batch(it));
+    match first_error(calls).await {
+        Some(error) => {
+            let message = format!("a key could not be written: {error}");
+            Err(Failure::new("FILL_FAILED", message))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Makes the keyspace if there is none.

@@ -24,6 +24,8 @@ pub(crate) enum Target {
     Servers {
         /// Clients take them in turns.
         clients: Vec<KvServiceClient<Channel>>,
+        /// The level of all calls.
+        level: ConsistencyLevel,
         /// The clock of every call.
         clock: u64,
     },
@@ -44,12 +46,12 @@ impl Target {
     /// An echo server, with so many connections to it.
     pub(crate) fn echo(address: &str, connections: usize) -> Self {
         let clients = (0..connections).map(|_| connect(address)).collect();
-        Self::Servers { clients, clock: ECHO_CLOCK }
+        Self::Servers { clients, level: ConsistencyLevel::Quorum, clock: ECHO_CLOCK }
     }
 
     /// These nodes alone, with a connection to each.
-    pub(crate) fn nodes(addresses: impl Iterator<Item = String>) -> Self {
-        Self::Servers { clients: addresses.map(|it| connect(&it)).collect(), clock: 0 }
+    pub(crate) fn nodes(addresses: impl Iterator<Item = String>, level: ConsistencyLevel) -> Self {
+        Self::Servers { clients: addresses.map(|it| connect(&it)).collect(), level, clock: 0 }
     }
 
     /// Writes one key for client number `client`.
@@ -62,12 +64,12 @@ impl Target {
                 }
                 one(call.send().await.map(|_| false))
             }
-            Self::Servers { clients, clock } => {
+            Self::Servers { clients, level, clock } => {
                 let request = v1::PutRequest {
                     keyspace: KEYSPACE.to_owned(),
                     key: Some(key.into()),
                     value,
-                    consistency: Some(ConsistencyLevel::Quorum.into()),
+                    consistency: Some((*level).into()),
                     clock: *clock,
                     ..v1::PutRequest::default()
                 };
@@ -86,11 +88,11 @@ impl Target {
                 }
                 one(call.send().await.map(|it| it.value.is_none()))
             }
-            Self::Servers { clients, clock } => {
+            Self::Servers { clients, level, clock } => {
                 let request = v1::GetRequest {
                     keyspace: KEYSPACE.to_owned(),
                     key: Some(key.into()),
-                    consistency: Some(ConsistencyLevel::Quorum.into()),
+                    consistency: Some((*level).into()),
                     clock: *clock,
                 };
                 one_answer(pick(clients, client).get(request).await, |it| !it.found)

@@ -1,19 +1,23 @@
-//! How many hints and dirty marks each target has, how large the hints are and how old.
+//! How many hints and dirty marks each target has, of which keyspace, how large the hints are and how old.
 //!
 //! Kept in memory and written in the batch that changes it, so that neither opening nor asking scans
-//! the hints. A row of it counts a target's hints of one class whose stamps lie within ten seconds:
-//! `prefix | target (16) | class (1) | ten seconds (8)` -> `hints (8) | bytes (8)`. The marks are one
-//! row more.
+//! the hints. A row of it counts a target's hints of one class and keyspace whose stamps lie within ten
+//! seconds: `prefix | target (16) | class (1) | keyspace (4) | ten seconds (8)` -> `hints (8) | bytes (8)`.
+//! The marks of a keyspace are one row more.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Add,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
-use model::NodeId;
+use model::{KeyspaceId, NodeId};
 
-use super::hints::{HintClass, malformed};
+use super::{
+    dirty::DirtyMark,
+    hints::{HintClass, malformed},
+};
 use crate::storage::{RangeRequest, Space, Storage, StorageError, WriteBatch};
 
 const LEDGER_PREFIX: &[u8] = b"\0hint-ledger/";
@@ -21,7 +25,7 @@ const LEDGER_PREFIX: &[u8] = b"\0hint-ledger/";
 /// The stamps that one row counts together: ages are known to this.
 pub const AGE_STEP_MS: u64 = 10_000;
 
-/// Hints of one target and class.
+/// Some hints together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HintSum {
     /// How many.
@@ -32,9 +36,9 @@ pub struct HintSum {
     pub oldest_ms: Option<u64>,
 }
 
-/// What is kept for one target.
+/// What is kept for one target, or of one keyspace.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TargetHints {
+pub struct KeptHints {
     /// Hints that a dirty mark may replace.
     pub ordinary: HintSum,
     /// Hints of writes at ANY.
@@ -43,7 +47,7 @@ pub struct TargetHints {
     pub dirty_marks: u64,
 }
 
-impl TargetHints {
+impl KeptHints {
     /// Hints of both classes.
     pub fn hints(&self) -> u64 {
         self.ordinary.hints + self.any.hints
@@ -51,7 +55,12 @@ impl TargetHints {
 
     /// The clock of the oldest hint of either class.
     pub fn oldest_ms(&self) -> Option<u64> {
-        self.ordinary.oldest_ms.into_iter().chain(self.any.oldest_ms).min()
+        self.both().oldest_ms
+    }
+
+    /// Hints of both classes together.
+    pub fn both(&self) -> HintSum {
+        self.ordinary + self.any
     }
 
     fn is_empty(&self) -> bool {
@@ -59,29 +68,70 @@ impl TargetHints {
     }
 }
 
+impl Add for HintSum {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            hints: self.hints + other.hints,
+            bytes: self.bytes.saturating_add(other.bytes),
+            oldest_ms: self.oldest_ms.into_iter().chain(other.oldest_ms).min(),
+        }
+    }
+}
+
+impl Add for KeptHints {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            ordinary: self.ordinary + other.ordinary,
+            any: self.any + other.any,
+            dirty_marks: self.dirty_marks + other.dirty_marks,
+        }
+    }
+}
+
 /// The ledger as it is on disk, for whoever asks.
 #[derive(Debug, Default)]
 pub struct HintTotals {
-    targets: Mutex<BTreeMap<NodeId, TargetHints>>,
+    targets: Mutex<BTreeMap<NodeId, Keyspaces>>,
+}
+
+/// What is kept for a target, of each keyspace.
+type Keyspaces = BTreeMap<KeyspaceId, KeptHints>;
+
+fn total(keyspaces: &Keyspaces) -> KeptHints {
+    keyspaces.values().fold(KeptHints::default(), |sum, it| sum + *it)
 }
 
 impl HintTotals {
     /// What is kept for one target.
-    pub fn of(&self, target: NodeId) -> TargetHints {
-        self.lock().get(&target).copied().unwrap_or_default()
+    pub fn of(&self, target: NodeId) -> KeptHints {
+        self.lock().get(&target).map(total).unwrap_or_default()
     }
 
     /// Every target for which something is kept.
-    pub fn all(&self) -> BTreeMap<NodeId, TargetHints> {
-        self.lock().clone()
+    pub fn all(&self) -> BTreeMap<NodeId, KeptHints> {
+        self.lock().iter().map(|(target, it)| (*target, total(it))).collect()
+    }
+
+    /// What is kept of each keyspace, for all targets together.
+    pub fn by_keyspace(&self) -> BTreeMap<KeyspaceId, KeptHints> {
+        let mut all = Keyspaces::new();
+        for (keyspace, kept) in self.lock().values().flatten() {
+            let sum = all.entry(*keyspace).or_default();
+            *sum = *sum + *kept;
+        }
+        all
     }
 
     /// The bytes of all hints of writes at ANY.
     pub fn any_bytes(&self) -> u64 {
-        self.lock().values().map(|it| it.any.bytes).sum()
+        self.lock().values().flat_map(BTreeMap::values).map(|it| it.any.bytes).sum()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, TargetHints>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Keyspaces>> {
         self.targets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -91,6 +141,7 @@ impl HintTotals {
 struct Place {
     target: NodeId,
     kind: Kind,
+    keyspace: KeyspaceId,
     step: u64,
 }
 
@@ -111,7 +162,9 @@ struct Count {
 #[derive(Debug, Default)]
 pub(super) struct HintLedger {
     counts: BTreeMap<Place, Count>,
-    sums: BTreeMap<(NodeId, Kind), Count>,
+    /// Of all steps; and of all keyspaces, too.
+    sums: BTreeMap<(NodeId, Kind, KeyspaceId), Count>,
+    totals: BTreeMap<(NodeId, Kind), Count>,
     /// What the places that this group has changed had before it.
     before: BTreeMap<Place, Count>,
     published: Arc<HintTotals>,
@@ -136,17 +189,24 @@ impl HintLedger {
 
     /// The bytes of a target's ordinary hints.
     pub(super) fn ordinary_bytes(&self, target: NodeId) -> u64 {
-        self.sum(target, Kind::Ordinary).bytes
+        self.totals.get(&(target, Kind::Ordinary)).map_or(0, |it| it.bytes)
     }
 
     /// The bytes of all hints of writes at ANY.
     pub(super) fn any_bytes(&self) -> u64 {
-        self.sums.iter().filter(|it| it.0.1 == Kind::Any).map(|it| it.1.bytes).sum()
+        self.totals.iter().filter(|it| it.0.1 == Kind::Any).map(|it| it.1.bytes).sum()
     }
 
     /// A hint is put.
-    pub(super) fn add(&mut self, target: NodeId, class: HintClass, stamp_ms: u64, bytes: u64) {
-        let place = Place { target, kind: class.into(), step: stamp_ms / AGE_STEP_MS };
+    pub(super) fn add(
+        &mut self,
+        target: NodeId,
+        keyspace: KeyspaceId,
+        class: HintClass,
+        stamp_ms: u64,
+        bytes: u64,
+    ) {
+        let place = Place { target, kind: class.into(), keyspace, step: stamp_ms / AGE_STEP_MS };
         let before = self.count(place);
         let count = Count { number: before.number + 1, bytes: before.bytes.saturating_add(bytes) };
         self.set(place, count);
@@ -156,14 +216,15 @@ impl HintLedger {
     pub(super) fn remove(
         &mut self,
         target: NodeId,
+        keyspace: KeyspaceId,
         class: HintClass,
         stamp_ms: Option<u64>,
         bytes: u64,
     ) {
         let kind = class.into();
-        let known = stamp_ms.map(|it| Place { target, kind, step: it / AGE_STEP_MS });
-        let known = known.filter(|it| self.counts.contains_key(it));
-        let Some(place) = known.or_else(|| self.oldest(target, kind)) else { return };
+        let place = |it: u64| Place { target, kind, keyspace, step: it / AGE_STEP_MS };
+        let known = stamp_ms.map(place).filter(|it| self.counts.contains_key(it));
+        let Some(place) = known.or_else(|| self.oldest(target, kind, keyspace)) else { return };
         let before = self.count(place);
         let number = before.number.saturating_sub(1);
         let bytes = if number == 0 { 0 } else { before.bytes.saturating_sub(bytes) };
@@ -171,18 +232,25 @@ impl HintLedger {
     }
 
     /// A part of the ring becomes dirty.
-    pub(super) fn add_mark(&mut self, target: NodeId) {
-        self.set_marks(target, self.sum(target, Kind::Marks).number + 1);
+    pub(super) fn add_mark(&mut self, mark: DirtyMark) {
+        let number = self.marks(mark.target, mark.keyspace) + 1;
+        self.set_marks(mark.target, mark.keyspace, number);
     }
 
     /// A part of the ring is clean again.
-    pub(super) fn remove_mark(&mut self, target: NodeId) {
-        self.set_marks(target, self.sum(target, Kind::Marks).number.saturating_sub(1));
+    pub(super) fn remove_mark(&mut self, mark: DirtyMark) {
+        let number = self.marks(mark.target, mark.keyspace).saturating_sub(1);
+        self.set_marks(mark.target, mark.keyspace, number);
     }
 
     /// All of a target's marks go.
     pub(super) fn forget_marks(&mut self, target: NodeId) {
-        self.set_marks(target, 0);
+        let [first, last] =
+            [0, u32::MAX].map(|keyspace| (target, Kind::Marks, KeyspaceId(keyspace)));
+        let marked: Vec<_> = self.sums.range(first..=last).map(|it| it.0.2).collect();
+        for keyspace in marked {
+            self.set_marks(target, keyspace, 0);
+        }
     }
 
     /// Adds the group's changes to its batch.
@@ -204,19 +272,23 @@ impl HintLedger {
         if self.before.is_empty() {
             return;
         }
-        let targets: BTreeSet<_> = self.before.keys().map(|it| it.target).collect();
+        let changed: BTreeSet<_> = self.before.keys().map(|it| (it.target, it.keyspace)).collect();
         self.before.clear();
         let mut published = self.published.lock();
-        for target in targets {
-            let hints = TargetHints {
-                ordinary: self.hint_sum(target, Kind::Ordinary),
-                any: self.hint_sum(target, Kind::Any),
-                dirty_marks: self.sum(target, Kind::Marks).number,
+        for (target, keyspace) in changed {
+            let kept = KeptHints {
+                ordinary: self.hint_sum(target, Kind::Ordinary, keyspace),
+                any: self.hint_sum(target, Kind::Any, keyspace),
+                dirty_marks: self.marks(target, keyspace),
             };
-            if hints.is_empty() {
-                published.remove(&target);
+            let keyspaces = published.entry(target).or_default();
+            if kept.is_empty() {
+                keyspaces.remove(&keyspace);
             } else {
-                published.insert(target, hints);
+                keyspaces.insert(keyspace, kept);
+            }
+            if keyspaces.is_empty() {
+                published.remove(&target);
             }
         }
     }
@@ -228,8 +300,9 @@ impl HintLedger {
         }
     }
 
-    fn set_marks(&mut self, target: NodeId, number: u64) {
-        self.set(Place { target, kind: Kind::Marks, step: 0 }, Count { number, bytes: 0 });
+    fn set_marks(&mut self, target: NodeId, keyspace: KeyspaceId, number: u64) {
+        let place = Place { target, kind: Kind::Marks, keyspace, step: 0 };
+        self.set(place, Count { number, bytes: 0 });
     }
 
     fn set(&mut self, place: Place, count: Count) {
@@ -245,31 +318,43 @@ impl HintLedger {
             self.counts.insert(place, count)
         };
         let before = before.unwrap_or_default();
-        let sum = self.sums.entry((place.target, place.kind)).or_default();
-        sum.number = sum.number.saturating_sub(before.number) + count.number;
-        sum.bytes = sum.bytes.saturating_sub(before.bytes).saturating_add(count.bytes);
-        if sum.number == 0 {
-            self.sums.remove(&(place.target, place.kind));
-        }
+        let Place { target, kind, keyspace, .. } = place;
+        shift(&mut self.sums, (target, kind, keyspace), before, count);
+        shift(&mut self.totals, (target, kind), before, count);
     }
 
     fn count(&self, place: Place) -> Count {
         self.counts.get(&place).copied().unwrap_or_default()
     }
 
-    fn sum(&self, target: NodeId, kind: Kind) -> Count {
-        self.sums.get(&(target, kind)).copied().unwrap_or_default()
+    fn sum(&self, target: NodeId, kind: Kind, keyspace: KeyspaceId) -> Count {
+        self.sums.get(&(target, kind, keyspace)).copied().unwrap_or_default()
     }
 
-    fn hint_sum(&self, target: NodeId, kind: Kind) -> HintSum {
-        let sum = self.sum(target, kind);
-        let oldest_ms = self.oldest(target, kind).map(|it| it.step.saturating_mul(AGE_STEP_MS));
+    fn marks(&self, target: NodeId, keyspace: KeyspaceId) -> u64 {
+        self.sum(target, Kind::Marks, keyspace).number
+    }
+
+    fn hint_sum(&self, target: NodeId, kind: Kind, keyspace: KeyspaceId) -> HintSum {
+        let sum = self.sum(target, kind, keyspace);
+        let oldest = self.oldest(target, kind, keyspace);
+        let oldest_ms = oldest.map(|it| it.step.saturating_mul(AGE_STEP_MS));
         HintSum { hints: sum.number, bytes: sum.bytes, oldest_ms }
     }
 
-    fn oldest(&self, target: NodeId, kind: Kind) -> Option<Place> {
-        let [first, last] = [0, u64::MAX].map(|step| Place { target, kind, step });
+    fn oldest(&self, target: NodeId, kind: Kind, keyspace: KeyspaceId) -> Option<Place> {
+        let [first, last] = [0, u64::MAX].map(|step| Place { target, kind, keyspace, step });
         self.counts.range(first..=last).next().map(|it| *it.0)
+    }
+}
+
+/// Puts a count in the place of another one, within their sum.
+fn shift<K: Ord + Copy>(sums: &mut BTreeMap<K, Count>, of: K, before: Count, count: Count) {
+    let sum = sums.entry(of).or_default();
+    sum.number = sum.number.saturating_sub(before.number) + count.number;
+    sum.bytes = sum.bytes.saturating_sub(before.bytes).saturating_add(count.bytes);
+    if sum.number == 0 {
+        sums.remove(&of);
     }
 }
 
@@ -281,19 +366,21 @@ impl Place {
             Kind::Marks => MARKS_BYTE,
         };
         let (target, step) = (self.target.to_bytes(), self.step.to_be_bytes());
-        [LEDGER_PREFIX, &target, &[kind], &step].concat().into()
+        let keyspace = self.keyspace.0.to_be_bytes();
+        [LEDGER_PREFIX, &target, &[kind], &keyspace, &step].concat().into()
     }
 
     fn parse(key: &[u8]) -> Option<Self> {
-        let body: &[u8; 25] = key.strip_prefix(LEDGER_PREFIX)?.try_into().ok()?;
+        let body: &[u8; 29] = key.strip_prefix(LEDGER_PREFIX)?.try_into().ok()?;
         let kind = match body[16] {
             0 => Kind::Ordinary,
             1 => Kind::Any,
             MARKS_BYTE => Kind::Marks,
             _ => return None,
         };
-        let step = u64::from_be_bytes(body[17..].try_into().ok()?);
-        Some(Self { target: NodeId::from_slice(&body[..16])?, kind, step })
+        let keyspace = KeyspaceId(u32::from_be_bytes(body[17..21].try_into().ok()?));
+        let step = u64::from_be_bytes(body[21..].try_into().ok()?);
+        Some(Self { target: NodeId::from_slice(&body[..16])?, kind, keyspace, step })
     }
 }
 
@@ -324,11 +411,14 @@ mod tests {
     use crate::storage::{Durability, memory::MemoryStorage};
 
     const NODES: [NodeId; 2] = [NodeId(1), NodeId(2)];
+    const KEYSPACES: [KeyspaceId; 2] = [KeyspaceId(5), KeyspaceId(6)];
 
     #[test]
     fn rows_are_frozen_and_strangers_refused() {
-        let place = Place { target: NodeId(3), kind: Kind::Any, step: 258 };
-        let expected = [LEDGER_PREFIX, &[0; 15], &[3, 1, 0, 0, 0, 0, 0, 0, 1, 2]].concat();
+        let place =
+            Place { target: NodeId(3), kind: Kind::Any, keyspace: KeyspaceId(9), step: 258 };
+        let rest = [3, 1, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 1, 2];
+        let expected = [LEDGER_PREFIX, &[0; 15], &rest].concat();
         assert_eq!(place.key(), expected);
         assert_eq!(Place::parse(&expected), Some(place));
         assert_eq!(Place::parse(&expected[..expected.len() - 1]), None);
@@ -342,13 +432,34 @@ mod tests {
     #[test]
     fn a_damaged_hint_counts_as_one_of_the_oldest() {
         let mut ledger = HintLedger::default();
-        let [it, _] = NODES;
-        ledger.add(it, HintClass::Ordinary, 10_000, 7);
-        ledger.add(it, HintClass::Ordinary, 20_000, 9);
-        ledger.remove(it, HintClass::Ordinary, None, 9);
-        ledger.remove(it, HintClass::Ordinary, Some(10_000), 7);
+        let ([it, _], [keyspace, _]) = (NODES, KEYSPACES);
+        ledger.add(it, keyspace, HintClass::Ordinary, 10_000, 7);
+        ledger.add(it, keyspace, HintClass::Ordinary, 20_000, 9);
+        ledger.remove(it, keyspace, HintClass::Ordinary, None, 9);
+        ledger.remove(it, keyspace, HintClass::Ordinary, Some(10_000), 7);
         ledger.keep();
         assert_eq!(ledger.published().all(), BTreeMap::new());
+    }
+
+    /// What a ledger has to count.
+    #[derive(Clone, Debug, Default)]
+    struct There {
+        hints: Vec<(NodeId, KeyspaceId, HintClass, u64, u64)>,
+        marks: Vec<(NodeId, KeyspaceId)>,
+    }
+
+    impl There {
+        fn kept(&self, counts: impl Fn(NodeId, KeyspaceId) -> bool) -> KeptHints {
+            let of = |class| {
+                let it = self.hints.iter().filter(|it| it.2 == class && counts(it.0, it.1));
+                let oldest_ms = it.clone().map(|it| it.3 / AGE_STEP_MS * AGE_STEP_MS).min();
+                let bytes = it.clone().map(|it| it.4).sum();
+                HintSum { hints: it.count() as u64, bytes, oldest_ms }
+            };
+            let marks = self.marks.iter().filter(|it| counts(it.0, it.1)).count();
+            let (ordinary, any) = (of(HintClass::Ordinary), of(HintClass::Any));
+            KeptHints { ordinary, any, dirty_marks: marks as u64 }
+        }
     }
 
     proptest! {
@@ -356,24 +467,33 @@ mod tests {
         #[test]
         fn counts_what_is_there(
             steps in proptest::collection::vec(
-                (0..2_usize, 0..4_u8, 0..40_000_u64, 1..99_u64, 0..6_u8), 1..60)
+                (0..4_usize, 0..5_u8, 0..40_000_u64, 1..99_u64, 0..6_u8), 1..60)
         ) {
             let storage = MemoryStorage::new();
             let mut ledger = HintLedger::default();
-            let (mut there, mut durable) = (Vec::new(), Vec::new());
-            for (node, what, stamp_ms, bytes, end) in steps {
-                let target = NODES[node];
+            let (mut there, mut durable) = (There::default(), There::default());
+            for (of, what, stamp_ms, bytes, end) in steps {
+                let (target, keyspace) = (NODES[of % 2], KEYSPACES[of / 2]);
+                let mark = DirtyMark { target, keyspace, token_prefix: 0 };
                 match what {
                     0 | 1 => {
                         let class = [HintClass::Ordinary, HintClass::Any][usize::from(what)];
-                        ledger.add(target, class, stamp_ms, bytes);
-                        there.push((target, class, stamp_ms, bytes));
+                        ledger.add(target, keyspace, class, stamp_ms, bytes);
+                        there.hints.push((target, keyspace, class, stamp_ms, bytes));
                     }
-                    2 if !there.is_empty() => {
-                        let (target, class, stamp_ms, bytes) = there.remove(node % there.len());
-                        ledger.remove(target, class, Some(stamp_ms), bytes);
+                    2 if !there.hints.is_empty() => {
+                        let at = of % there.hints.len();
+                        let (target, keyspace, class, stamp_ms, bytes) = there.hints.remove(at);
+                        ledger.remove(target, keyspace, class, Some(stamp_ms), bytes);
                     }
-                    _ => ledger.add_mark(target),
+                    3 if bytes < 10 => {
+                        ledger.forget_marks(target);
+                        there.marks.retain(|it| it.0 != target);
+                    }
+                    _ => {
+                        ledger.add_mark(mark);
+                        there.marks.push((target, keyspace));
+                    }
                 }
                 match end {
                     0 => {
@@ -392,18 +512,19 @@ mod tests {
                 let reopened = HintLedger::load(&storage).unwrap();
                 prop_assert_eq!(&reopened.counts, &ledger.counts);
                 prop_assert_eq!(&reopened.sums, &ledger.sums);
+                prop_assert_eq!(&reopened.totals, &ledger.totals);
                 prop_assert_eq!(reopened.published().all(), ledger.published().all());
+                let (found, by_keyspace) = (ledger.published(), ledger.published().by_keyspace());
                 for target in NODES {
-                    let of = |class| {
-                        let it = there.iter().filter(move |it| it.0 == target && it.1 == class);
-                        let oldest_ms = it.clone().map(|it| it.2 / AGE_STEP_MS * AGE_STEP_MS).min();
-                        let bytes = it.clone().map(|it| it.3).sum();
-                        HintSum { hints: it.count() as u64, bytes, oldest_ms }
-                    };
-                    let found = ledger.published().of(target);
-                    prop_assert_eq!(found.ordinary, of(HintClass::Ordinary));
-                    prop_assert_eq!(found.any, of(HintClass::Any));
+                    let kept = there.kept(|it, _| it == target);
+                    prop_assert_eq!(found.of(target), kept);
+                    prop_assert_eq!(ledger.ordinary_bytes(target), kept.ordinary.bytes);
                 }
+                for keyspace in KEYSPACES {
+                    let kept = by_keyspace.get(&keyspace).copied().unwrap_or_default();
+                    prop_assert_eq!(kept, there.kept(|_, it| it == keyspace));
+                }
+                prop_assert_eq!(ledger.any_bytes(), there.kept(|_, _| true).any.bytes);
             }
         }
     }

@@ -7,7 +7,7 @@ use model::NodeId;
 use proto::{CallError, Reason, v1};
 use tonic::metadata::MetadataMap;
 
-use super::{FillStatus, admin::AdminApi, call::Call};
+use super::{FillStatus, admin::AdminApi, admin_hints::hint_sum, call::Call};
 use crate::exchange::{ExchangeBoard, PurgeBlock, RoundEnd, RoundReport};
 
 /// The rounds that a call waits for: those numbered so or higher.
@@ -130,9 +130,17 @@ impl AdminApi {
                 bytes_moved: figures.bytes_moved,
             });
         }
-        let purges = shared.exchange.purges();
+        let kept = shared.hint_totals.load().by_keyspace();
+        // A node keeps hints, and acknowledges writes, of keyspaces of which it holds no replica.
+        for keyspace in kept.keys().copied().chain(shared.exchange.overwritten_in()) {
+            if let Some(it) = view.keyspace_of_id(keyspace) {
+                keyspaces.entry(it.keyspace.name.clone()).or_default();
+            }
+        }
+        let (purges, now_ms) = (shared.exchange.purges(), shared.believed_wall().0);
         let keyspaces = keyspaces.into_iter().map(|(name, pairs)| {
             let id = view.keyspace(&name).map(|it| it.keyspace.id);
+            let kept = id.and_then(|it| kept.get(&it)).copied().unwrap_or_default();
             let noted = id.and_then(|it| purges.get(&it)).copied();
             let (block, waits_for) = purge_block(noted.map(|it| it.0));
             v1::KeyspaceConvergence {
@@ -144,6 +152,8 @@ impl AdminApi {
                 purge_waits_for_address: waits_for.map_or_else(String::new, |it| self.place(it).0),
                 overwritten_concurrent: id.map_or(0, |it| shared.exchange.overwritten(it)),
                 purge_blocked_ms: noted.map_or(0, |it| now_us.saturating_sub(it.1) / 1_000),
+                hints: Some(hint_sum(&kept.both(), now_ms)),
+                dirty_marks: kept.dirty_marks,
             }
         });
         let scrub = Some(self.scrub_status());

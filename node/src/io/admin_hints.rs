@@ -12,7 +12,7 @@ use super::{
     call::Call,
     handoff::{PassEnd, TargetState},
 };
-use crate::commit::{HintSum, TargetHints};
+use crate::commit::{HintSum, KeptHints};
 
 /// The hints that a call waits for: those that were there before the pass after `begun`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Barrier {
     }
 
     /// True if everything that was owed to a target is delivered or marked.
-    fn is_passed(&self, hints: &TargetHints, state: &TargetState) -> bool {
+    fn is_passed(&self, hints: &KeptHints, state: &TargetState) -> bool {
         let begun = if Mutant::BarrierPassedEarly.is_on() { 0 } else { self.begun };
         hints.hints() == 0 || state.clean > begun
     }
@@ -129,7 +129,7 @@ impl AdminApi {
         barrier.targets = targets.into_iter().filter(owed).collect();
     }
 
-    fn target_hints(&self, target: NodeId, hints: &TargetHints) -> v1::TargetHints {
+    fn target_hints(&self, target: NodeId, hints: &KeptHints) -> v1::TargetHints {
         let shared = &self.io.shared;
         let view = shared.view.load();
         let known = shared.directory.borrow().get(&target).map(|it| it.description());
@@ -156,13 +156,13 @@ impl AdminApi {
     }
 }
 
-fn hint_sum(sum: &HintSum, now_ms: u64) -> v1::HintSum {
+pub(super) fn hint_sum(sum: &HintSum, now_ms: u64) -> v1::HintSum {
     let oldest_age_ms = sum.oldest_ms.map(|it| now_ms.saturating_sub(it));
     v1::HintSum { hints: sum.hints, bytes: sum.bytes, oldest_age_ms }
 }
 
 fn handoff_state(
-    hints: &TargetHints,
+    hints: &KeptHints,
     state: &TargetState,
     can_deliver: bool,
 ) -> (v1::HandoffState, String) {
@@ -198,9 +198,9 @@ mod tests {
         Barrier { incarnation: 3, begun: 7, targets }
     }
 
-    fn kept(hints: u64) -> TargetHints {
+    fn kept(hints: u64) -> KeptHints {
         let ordinary = HintSum { hints, bytes: 100 * hints, oldest_ms: None };
-        TargetHints { ordinary, ..TargetHints::default() }
+        KeptHints { ordinary, ..KeptHints::default() }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::{sync::oneshot, task::JoinSet};
 
 use super::io_loop::IoLoop;
 use crate::{
-    commit::{CommitItem, TargetHints},
+    commit::{CommitItem, KeptHints},
     view::View,
 };
 pub(crate) use board::{HandoffBoard, PassEnd, TargetState};
@@ -55,7 +55,7 @@ impl IoLoop {
         self: &Arc<Self>,
         view: &View,
         target: NodeId,
-        hints: &TargetHints,
+        hints: &KeptHints,
         passes: &mut JoinSet<()>,
     ) {
         let board = &self.shared.handoff;

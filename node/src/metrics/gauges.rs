@@ -10,7 +10,7 @@ use prometheus_client::{
 
 use crate::{
     clock_watch::ClockState,
-    commit::{HintSum, TargetHints},
+    commit::{HintSum, KeptHints},
     exchange::PurgeBlock,
     membership::Member,
     shared::Shared,
@@ -215,7 +215,7 @@ fn others(shared: &Shared) -> Vec<Gauge> {
 
     let totals = shared.hint_totals.load().all();
     // Known nodes for which nothing is kept show zero: an alert needs a series that ends there.
-    let known = others.iter().map(|it| (it.node(), TargetHints::default()));
+    let known = others.iter().map(|it| (it.node(), KeptHints::default()));
     let mut targets: BTreeMap<_, _> = known.collect();
     targets.extend(totals);
     let wall_ms = shared.wall().0;
@@ -268,26 +268,20 @@ struct Convergence {
     records_moved: u64,
     bytes_moved: u64,
     overwritten: u64,
+    kept: KeptHints,
 }
 
 /// How far this node's replicas are known to agree with the others', by keyspace: a series for each
 /// pair of nodes would be too many.
 fn convergence(shared: &Shared) -> Vec<Gauge> {
-    let (view, now_us) = (shared.view.load(), shared.elapsed_us());
-    let mut keyspaces: BTreeMap<String, Convergence> = BTreeMap::new();
-    for ((id, _), pair) in shared.exchange.figures() {
-        let Some(keyspace) = view.keyspace_of_id(id) else { continue };
-        let sum = keyspaces.entry(keyspace.keyspace.name.clone()).or_default();
-        sum.partitions += pair.partitions;
-        sum.same += pair.same;
-        sum.oldest_us = sum.oldest_us.max(now_us.saturating_sub(pair.oldest_us));
-        sum.records_moved += pair.records_moved;
-        sum.bytes_moved += pair.bytes_moved;
-        sum.overwritten = shared.exchange.overwritten(id);
-    }
+    let (keyspaces, wall_ms) = (by_keyspace(shared), shared.wall().0);
     let series = |value: fn(&Convergence) -> u64| {
         keyspaces.iter().map(move |(name, it)| (of_keyspace(name), value(it)))
     };
+    let oldest = |it: &Convergence| {
+        it.kept.oldest_ms().map_or(0, |oldest_ms| wall_ms.saturating_sub(oldest_ms) / 1_000)
+    };
+    let oldest = keyspaces.iter().map(|(name, it)| (of_keyspace(name), oldest(it)));
     vec![
         Gauge::labelled(
             "convergence_partitions",
@@ -315,7 +309,55 @@ fn convergence(shared: &Shared) -> Vec<Gauge> {
             "Acknowledged writes since the start that a replica already held a newer version of.",
             series(|it| it.overwritten),
         ),
+        Gauge::labelled(
+            "convergence_hints",
+            "Hints kept here, for all nodes together.",
+            series(|it| it.kept.both().hints),
+        ),
+        Gauge::labelled(
+            "convergence_hint_bytes",
+            "Their bytes.",
+            series(|it| it.kept.both().bytes),
+        ),
+        Gauge::labelled(
+            "convergence_oldest_hint_seconds",
+            "The age of the oldest of them, up to ten seconds too much; 0 if there is none.",
+            oldest,
+        ),
+        Gauge::labelled(
+            "convergence_dirty_marks",
+            "Parts of the ring that nodes must be compared for, as no hints are kept for them.",
+            series(|it| it.kept.dirty_marks),
+        ),
     ]
+}
+
+/// What is known of each keyspace, and kept.
+fn by_keyspace(shared: &Shared) -> BTreeMap<String, Convergence> {
+    let (view, now_us) = (shared.view.load(), shared.elapsed_us());
+    let mut keyspaces: BTreeMap<String, Convergence> = BTreeMap::new();
+    for ((id, _), pair) in shared.exchange.figures() {
+        let Some(keyspace) = view.keyspace_of_id(id) else { continue };
+        let sum = keyspaces.entry(keyspace.keyspace.name.clone()).or_default();
+        sum.partitions += pair.partitions;
+        sum.same += pair.same;
+        sum.oldest_us = sum.oldest_us.max(now_us.saturating_sub(pair.oldest_us));
+        sum.records_moved += pair.records_moved;
+        sum.bytes_moved += pair.bytes_moved;
+    }
+    // A node keeps hints, and acknowledges writes, of keyspaces of which it holds no replica.
+    for (id, kept) in shared.hint_totals.load().by_keyspace() {
+        if let Some(it) = view.keyspace_of_id(id) {
+            keyspaces.entry(it.keyspace.name.clone()).or_default().kept = kept;
+        }
+    }
+    for id in shared.exchange.overwritten_in() {
+        if let Some(it) = view.keyspace_of_id(id) {
+            let sum = keyspaces.entry(it.keyspace.name.clone()).or_default();
+            sum.overwritten = shared.exchange.overwritten(id);
+        }
+    }
+    keyspaces
 }
 
 /// What keeps tombstones and expired records of keyspaces that this node would purge.

@@ -3,7 +3,7 @@
 use super::{Durability, RangeRequest, Space, Storage, StorageError, WriteBatch};
 
 /// The format of the rows that this build writes: keys, stored values, hints and bookkeeping.
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 
 /// The lanes (databases with a log and a commit thread of their own) that this build runs.
 pub const LANES: u32 = 1;
@@ -76,15 +76,15 @@ mod tests {
     #[test]
     fn marks_are_set_once_and_strangers_refused() {
         assert_eq!(check(&[]), Ok(()));
-        let golden = (FORMAT_KEY, &[0, 0, 0, 5, 0, 0, 0, 1][..]);
+        let golden = (FORMAT_KEY, &[0, 0, 0, 6, 0, 0, 0, 1][..]);
         assert_eq!(check(&[golden]), Ok(()));
-        let newer = (FORMAT_KEY, &[0, 0, 0, 6, 0, 0, 0, 1, 9][..]);
+        let newer = (FORMAT_KEY, &[0, 0, 0, 7, 0, 0, 0, 1, 9][..]);
         assert_eq!(check(&[newer]), Err(OpenError::NoMark));
-        let newer = (FORMAT_KEY, &[0, 0, 0, 6, 0, 0, 0, 1][..]);
-        assert_eq!(check(&[newer]), Err(OpenError::UnknownFormat { found: 6 }));
+        let newer = (FORMAT_KEY, &[0, 0, 0, 7, 0, 0, 0, 1][..]);
+        assert_eq!(check(&[newer]), Err(OpenError::UnknownFormat { found: 7 }));
         let older = (FORMAT_KEY, &[0, 0, 0, 1, 0, 0, 0, 1][..]);
         assert_eq!(check(&[older]), Err(OpenError::UnknownFormat { found: 1 }));
-        let lanes = (FORMAT_KEY, &[0, 0, 0, 5, 0, 0, 0, 4][..]);
+        let lanes = (FORMAT_KEY, &[0, 0, 0, 6, 0, 0, 0, 4][..]);
         assert_eq!(check(&[lanes]), Err(OpenError::LaneCount { found: 4 }));
         assert_eq!(check(&[(b"other", b"row")]), Err(OpenError::NoMark));
         assert_eq!(check(&[(FORMAT_KEY, b"x")]), Err(OpenError::NoMark));

@@ -6,23 +6,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use client::Admin;
 use futures_util::future::join_all;
 use indicatif::ProgressBar;
-use model::{ConsistencyLevel, Key};
+use model::ConsistencyLevel;
 use proto::v1;
 use serde::Serialize;
 
-use super::verdict::number;
 use crate::{
     args::Global,
     bench::{
+        bar::number,
         cluster::{BenchCluster, KEYSPACE},
-        keys::Chooser,
-        load::{self, Kind, Load, Measured},
-        run::fill,
-        target::{Target, first_error},
+        load::{self, Load},
+        returned::Returned,
+        run::{fill, write_some},
+        target::Target,
     },
     connect::fail,
     failure::{Attempt, Failure},
@@ -61,35 +60,6 @@ impl Moved {
     }
 }
 
-/// A node that came back while the others were under load.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Returned {
-    /// Keys that were written while it was down, beside those of the load.
-    pub(super) keys: u64,
-    /// From its start until all replicas were the same.
-    pub(super) took_ms: f64,
-    /// While all three were up.
-    pub(super) before: Latency,
-    /// From its start until all replicas were the same.
-    pub(super) meanwhile: Latency,
-    /// Calls that failed.
-    pub(super) errors: u64,
-}
-
-/// What the clients noticed.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Latency {
-    pub(super) p99_us: BTreeMap<Kind, f64>,
-    pub(super) calls_per_second: f64,
-}
-
-impl Latency {
-    fn new(measured: &Measured) -> Self {
-        let p99 = measured.tallies.iter().map(|(kind, it)| (*kind, it.latencies.quantile_us(0.99)));
-        Self { p99_us: p99.collect(), calls_per_second: measured.calls_per_second() }
-    }
-}
-
 /// The cluster under measurement.
 pub(super) struct Bench {
     settings: Settings,
@@ -111,7 +81,7 @@ impl Bench {
         settings.global.timeout = settings.global.timeout.max(FILL_TIMEOUT);
         let bar = progress::spinner(settings.output, "starting three nodes");
         let options = &["--no-hints-for=dc1", "--request-timeout=60s"];
-        let cluster = BenchCluster::start(settings.folder.as_deref(), options).await?;
+        let cluster = BenchCluster::start(settings.folder.as_deref(), 1, options).await?;
         cluster.make(&settings.global).await?;
         bar.finish_and_clear();
         let bench = Self { settings, cluster, writes: 0 };
@@ -146,7 +116,7 @@ impl Bench {
         let before = self.counted().await?;
         bar.set_message(format!("bringing a node back that lacks {} keys", spell_count(keys)));
         let begun = Instant::now();
-        self.cluster.start_last().await?;
+        self.cluster.start_stopped().await?;
         self.cluster.await_up(&self.settings.global).await?;
         self.converge().await?;
         let took_ms = begun.elapsed().as_secs_f64() * 1e3;
@@ -161,7 +131,10 @@ impl Bench {
     pub(super) async fn away_under_load(&mut self, keys: u64) -> Result<Returned, Failure> {
         let bar = self.tell("measuring a load on three nodes");
         let staying = self.cluster.nodes().iter().take(2);
-        let target = Target::nodes(staying.clone().map(|it| it.client_address.to_string()));
+        let target = Target::nodes(
+            staying.clone().map(|it| it.client_address.to_string()),
+            ConsistencyLevel::Quorum,
+        );
         let pids: Vec<u32> = staying.map(|it| it.pid).collect();
         let load = self.settings.load.clone();
         let before = load::run(&load, &target, &pids).await?;
@@ -171,7 +144,7 @@ impl Bench {
         bar.set_message(format!("a node catches up with {} keys, under load", spell_count(keys)));
         let catch_up = async {
             let begun = Instant::now();
-            self.cluster.start_last().await?;
+            self.cluster.start_stopped().await?;
             self.cluster.await_up(&self.settings.global).await?;
             self.converge().await?;
             Ok::<_, Failure>(begun.elapsed().as_secs_f64() * 1e3)
@@ -181,9 +154,7 @@ impl Bench {
         bar.set_message("waiting until all replicas are the same");
         self.converge().await?;
         bar.finish_and_clear();
-        let errors = before.errors() + meanwhile.errors();
-        let (before, meanwhile) = (Latency::new(&before), Latency::new(&meanwhile));
-        Ok(Returned { keys, took_ms, before, meanwhile, errors })
+        Ok(Returned::new(keys, took_ms, &before, &meanwhile))
     }
 
     /// Bytes of Merkle trees for a million keys, of the node that needs most.
@@ -197,25 +168,10 @@ impl Bench {
     }
 
     async fn write_without_last(&mut self, keys: u64) -> Result<(), Failure> {
-        self.cluster.stop_last(&self.settings.global).await?;
+        self.cluster.stop_last(1, &self.settings.global).await?;
         self.writes += 1;
-        let (target, space) = (self.all_nodes().await?, &self.settings.load.space);
-        let mut chooser = Chooser::new(space, space.pool(), u64::MAX - self.writes);
-        let step = usize::try_from(space.keys / keys.max(1)).unwrap_or(1).max(1);
-        let limit = usize::try_from(keys).unwrap_or(usize::MAX);
-        let indexes: Vec<u64> = (0..space.keys).step_by(step).take(limit).collect();
-        let batches: Vec<Vec<(Key, Bytes)>> = indexes
-            .chunks(BATCH_KEYS)
-            .map(|it| it.iter().map(|at| (space.key(*at), chooser.value())).collect())
-            .collect();
-        let calls = batches.into_iter().map(|it| target.put_batch(it));
-        match first_error(calls).await {
-            Some(error) => {
-                let message = format!("a key could not be written: {error}");
-                Err(Failure::new("FILL_FAILED", message))
-            }
-            None => Ok(()),
-        }
+        let space = &self.settings.load.space;
+        write_some(space, &self.all_nodes().await?, keys, u64::MAX - self.writes).await
     }
 
     /// Compares all replicas until every pair ends as the same; what the last comparison did.
@@ -277,5 +233,3 @@ async fn repair(admin: &Admin) -> Result<Vec<v1::PairRepair>, Failure> {
         request.round = answer.round;
     }
 }
-
-const BATCH_KEYS: usize = 100;

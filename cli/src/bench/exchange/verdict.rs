@@ -1,48 +1,7 @@
 //! The bars of exchanges, and how figures are held against them. Pure.
 
-use serde::Serialize;
-
-use super::{Figures, measure::Returned};
-use crate::bench::load::Kind;
-
-/// The columns of the table of bars.
-pub(super) const BAR_TABLE: [&str; 4] = ["figure", ">measured", ">bar", "verdict"];
-
-/// One figure, and what it may be at most.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct BarDocument {
-    name: String,
-    unit: &'static str,
-    measured: f64,
-    at_most: Option<f64>,
-}
-
-impl BarDocument {
-    fn new(name: impl Into<String>, unit: &'static str, measured: f64, at_most: f64) -> Self {
-        Self { name: name.into(), unit, measured, at_most: Some(at_most) }
-    }
-
-    /// Whether the bar is reached; `None` if there is none.
-    pub(super) fn held(&self) -> Option<bool> {
-        self.at_most.map(|it| self.measured <= it)
-    }
-
-    /// True unless a bar is missed.
-    pub(super) fn is_held(&self) -> bool {
-        self.held() != Some(false)
-    }
-
-    /// The cells of its row, but for the verdict.
-    pub(super) fn cells(&self) -> [String; 3] {
-        let spell = |it: f64| match self.unit {
-            "" => format!("{it:.2}"),
-            unit if it < 10.0 => format!("{it:.2} {unit}"),
-            unit => format!("{it:.0} {unit}"),
-        };
-        let bar = self.at_most.map(|it| format!("<= {}", spell(it)));
-        [self.name.clone(), spell(self.measured), bar.unwrap_or_default()]
-    }
-}
+use super::Figures;
+use crate::bench::bar::{BarDocument, number};
 
 /// Holds every figure against its bar.
 pub(super) fn judge(figures: &Figures) -> Vec<BarDocument> {
@@ -65,49 +24,20 @@ pub(super) fn judge(figures: &Figures) -> Vec<BarDocument> {
     ];
     for it in &figures.returned {
         let percent = 100.0 * number(it.keys) / number(figures.keys);
-        for (kind, calls) in [(Kind::Put, "puts"), (Kind::Get, "gets")] {
-            let name = format!("p99 of {calls} while {percent:.0} % catch up, over before");
-            bars.push(BarDocument::new(name, "", p99_ratio(it, kind), 2.0));
-        }
+        bars.extend(it.bars(&format!("{percent:.0} % catch up")));
     }
-    bars.push(BarDocument {
-        name: "trees, for a million keys".to_owned(),
-        unit: "KiB",
-        measured: figures.tree_memory_bytes_per_million_keys / 1_024.0,
-        at_most: None,
-    });
+    let trees = figures.tree_memory_bytes_per_million_keys / 1_024.0;
+    bars.push(BarDocument::without_bar("trees, for a million keys", "KiB", trees));
     bars
-}
-
-/// NaN, which reaches no bar, if there were no such calls.
-fn p99_ratio(it: &Returned, kind: Kind) -> f64 {
-    let (before, meanwhile) = (it.before.p99_us.get(&kind), it.meanwhile.p99_us.get(&kind));
-    before.zip(meanwhile).map_or(f64::NAN, |(before, meanwhile)| meanwhile / before)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "bytes and keys are far fewer than 2^53")]
-pub(super) fn number(it: u64) -> f64 {
-    it as f64
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::measure::{Latency, Moved},
-        *,
-    };
+    use super::{super::measure::Moved, *};
+    use crate::bench::returned::tests::returned;
 
     fn moved(keys: u64, bytes: u64) -> Moved {
         Moved { keys, bytes, records_moved: keys, record_bytes: 150 * keys, took_ms: 1.0 }
-    }
-
-    fn returned(before_us: f64, meanwhile_us: f64) -> Returned {
-        let latency = |us: f64| Latency {
-            p99_us: [(Kind::Put, us), (Kind::Get, us / 2.0)].into(),
-            calls_per_second: 1.0,
-        };
-        let (before, meanwhile) = (latency(before_us), latency(meanwhile_us));
-        Returned { keys: 10, took_ms: 1.0, before, meanwhile, errors: 0 }
     }
 
     fn figures() -> Figures {
@@ -139,8 +69,6 @@ mod tests {
     fn what_was_not_measured_reaches_no_bar() {
         let mut it = figures();
         (it.one_percent.records_moved, it.one_percent.record_bytes) = (0, 0);
-        it.returned[0].meanwhile.p99_us.clear();
-        let bars = judge(&it);
-        assert_eq!((bars[2].is_held(), bars[3].is_held()), (false, false));
+        assert!(!judge(&it)[2].is_held());
     }
 }

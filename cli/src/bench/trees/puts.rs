@@ -71,7 +71,7 @@ impl Side {
         global: &Global,
         output: Output,
     ) -> Result<Self, Failure> {
-        let cluster = BenchCluster::start(None, options).await?;
+        let cluster = BenchCluster::start(None, 1, options).await?;
         cluster.make(global).await?;
         let keyspace = cluster.client(global).await?.keyspace(KEYSPACE);
         let target = Target::Cluster { keyspace, level: Some(ConsistencyLevel::Quorum) };

@@ -7,7 +7,7 @@ mod own;
 mod purges;
 mod scrubs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use client::Admin;
@@ -115,6 +115,9 @@ struct KeyspaceDocument {
     keyspace: String,
     #[serde(flatten)]
     figures: Figures,
+    /// What all nodes keep of it for others.
+    #[serde(flatten)]
+    kept: Kept,
     /// Acknowledged writes that a replica already held a newer version of.
     overwritten_concurrent: u64,
     pairs: Vec<PairDocument>,
@@ -169,14 +172,21 @@ const OVERWRITTEN: &str = "overwritten_concurrent";
 
 impl ConvergenceDocument {
     fn new(status: &v1::GetClusterStatusResponse, down: Vec<String>, answers: &[Answer]) -> Self {
-        let keyspaces: Vec<_> = (pairs(status, answers).into_iter())
-            .map(|(keyspace, pairs)| KeyspaceDocument {
+        let mut pairs = pairs(status, answers);
+        let told = answers.iter().flat_map(|it| &it.convergence.keyspaces);
+        let names: BTreeSet<_> = told.clone().map(|it| &it.keyspace).collect();
+        let of = |name: &String| {
+            let told = told.clone().filter(|it| it.keyspace == *name);
+            let pairs = pairs.remove(name).unwrap_or_default();
+            KeyspaceDocument {
+                keyspace: name.clone(),
                 figures: pairs.iter().map(|it| &it.figures).sum(),
-                overwritten_concurrent: overwritten(&keyspace, answers),
+                kept: told.clone().map(Kept::of_keyspace).sum(),
+                overwritten_concurrent: told.map(|it| it.overwritten_concurrent).sum(),
                 pairs,
-                keyspace,
-            })
-            .collect();
+            }
+        };
+        let keyspaces: Vec<_> = names.into_iter().map(of).collect();
         let nodes: Vec<_> = answers.iter().map(NodeDocument::new).collect();
         let purges = answers.iter().flat_map(|answer| {
             let keyspaces = answer.convergence.keyspaces.iter();
@@ -262,6 +272,8 @@ impl ConvergenceDocument {
             ">records moved",
             ">bytes moved",
             ">overwritten",
+            ">hints",
+            ">dirty",
         ]);
         for it in &self.keyspaces {
             let paint = if it.figures.is_same() { Paint::Good } else { Paint::Warning };
@@ -273,6 +285,8 @@ impl ConvergenceDocument {
                 spell_count(it.figures.records_moved).into(),
                 spell_bytes(it.figures.bytes_moved).into(),
                 spell_count(it.overwritten_concurrent).into(),
+                spell_count(it.kept.hints).into(),
+                spell_count(it.kept.dirty_marks).into(),
             ]);
         }
         table
@@ -303,12 +317,6 @@ impl ConvergenceDocument {
 
 /// Pairs shown at most; JSON has all of them.
 const PAIRS_SHOWN_MAX: usize = 20;
-
-/// How many writes of a keyspace the nodes have acknowledged that met a newer version.
-fn overwritten(keyspace: &str, answers: &[Answer]) -> u64 {
-    let told = answers.iter().flat_map(|it| &it.convergence.keyspaces);
-    told.filter(|it| it.keyspace == keyspace).map(|it| it.overwritten_concurrent).sum()
-}
 
 /// What is known of each pair of nodes that are up, by keyspace. Both nodes are asked, and each knows
 /// only what it has been told.
@@ -361,6 +369,9 @@ mod tests {
 
     /// What a node says of its pairs: the other node, how many of ten are the same, and since when.
     fn answer(node: u8, pairs: &[(u8, u64, u64)]) -> Answer {
+        let sum = |hints, age| {
+            Some(v1::HintSum { hints, bytes: 1_000 * hints, oldest_age_ms: Some(age) })
+        };
         let pair = |(other, same, age): &(u8, u64, u64)| v1::PairConvergence {
             node_id: vec![*other; 16].into(),
             partitions: 10,
@@ -375,11 +386,10 @@ mod tests {
             keyspace: "shop".to_owned(),
             pairs,
             overwritten_concurrent: 3,
+            hints: sum(4, 8_000),
+            dirty_marks: 2,
             ..v1::KeyspaceConvergence::default()
         }];
-        let sum = |hints, age| {
-            Some(v1::HintSum { hints, bytes: 1_000 * hints, oldest_age_ms: Some(age) })
-        };
         let target = v1::TargetHints {
             ordinary: sum(5, 9_000),
             any: sum(1, 70_000),
@@ -418,8 +428,8 @@ mod tests {
         assert_eq!((all.records_moved, all.bytes_moved), (200, 100_000));
         assert_eq!(
             document.keyspace_table().separated(),
-            "keyspace\tthe same\tpartitions\toldest\trecords moved\tbytes moved\toverwritten
-shop\t40.0%\t4 of 10\t1m15s\t200\t97 KiB\t6\n"
+            "keyspace\tthe same\tpartitions\toldest\trecords moved\tbytes moved\toverwritten\thints\tdirty
+shop\t40.0%\t4 of 10\t1m15s\t200\t97 KiB\t6\t8\t4\n"
         );
         assert_eq!(
             document.differing_table().separated(),

@@ -1,6 +1,6 @@
 //! Keeps hints, delivers them from the disk, and marks dirty what is not kept.
 
-use model::{Mutant, NodeId, Record, Refusal, StorageKey, Version};
+use model::{KeyspaceId, Mutant, NodeId, Record, Refusal, StorageKey, Version};
 use xxhash_rust::xxh3::xxh3_64;
 
 use bytes::Bytes;
@@ -31,6 +31,7 @@ impl Kept {
 /// A hint's row and what is there.
 struct HintRow {
     target: NodeId,
+    keyspace: KeyspaceId,
     row: Bytes,
     hash: u64,
     found: Found,
@@ -167,7 +168,7 @@ impl<S: Storage> Committer<S> {
     fn put_hint(&mut self, row: &HintRow, new: Kept) {
         self.count_removed(row);
         let (bytes, stamp_ms) = (row.bytes_with(&new), new.stamp_ms());
-        self.ledger.add(row.target, new.class, stamp_ms, bytes);
+        self.ledger.add(row.target, row.keyspace, new.class, stamp_ms, bytes);
         let value = [&[new.class.to_byte()][..], new.record.as_bytes()];
         self.group.batch.put(Space::Hints, &row.row, value);
         self.group.hints.set(row.hash, &row.row, Some(new));
@@ -184,10 +185,11 @@ impl<S: Storage> Committer<S> {
             Found::Absent => {}
             Found::Sound(kept) => {
                 let (class, stamp_ms) = (kept.class, Some(kept.stamp_ms()));
-                self.ledger.remove(row.target, class, stamp_ms, row.bytes_with(kept));
+                let bytes = row.bytes_with(kept);
+                self.ledger.remove(row.target, row.keyspace, class, stamp_ms, bytes);
             }
             Found::Damaged { class, bytes } => {
-                self.ledger.remove(row.target, *class, None, *bytes);
+                self.ledger.remove(row.target, row.keyspace, *class, None, *bytes);
             }
         }
     }
@@ -211,7 +213,7 @@ impl<S: Storage> Committer<S> {
                 }
             },
         };
-        Ok(HintRow { target, row, hash, found })
+        Ok(HintRow { target, keyspace: key.keyspace(), row, hash, found })
     }
 
     /// Notes durably that the target may lack writes around a key.
@@ -224,7 +226,7 @@ impl<S: Storage> Committer<S> {
         // A drop that is on its way must not take this write's mark along.
         let generation = self.generation(mark);
         if generation.is_none() {
-            self.ledger.add_mark(target);
+            self.ledger.add_mark(mark);
         }
         let generation = generation.unwrap_or(0) + 1;
         self.group.batch.put(Space::System, &mark.system_key(), [&generation.to_be_bytes()[..]]);
@@ -236,7 +238,7 @@ impl<S: Storage> Committer<S> {
         if self.generation(mark) == Some(generation) {
             self.group.batch.delete(Space::System, &mark.system_key());
             self.group.marks.insert(mark, None);
-            self.ledger.remove_mark(mark.target);
+            self.ledger.remove_mark(mark);
         }
     }
 

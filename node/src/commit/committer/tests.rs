@@ -6,7 +6,7 @@ use model::{Hlc, Key, NodeId, OperationId, RequestId, Version};
 use proptest::prelude::*;
 
 use super::*;
-use crate::commit::{HintClass, TargetHints, dirty_marks, hints_for};
+use crate::commit::{HintClass, KeptHints, dirty_marks, hints_for};
 use crate::replica::decode_stored;
 use crate::storage::RangeRequest;
 use crate::storage::memory::{Access, Fault, MemoryStorage};
@@ -130,7 +130,7 @@ impl Replica {
     }
 
     /// What the ledger says of the hints, as readers see it.
-    fn kept(&self) -> TargetHints {
+    fn kept(&self) -> KeptHints {
         self.committer.hint_totals().of(TARGET)
     }
 

@@ -6,7 +6,7 @@ use model::{NodeId, Refusal};
 
 use super::PAGE_HINTS;
 use crate::{
-    commit::{CommitItem, HintClass, HintEnd, HintPage, TargetHints, hints_for},
+    commit::{CommitItem, HintClass, HintEnd, HintPage, KeptHints, hints_for},
     io::IoLoop,
 };
 
@@ -15,7 +15,7 @@ impl IoLoop {
     ///
     /// Some more are given up than have to be. They are found by reading all of the target's hints,
     /// which must not be done again for each of them.
-    pub(super) fn aged_before_ms(&self, hints: &TargetHints) -> Option<u64> {
+    pub(super) fn aged_before_ms(&self, hints: &KeptHints) -> Option<u64> {
         let age_ms = self.shared.config.hint_age_ms_max;
         let now_ms = self.shared.believed_wall().0;
         let oldest_ms = hints.ordinary.oldest_ms?;

@@ -1,10 +1,12 @@
-//! What a node keeps for others, added up over all of them.
+//! What nodes keep for others, added up over all of them.
+
+use std::iter::Sum;
 
 use proto::v1;
 use serde::Serialize;
 
 /// Hints, those of writes at ANY too, and dirty marks.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(super) struct Kept {
     pub(super) hints: u64,
     pub(super) hint_bytes: u64,
@@ -13,15 +15,41 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Adds up what a node says of its targets.
+    /// What a node keeps, of all keyspaces.
     pub(super) fn of(hints: &v1::GetHintsResponse) -> Self {
-        let targets = hints.targets.iter();
-        let sums: Vec<_> = targets.clone().flat_map(|it| [it.ordinary, it.any]).flatten().collect();
+        let sums = hints.targets.iter().flat_map(|it| [it.ordinary, it.any]).flatten();
+        let dirty_marks = hints.targets.iter().map(|it| it.dirty_marks).sum();
+        Self { dirty_marks, ..sums.map(Self::of_sum).sum() }
+    }
+
+    /// What a node keeps of one keyspace.
+    pub(super) fn of_keyspace(keyspace: &v1::KeyspaceConvergence) -> Self {
+        let hints = keyspace.hints.map(Self::of_sum).unwrap_or_default();
+        Self { dirty_marks: keyspace.dirty_marks, ..hints }
+    }
+
+    fn of_sum(sum: v1::HintSum) -> Self {
         Self {
-            hints: sums.iter().map(|it| it.hints).sum(),
-            hint_bytes: sums.iter().map(|it| it.bytes).sum(),
-            oldest_hint_age_ms: sums.iter().filter_map(|it| it.oldest_age_ms).max(),
-            dirty_marks: targets.map(|it| it.dirty_marks).sum(),
+            hints: sum.hints,
+            hint_bytes: sum.bytes,
+            oldest_hint_age_ms: sum.oldest_age_ms,
+            dirty_marks: 0,
         }
+    }
+
+    /// True if it is nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.hints + self.dirty_marks == 0
+    }
+}
+
+impl Sum for Kept {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, it| Self {
+            hints: sum.hints + it.hints,
+            hint_bytes: sum.hint_bytes + it.hint_bytes,
+            oldest_hint_age_ms: sum.oldest_hint_age_ms.max(it.oldest_hint_age_ms),
+            dirty_marks: sum.dirty_marks + it.dirty_marks,
+        })
     }
 }

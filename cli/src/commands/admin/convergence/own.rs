@@ -35,6 +35,8 @@ struct KeyspaceFigures {
     keyspace: String,
     #[serde(flatten)]
     figures: Figures,
+    #[serde(flatten)]
+    kept: Kept,
     /// Acknowledged writes of this node that a replica already held a newer version of.
     overwritten_concurrent: u64,
 }
@@ -63,6 +65,7 @@ impl OwnConvergence {
             KeyspaceFigures {
                 keyspace: it.keyspace.clone(),
                 figures: pairs.map(Figures::of).collect::<Vec<_>>().iter().sum(),
+                kept: Kept::of_keyspace(it),
                 overwritten_concurrent: it.overwritten_concurrent,
             }
         };
@@ -93,9 +96,18 @@ impl OwnConvergence {
     }
 
     fn table(&self) -> Table {
-        let mut table =
-            Table::new(&["keyspace", ">same", ">oldest", ">moved", ">bytes", ">overwritten"]);
-        for it in self.keyspaces.iter().filter(|it| !it.figures.is_empty()) {
+        let mut table = Table::new(&[
+            "keyspace",
+            ">same",
+            ">oldest",
+            ">moved",
+            ">bytes",
+            ">overwritten",
+            ">hints",
+            ">dirty",
+        ]);
+        let said = |it: &&KeyspaceFigures| !it.figures.is_empty() || !it.kept.is_empty();
+        for it in self.keyspaces.iter().filter(said) {
             table.row([
                 it.keyspace.as_str().into(),
                 it.figures.spell_share().into(),
@@ -103,6 +115,8 @@ impl OwnConvergence {
                 spell_count(it.figures.records_moved).into(),
                 spell_bytes(it.figures.bytes_moved).into(),
                 spell_count(it.overwritten_concurrent).into(),
+                spell_count(it.kept.hints).into(),
+                spell_count(it.kept.dirty_marks).into(),
             ]);
         }
         table
@@ -151,6 +165,8 @@ mod tests {
                 pairs: vec![pair(2, 7), pair(3, 0)],
                 purge_block: v1::PurgeBlock::Away.into(),
                 overwritten_concurrent: 2,
+                hints: Some(v1::HintSum { hints: 3, ..v1::HintSum::default() }),
+                dirty_marks: 5,
                 ..v1::KeyspaceConvergence::default()
             }],
             ..v1::GetConvergenceResponse::default()
@@ -173,8 +189,8 @@ mod tests {
         assert_eq!(
             it.table().aligned(false),
             "\
-keyspace   same  oldest  moved  bytes  overwritten
-shop      87.5%  0.0 ms      3  300 B            2
+keyspace   same  oldest  moved  bytes  overwritten  hints  dirty
+shop      87.5%  0.0 ms      3  300 B            2      3      5
 "
         );
         assert_eq!(OwnConvergence::default().hints_sentence(), None);

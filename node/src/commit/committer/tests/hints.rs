@@ -22,9 +22,9 @@ fn hints_keep_the_newest_version() {
     assert_eq!(replica.hints(), "a20 +0", "a newer hint stays");
     replica.commit(vec![hint("d", "1a", None), drop_hint("d", "1a"), drop_hint("a", "20a")]);
     assert_eq!(replica.hints(), " +0");
-    assert_eq!(replica.kept(), TargetHints::default());
+    assert_eq!(replica.kept(), KeptHints::default());
     replica.restart();
-    assert_eq!(replica.kept(), TargetHints::default());
+    assert_eq!(replica.kept(), KeptHints::default());
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn a_target_that_left_takes_its_marks_along() {
     assert_eq!((replica.hints().as_str(), replica.kept().dirty_marks), (" +2", 2));
     assert_eq!(replica.committer.counters().hints_orphaned.load(Ordering::Relaxed), 1);
     replica.commit(vec![CommitItem::ForgetDirtyMarks { target: TARGET }]);
-    assert_eq!((replica.hints().as_str(), replica.kept()), (" +0", TargetHints::default()));
+    assert_eq!((replica.hints().as_str(), replica.kept()), (" +0", KeptHints::default()));
     assert_eq!(replica.committer.hint_totals().of(stranger).dirty_marks, 1);
     assert_eq!(dirty_marks(&replica.storage, stranger).unwrap().len(), 1);
 }
@@ -189,7 +189,7 @@ fn the_ledger_agrees_with_the_rows_it_counts() {
     replica.restart();
     let rows = replica.storage.range(&RangeRequest::prefix(Space::Hints, "")).unwrap().rows;
     let bytes = rows.iter().map(|(key, value)| (key.len() + value.len() + 64) as u64).sum::<u64>();
-    let TargetHints { ordinary, any, dirty_marks } = replica.kept();
+    let KeptHints { ordinary, any, dirty_marks } = replica.kept();
     assert_eq!((ordinary.bytes + any.bytes, dirty_marks), (bytes, 1));
     assert_eq!(ordinary, HintSum { hints: 1, bytes: ordinary.bytes, oldest_ms: Some(40_000) });
     assert_eq!((any.hints, any.oldest_ms), (2, Some(20_000)));
