@@ -333,7 +333,7 @@ impl Run {
             converges: read_back_from < u64::MAX,
             disks_lost_until_us: self.world.disks_lost_until_ms * 1_000,
             healed_us: Some(self.healed_ms * 1_000),
-            clock_offset_max_ms: CLOCK_OFFSET_MAX_MS,
+            clock_offset_max_ms: CLOCK_OFFSET_MAX_MS + self.world.clocks_off_ms,
             epoch_ms: EPOCH_MS,
             deadline_slack_us: DEADLINE_SLACK_US,
             states_max: STATES_MAX,

@@ -81,6 +81,9 @@ pub struct World {
     pub links_whole_ms: u64,
     /// Until when disks were lost or put back, in milliseconds; 0 if none was.
     pub disks_lost_until_ms: u64,
+    /// How far the clock in the middle of all was off at most, while clocks jumped: what lies near it is
+    /// believed.
+    pub clocks_off_ms: u64,
     /// The node whose disk has damaged or lost rows.
     pub rotten: Option<usize>,
     /// Those rows: what they held is no measure of what comes.
@@ -165,6 +168,7 @@ impl World {
             common_error_ms: 0,
             links_whole_ms: 0,
             disks_lost_until_ms: 0,
+            clocks_off_ms: 0,
             rotten: None,
             scarred: BTreeSet::new(),
             ends: Vec::new(),
@@ -338,6 +342,19 @@ impl World {
         self.sim.bounce(node.name.as_str());
         let name = node.name.clone();
         self.say(format_args!("{name} starts"));
+    }
+
+    /// A node's wall clock jumps.
+    pub fn jump_clock(&mut self, index: usize, jump_ms: i64) {
+        let controls = &self.nodes[index].controls;
+        controls.clock_offset_ms.fetch_add(jump_ms, Ordering::Relaxed);
+        let now = self.sim.elapsed();
+        let errors = self.nodes.iter().map(|it| it.controls.clock_error_ms(now));
+        let mut errors: Vec<i64> = errors.collect();
+        errors.sort_unstable();
+        let middle = [errors[(errors.len() - 1) / 2], errors[errors.len() / 2]];
+        let furthest = middle.map(i64::unsigned_abs).into_iter().max().unwrap_or_default();
+        self.clocks_off_ms = self.clocks_off_ms.max(furthest);
     }
 
     /// A node's disk is lost, its process gone already. It starts again in its own place.

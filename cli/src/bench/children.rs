@@ -109,7 +109,7 @@ impl Server {
         let begun = Instant::now();
         let mut child = Command::new(program)
             .args(arguments)
-            .args(["--json", "--log=warn"])
+            .args(["--json", "--log=error"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
