@@ -59,7 +59,8 @@ pub struct NodeConfig {
     pub operations_in_flight_max: usize,
     /// Scans under way in the node: each holds a few pages of up to `scan_bytes_max`.
     pub scans_max: usize,
-    /// Bytes queued for one peer; beyond it the peer counts as unreachable for what follows.
+    /// Bytes queued for one peer, which the last message may pass; with so many the peer counts as
+    /// unreachable for what follows.
     pub peer_queue_bytes_max: usize,
     /// Bytes of hints kept for one target. Beyond it the exchange does the work, which moves less than
     /// a replay of many overwrites would.

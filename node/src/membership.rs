@@ -99,7 +99,8 @@ pub(crate) enum MembershipEffect {
         /// The incarnation that was heard of, if it is later than this one.
         later: Option<u64>,
     },
-    /// Call `timer` with this, later. Every timer must come.
+    /// Call `timer` with this, later. Every timer must come, but for a `RemoveDown` that one of the same
+    /// node follows.
     Schedule {
         /// How much later.
         after: Duration,
@@ -155,7 +156,11 @@ impl Membership {
     /// members that call it down otherwise.
     pub(crate) fn outlived(&mut self, incarnation: u64) -> Vec<MembershipEffect> {
         let own = self.foca.identity();
-        if incarnation <= own.incarnation || incarnation > INCARNATION_MAX {
+        if incarnation <= own.incarnation {
+            return Vec::new();
+        }
+        if incarnation >= INCARNATION_MAX {
+            tracing::warn!(incarnation, "a later incarnation that cannot be is not believed");
             return Vec::new();
         }
         let next = Member { incarnation: incarnation + 1, ..own.clone() };
@@ -300,8 +305,8 @@ mod tests {
                     MembershipEffect::Send { to, packet, later } => {
                         self.sent += 1;
                         if let Some(node) = self.nodes.get_mut(&to.node()) {
-                            let mut effects = later.map_or(Vec::new(), |it| node.outlived(it));
-                            effects.extend(node.receive(&packet));
+                            let mut effects = node.receive(&packet);
+                            effects.extend(later.into_iter().flat_map(|it| node.outlived(it)));
                             pending.extend(effects.into_iter().map(|it| (to.node(), it)));
                         }
                     }
@@ -357,6 +362,8 @@ mod tests {
         let before = world.sent;
         world.announce(4);
         assert!(world.sent - before < 100, "{} packets to get in", world.sent - before);
+        let seen_by_first = &world.nodes[&NodeId(1)].up()[&NodeId(4)];
+        assert!(seen_by_first.incarnation > member(4).incarnation, "the one it met knows at once");
         world.run_for(Duration::from_secs(10));
         assert_eq!(world.seen(), [3, 3, 3, 3], "everybody sees everybody");
         let incarnation =
@@ -368,6 +375,7 @@ mod tests {
     fn a_later_incarnation_that_cannot_be_is_not_believed() {
         let mut it = joining(1, 7);
         assert!(it.outlived(u64::MAX).is_empty());
+        assert!(it.outlived(INCARNATION_MAX).is_empty());
         assert!(it.outlived(7).is_empty());
         assert_eq!(it.foca.identity().incarnation, 7);
         it.outlived(8);

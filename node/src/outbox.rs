@@ -88,7 +88,7 @@ impl Queue {
 pub struct NotQueued;
 
 impl Outbox {
-    /// An empty queue that takes `bytes_max` bytes, or one item that is larger.
+    /// An empty queue that takes items until it holds `bytes_max` bytes.
     pub fn new(bytes_max: usize) -> Arc<Self> {
         Arc::new(Self {
             queue: Mutex::default(),
@@ -147,11 +147,10 @@ pub struct OutboxBatch<'a> {
 }
 
 impl OutboxBatch<'_> {
-    /// Queues one item of about `bytes` bytes. An item that is larger than the whole queue has it for
-    /// itself: it would never be sent otherwise.
+    /// Queues one item of about `bytes` bytes. The last one may pass the bound: a large one would never be
+    /// sent otherwise while there are small ones.
     pub fn add(&mut self, bytes: usize, fill: impl FnOnce(&mut Frame)) -> Result<(), NotQueued> {
-        let is_full = self.queue.bytes > 0 && self.queue.bytes + bytes > self.bytes_max;
-        if self.queue.closed || is_full {
+        if self.queue.closed || self.queue.bytes >= self.bytes_max {
             return Err(NotQueued);
         }
         self.queue.bytes += bytes;
@@ -258,15 +257,13 @@ mod tests {
     fn the_queue_is_bounded_and_closes() {
         let outbox = Outbox::new(100);
         let mut drain = drain(&outbox);
-        outbox.push(60, |frame| frame.applied.push(1)).unwrap();
-        assert_eq!(outbox.push(60, |frame| frame.applied.push(2)), Err(NotQueued));
-        assert_eq!(outbox.push(101, |frame| frame.applied.push(2)), Err(NotQueued));
-        while poll(&mut drain).is_ready() {}
-        outbox.push(101, |frame| frame.applied.push(2)).expect("it is alone");
+        outbox.push(99, |frame| frame.applied.push(1)).unwrap();
+        outbox.push(1_000, |frame| frame.applied.push(2)).expect("there was room for a byte");
         assert_eq!(outbox.push(1, |frame| frame.applied.push(3)), Err(NotQueued));
         while poll(&mut drain).is_ready() {}
+        outbox.push(1_000, |frame| frame.applied.push(4)).expect("it is empty again");
         outbox.close();
-        assert_eq!(outbox.push(1, |frame| frame.applied.push(3)), Err(NotQueued));
+        assert_eq!(outbox.push(1, |frame| frame.applied.push(5)), Err(NotQueued));
         assert!(matches!(poll(&mut drain), Poll::Ready(None)));
     }
 

@@ -279,8 +279,9 @@ pub fn bounds(world: &World) -> Vec<Violation> {
             }
             for peer in state.peers.iter() {
                 let (bytes, limit) = (peer.outbox.bytes(), shared.config.peer_queue_bytes_max);
-                // One message alone may be longer: a block, and the record that filled it.
-                if bytes > limit + shared.config.limits.value_bytes_max + (64 << 10) {
+                // The last message may pass it: a block at most, and the record that filled it.
+                let message_max = (320 << 10) + shared.config.limits.value_bytes_max;
+                if bytes > limit + message_max {
                     violated(
                         "bounded",
                         format!("{bytes} bytes queued for a peer, {limit} allowed"),

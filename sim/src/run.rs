@@ -27,7 +27,7 @@ use crate::{
     recorder::{Recorder, Who},
     shape::Shape,
     workload::{self, Load, Phase, Probe},
-    world::{EPOCH_MS, World, late},
+    world::{CLOCK_OFFSET_MAX_MS, EPOCH_MS, World, late},
 };
 
 /// What a run is told. The seed decides the rest.
@@ -462,8 +462,6 @@ impl Run {
 
 /// Sessions of probes, above all others.
 const PROBES_FROM: u32 = 1_000;
-/// How far a clock may be off: the nodes' setting.
-const CLOCK_OFFSET_MAX_MS: u64 = 500;
 /// How much later than its deadline a call may be answered: the way back, and a tick or two.
 const DEADLINE_SLACK_US: u64 = 500_000;
 /// States that the search for one key's linearization may visit.

@@ -102,7 +102,7 @@ impl Bounds {
         let mut bounds = Self::default();
         match random.random_range(0..9) {
             0 => bounds.operations = random.random_range(3..=8),
-            // No less than a few of the largest values: what never fits is never sent.
+            // A few of the largest values: some messages fill it.
             1 => bounds.peer_queue_bytes = random.random_range(256..=1_024) << 10,
             2 => bounds.hint_bytes = random.random_range(200..=8_000),
             3 => bounds.no_hints = true,

@@ -81,8 +81,7 @@ pub struct World {
     pub links_whole_ms: u64,
     /// Until when disks were lost or put back, in milliseconds; 0 if none was.
     pub disks_lost_until_ms: u64,
-    /// How far the clock in the middle of all was off at most, while clocks jumped: what lies near it is
-    /// believed.
+    /// How far the clock in the middle of all was off at most: what lies near it is believed.
     pub clocks_off_ms: u64,
     /// The node whose disk has damaged or lost rows.
     pub rotten: Option<usize>,
@@ -279,6 +278,7 @@ impl World {
         errors_ms.sort_unstable();
         let second = errors_ms.iter().rev().nth(1);
         self.common_error_ms = self.common_error_ms.max(second.copied().unwrap_or(0));
+        self.clocks_off_ms = self.clocks_off_ms.max(middle_off_ms(&errors_ms));
         self.sim.step().map_err(|error| error.to_string())?;
         for index in 0..self.nodes.len() {
             if self.nodes[index].running
@@ -342,19 +342,6 @@ impl World {
         self.sim.bounce(node.name.as_str());
         let name = node.name.clone();
         self.say(format_args!("{name} starts"));
-    }
-
-    /// A node's wall clock jumps.
-    pub fn jump_clock(&mut self, index: usize, jump_ms: i64) {
-        let controls = &self.nodes[index].controls;
-        controls.clock_offset_ms.fetch_add(jump_ms, Ordering::Relaxed);
-        let now = self.sim.elapsed();
-        let errors = self.nodes.iter().map(|it| it.controls.clock_error_ms(now));
-        let mut errors: Vec<i64> = errors.collect();
-        errors.sort_unstable();
-        let middle = [errors[(errors.len() - 1) / 2], errors[errors.len() / 2]];
-        let furthest = middle.map(i64::unsigned_abs).into_iter().max().unwrap_or_default();
-        self.clocks_off_ms = self.clocks_off_ms.max(furthest);
     }
 
     /// A node's disk is lost, its process gone already. It starts again in its own place.
@@ -422,6 +409,26 @@ impl World {
         change(&mut node.disk_faults);
         node.disk.set_faults(Some(node.disk_faults.plan(seed)));
     }
+}
+
+/// How far a clock may be off: the nodes' setting.
+pub const CLOCK_OFFSET_MAX_MS: u64 = 500;
+
+/// How far the clock in the middle is off, of clocks that are off by so much, in order.
+fn middle_off_ms(errors_ms: &[i64]) -> u64 {
+    let (Some(low), Some(high)) =
+        (errors_ms.get(errors_ms.len().saturating_sub(1) / 2), errors_ms.get(errors_ms.len() / 2))
+    else {
+        return 0;
+    };
+    let off = [low.unsigned_abs(), high.unsigned_abs()];
+    // Two halves that are further apart than clocks may be do not believe each other.
+    let believed = if low.abs_diff(*high) <= CLOCK_OFFSET_MAX_MS {
+        off.into_iter().max()
+    } else {
+        off.into_iter().min()
+    };
+    believed.unwrap_or_default()
 }
 
 /// Adds a node's host. Each of its lives has a seed of its own.

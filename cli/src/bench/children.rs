@@ -109,6 +109,7 @@ impl Server {
         let begun = Instant::now();
         let mut child = Command::new(program)
             .args(arguments)
+            // That nodes are killed, and come back with empty directories, is what is measured.
             .args(["--json", "--log=error"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -243,7 +243,7 @@ impl BenchCluster {
 
     /// Kills the last node with SIGKILL and starts it again where it was.
     pub(super) async fn restart_last(&mut self, key: &Key) -> Result<Restart, Failure> {
-        let node = self.nodes.pop().expect("there are three");
+        let node = self.nodes.pop().expect("nodes run");
         let address = node.address();
         node.kill().await?;
         let begun = Instant::now();

@@ -490,6 +490,10 @@ mod tests {
                         ledger.forget_marks(target);
                         there.marks.retain(|it| it.0 != target);
                     }
+                    3 if !there.marks.is_empty() => {
+                        let (target, keyspace) = there.marks.remove(of % there.marks.len());
+                        ledger.remove_mark(DirtyMark { target, keyspace, token_prefix: 0 });
+                    }
                     _ => {
                         ledger.add_mark(mark);
                         there.marks.push((target, keyspace));

@@ -68,10 +68,19 @@ impl Gossip {
         let _ = self.events.try_send(GossipEvent::Met(member));
     }
 
-    /// A peer has heard of a later incarnation of the one it writes to, which is or was this node.
+    /// A peer has heard of this incarnation of the one it writes to, which is or was this node; 0 if of
+    /// no later one than it writes to.
     pub fn outlived(&self, incarnation: u64) {
-        // Dropped with a full queue; the peer's next packet says it again.
-        let _ = self.events.try_send(GossipEvent::Outlived(incarnation));
+        if incarnation > 0 {
+            // Dropped with a full queue; the peer's next packet says it again.
+            let _ = self.events.try_send(GossipEvent::Outlived(incarnation));
+        }
+    }
+
+    /// The latest incarnation of a node that is known here, if it is later than this member's.
+    pub fn later_than(&self, member: &Member) -> Option<u64> {
+        let known = self.directory.borrow().get(&member.node()).map(|it| it.incarnation);
+        known.filter(|it| *it > member.incarnation)
     }
 
     /// This node stops.

@@ -169,10 +169,12 @@ impl Links {
             let mut client = connect(shared, address).await?;
             let mut frames = client.link(Request::new(drain)).await?.into_inner();
             let first = frames.message().await?;
+            let outlived = first.as_ref().map_or(0, |it| it.incarnation_heard);
             let hello = first.and_then(|it| it.hello);
             let hello = hello.ok_or_else(|| Status::failed_precondition("no hello"))?;
             let member = judge_hello(shared, &hello).map_err(Status::from)?;
             shared.hear_hello(member.node(), &hello);
+            self.gossip.outlived(outlived);
             Ok((frames, member))
         };
         let late = |_| Status::deadline_exceeded("no hello in time");
@@ -325,12 +327,14 @@ impl PeerService for PeerApi {
         let outbox = Outbox::new(shared.config.peer_queue_bytes_max);
         let node = member.node();
         shared.hear_hello(node, &hello);
+        let mut first = shared.hello(self.io.index);
         if node != shared.identity.node {
+            // Said here too: a node that has moved as well is not found by any link of this one.
+            first.incarnation_heard = self.links.gossip.later_than(&member).unwrap_or(0);
             self.links.gossip.met(member);
         }
         self.links.origins.insert(node, hello.io_loop, &outbox);
-        let answers =
-            Drain::new(Arc::clone(&outbox), Arc::clone(shared), shared.hello(self.io.index));
+        let answers = Drain::new(Arc::clone(&outbox), Arc::clone(shared), first);
         let (io, links) = (Arc::clone(&self.io), self.links.clone());
         tokio::spawn(async move {
             links.serve_frames(&io, node, &outbox, frames).await;
@@ -356,12 +360,11 @@ impl Links {
             status.last_heard_us.store(io.shared.elapsed_us(), Ordering::Relaxed);
             caller.index = index_of(io, node);
             io.serve(&caller, &self.origins, &mut frame);
-            if frame.incarnation_heard > 0 {
-                self.gossip.outlived(frame.incarnation_heard);
-            }
             for packet in frame.gossip.drain(..) {
                 self.gossip.packet(packet);
             }
+            // After the packets, whose sender is a member by then: it is told of the next incarnation first.
+            self.gossip.outlived(frame.incarnation_heard);
             for control in frame.controls.drain(..) {
                 io.control(node, outbox, control);
             }

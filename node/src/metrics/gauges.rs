@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::atomic::Ordering};
 
-use model::NodeId;
+use model::{KeyspaceId, NodeId};
 use prometheus_client::{
     encoding::{DescriptorEncoder, MetricEncoder},
     metrics::MetricType,
@@ -278,6 +278,11 @@ fn convergence(shared: &Shared) -> Vec<Gauge> {
     let series = |value: fn(&Convergence) -> u64| {
         keyspaces.iter().map(move |(name, it)| (of_keyspace(name), value(it)))
     };
+    // A share of nothing is none.
+    let shared_with_others = |value: fn(&Convergence) -> u64| {
+        let shared = keyspaces.iter().filter(|it| it.1.partitions > 0);
+        shared.map(move |(name, it)| (of_keyspace(name), value(it)))
+    };
     let oldest = |it: &Convergence| {
         it.kept.oldest_ms().map_or(0, |oldest_ms| wall_ms.saturating_sub(oldest_ms) / 1_000)
     };
@@ -286,17 +291,17 @@ fn convergence(shared: &Shared) -> Vec<Gauge> {
         Gauge::labelled(
             "convergence_partitions",
             "Partitions held here, each counted once for every other node that holds it too.",
-            series(|it| it.partitions),
+            shared_with_others(|it| it.partitions),
         ),
         Gauge::labelled(
             "convergence_partitions_same",
             "Those that were the same there when they were last compared.",
-            series(|it| it.same),
+            shared_with_others(|it| it.same),
         ),
         Gauge::labelled(
             "convergence_oldest_seconds",
             "Since the one of them that waits longest was found the same, or since the start.",
-            series(|it| it.oldest_us / 1_000_000),
+            shared_with_others(|it| it.oldest_us / 1_000_000),
         ),
         Gauge::labelled(
             "convergence_records_moved",
@@ -332,32 +337,28 @@ fn convergence(shared: &Shared) -> Vec<Gauge> {
     ]
 }
 
-/// What is known of each keyspace, and kept.
+/// What is known of each keyspace, and kept: a node keeps hints, and acknowledges writes, of keyspaces of
+/// which it holds no replica. Those with nothing show zero: an alert needs a series that ends there.
 fn by_keyspace(shared: &Shared) -> BTreeMap<String, Convergence> {
     let (view, now_us) = (shared.view.load(), shared.elapsed_us());
-    let mut keyspaces: BTreeMap<String, Convergence> = BTreeMap::new();
+    let kept = shared.hint_totals.load().by_keyspace();
+    let known = view.metadata().map(|it| it.keyspaces()).unwrap_or_default();
+    let mut keyspaces: BTreeMap<KeyspaceId, (String, Convergence)> = BTreeMap::new();
+    for it in known {
+        let kept = kept.get(&it.id).copied().unwrap_or_default();
+        let overwritten = shared.exchange.overwritten(it.id);
+        let sum = Convergence { kept, overwritten, ..Convergence::default() };
+        keyspaces.insert(it.id, (it.name.clone(), sum));
+    }
     for ((id, _), pair) in shared.exchange.figures() {
-        let Some(keyspace) = view.keyspace_of_id(id) else { continue };
-        let sum = keyspaces.entry(keyspace.keyspace.name.clone()).or_default();
+        let Some((_, sum)) = keyspaces.get_mut(&id) else { continue };
         sum.partitions += pair.partitions;
         sum.same += pair.same;
         sum.oldest_us = sum.oldest_us.max(now_us.saturating_sub(pair.oldest_us));
         sum.records_moved += pair.records_moved;
         sum.bytes_moved += pair.bytes_moved;
     }
-    // A node keeps hints, and acknowledges writes, of keyspaces of which it holds no replica.
-    for (id, kept) in shared.hint_totals.load().by_keyspace() {
-        if let Some(it) = view.keyspace_of_id(id) {
-            keyspaces.entry(it.keyspace.name.clone()).or_default().kept = kept;
-        }
-    }
-    for id in shared.exchange.overwritten_in() {
-        if let Some(it) = view.keyspace_of_id(id) {
-            let sum = keyspaces.entry(it.keyspace.name.clone()).or_default();
-            sum.overwritten = shared.exchange.overwritten(id);
-        }
-    }
-    keyspaces
+    keyspaces.into_values().collect()
 }
 
 /// What keeps tombstones and expired records of keyspaces that this node would purge.

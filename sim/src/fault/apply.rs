@@ -183,7 +183,7 @@ impl ActiveFault {
             // What it has in hand was taken.
             Fault::Late { .. } => return false,
             Fault::ClockJump { node, jump_ms } => {
-                world.jump_clock(*node, *jump_ms);
+                world.nodes[*node].controls.clock_offset_ms.fetch_add(*jump_ms, Ordering::Relaxed);
             }
             Fault::Pause { node } => {
                 let name = world.nodes[*node].name.clone();
@@ -248,7 +248,7 @@ impl ActiveFault {
                 world.heal(self.id * IDS);
             }
             Fault::ClockJump { node, jump_ms } => {
-                world.jump_clock(*node, -*jump_ms);
+                world.nodes[*node].controls.clock_offset_ms.fetch_sub(*jump_ms, Ordering::Relaxed);
             }
             Fault::Swizzle { nodes, .. } => {
                 (0..nodes.len()).for_each(|it| world.heal(self.cut_id(it)));

@@ -55,8 +55,8 @@ impl Way {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Hints => "a datacenter comes back, with hints",
-            Self::Exchange => "it comes back by exchange alone",
-            Self::DataLost => "it comes back with its data lost",
+            Self::Exchange => "a datacenter comes back, by exchange alone",
+            Self::DataLost => "a datacenter comes back, its data lost",
         }
     }
 

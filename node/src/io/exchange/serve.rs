@@ -24,7 +24,7 @@ use crate::{
     exchange::{DirtyPart, decode_block, is_known_format, refused},
     io::{io_loop::IoLoop, links::frame_bytes_max, serve::Caller},
     operation::NO_ANSWER,
-    outbox::{NotQueued, Outbox},
+    outbox::Outbox,
     shared::{Destination, Shared},
 };
 
@@ -265,18 +265,8 @@ impl Shared {
 
 fn send(outbox: &Outbox, shared: &Shared, operation: u64, mut answer: ExchangeAnswer) {
     (answer.operation, answer.pressure) = (OperationId(operation).0, shared.pressure());
-    if queue(outbox, answer).is_ok() {
-        return;
-    }
-    // There may be room for a word: who asks asks again soon, and need not wait in vain.
-    let pressure = shared.pressure();
-    let refusal = ExchangeAnswer { operation, pressure, ..refused(Refusal::Overloaded) };
-    if queue(outbox, refusal).is_err() {
+    let bytes = answer.encoded_len();
+    if outbox.push(bytes, |frame| frame.exchange_answers.push(answer)).is_err() {
         Counters::count(&shared.counters.peer_answers_dropped);
     }
-}
-
-fn queue(outbox: &Outbox, answer: ExchangeAnswer) -> Result<(), NotQueued> {
-    let bytes = answer.encoded_len();
-    outbox.push(bytes, |frame| frame.exchange_answers.push(answer))
 }

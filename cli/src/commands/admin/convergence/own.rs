@@ -41,6 +41,13 @@ struct KeyspaceFigures {
     overwritten_concurrent: u64,
 }
 
+impl KeyspaceFigures {
+    /// True if there is nothing to say of it.
+    fn is_empty(&self) -> bool {
+        self.figures.is_empty() && self.kept.is_empty() && self.overwritten_concurrent == 0
+    }
+}
+
 impl OwnConvergence {
     /// Asks the node that has answered; none if it does not say.
     pub(in crate::commands::admin) async fn of(
@@ -83,7 +90,10 @@ impl OwnConvergence {
     pub(in crate::commands::admin) fn show(&self, output: Output) -> Result<(), Failure> {
         if let Some(sentence) = self.all.sentence() {
             output.line(&format!("\n{sentence}"))?;
-            output.report(&self.table())?;
+        }
+        let table = self.table();
+        if !table.is_empty() {
+            output.report(&table)?;
         }
         if let Some(sentence) = self.hints_sentence() {
             output.line(&format!("\n{sentence}"))?;
@@ -106,8 +116,7 @@ impl OwnConvergence {
             ">hints",
             ">dirty",
         ]);
-        let said = |it: &&KeyspaceFigures| !it.figures.is_empty() || !it.kept.is_empty();
-        for it in self.keyspaces.iter().filter(said) {
+        for it in self.keyspaces.iter().filter(|it| !it.is_empty()) {
             table.row([
                 it.keyspace.as_str().into(),
                 it.figures.spell_share().into(),
@@ -194,5 +203,12 @@ shop      87.5%  0.0 ms      3  300 B            2      3      5
 "
         );
         assert_eq!(OwnConvergence::default().hints_sentence(), None);
+        // With all others down hints and marks are what there is to say.
+        let alone = v1::GetClusterStatusResponse { nodes: vec![node(1, true)], ..status };
+        assert_eq!(
+            OwnConvergence::new(&alone, "n1:1", &convergence, &hints).table().separated(),
+            "keyspace\tsame\toldest\tmoved\tbytes\toverwritten\thints\tdirty
+shop\t-\t-\t0\t0 B\t2\t3\t5\n"
+        );
     }
 }
