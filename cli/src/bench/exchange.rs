@@ -4,7 +4,7 @@
 mod measure;
 mod verdict;
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -12,14 +12,12 @@ use serde::Serialize;
 use self::measure::{Bench, Moved, Settings};
 use super::{
     bar::{BarDocument, show_bars},
-    keys::KeySpace,
-    load::Load,
-    returned::Returned,
+    returned::{ReturnArgs, Returned, conclude, is_held},
 };
 use crate::{
     args::Global,
     failure::{Exit, Failure},
-    output::{Output, Paint},
+    output::Output,
     values::{self, spell_bytes, spell_count},
 };
 
@@ -41,25 +39,8 @@ pub(crate) struct ExchangeArgs {
     #[arg(long, value_name = "N", default_value = "1000000", value_parser = clap::value_parser!(u64).range(1_000..))]
     keys: u64,
 
-    /// Bytes of a value
-    #[arg(long, value_name = "SIZE", default_value = "100", value_parser = values::size)]
-    value_size: usize,
-
-    /// Per cent of the keys that the node lacks which comes back under load the last time
-    #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100))]
-    behind: u64,
-
-    /// Clients of the load, half of their calls reads; each calls again as soon as it has its answer
-    #[arg(long, value_name = "N", default_value = "16")]
-    clients: NonZeroUsize,
-
-    /// How long the load is measured before a node is stopped
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
-    duration: Duration,
-
-    /// The folder for the nodes' data [default: the one for temporary files]
-    #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
+    #[command(flatten)]
+    nodes: ReturnArgs,
 }
 
 /// What was measured.
@@ -91,30 +72,17 @@ pub(super) async fn run(
     global: Global,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let space = KeySpace::uniform(args.keys, args.value_size);
-    let load = Load {
-        clients: args.clients.get(),
-        rate: None,
-        warm_up: Duration::from_secs(2),
-        duration: args.duration,
-        read_share: 0.5,
-        batch: 1,
-        space,
-    };
-    let settings = Settings { load, folder: args.folder, global, output };
-    let figures = figures(Bench::start(settings).await?, args.behind).await?;
+    let (load, behind) = (args.nodes.load(args.keys), args.nodes.behind);
+    let settings = Settings { load, folder: args.nodes.folder, global, output };
+    let figures = figures(Bench::start(settings).await?, behind).await?;
     let bars = verdict::judge(&figures);
-    let failed: u64 = figures.returned.iter().map(|it| it.errors).sum();
-    let held = failed == 0 && bars.iter().all(BarDocument::is_held);
+    let held = is_held(&bars, figures.returned.iter());
     if output.is_json() {
         output.document(&ExchangeDocument { held, bars: &bars, figures: &figures })?;
     } else {
         show(&figures, &bars, output)?;
     }
-    if failed > 0 {
-        output.note(&output.paint(Paint::Bad, &format!("{failed} calls failed")));
-    }
-    Ok(if held { Exit::Ok } else { Exit::Failed })
+    Ok(conclude(held, figures.returned.iter(), output))
 }
 
 async fn figures(mut bench: Bench, behind: u64) -> Result<Figures, Failure> {

@@ -2,8 +2,6 @@
 
 mod measure;
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
-
 use clap::Args;
 use serde::Serialize;
 
@@ -11,15 +9,12 @@ use self::measure::{Settings, Way, measure};
 use super::{
     bar::{BarDocument, show_bars},
     cluster::NODES,
-    keys::KeySpace,
-    load::Load,
-    returned::Returned,
+    returned::{ReturnArgs, Returned, conclude, is_held},
 };
 use crate::{
     args::Global,
     failure::{Exit, Failure},
-    output::{Output, Paint},
-    values,
+    output::Output,
 };
 
 /// Measure what clients notice while a whole datacenter comes back that was away
@@ -41,25 +36,8 @@ pub(crate) struct OutageArgs {
     #[arg(long, value_name = "N", default_value = "200000", value_parser = clap::value_parser!(u64).range(1_000..))]
     keys: u64,
 
-    /// Bytes of a value
-    #[arg(long, value_name = "SIZE", default_value = "100", value_parser = values::size)]
-    value_size: usize,
-
-    /// Per cent of the keys that are written while the datacenter is away
-    #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100))]
-    behind: u64,
-
-    /// Clients of the load, half of their calls reads; each calls again as soon as it has its answer
-    #[arg(long, value_name = "N", default_value = "16")]
-    clients: NonZeroUsize,
-
-    /// How long the load is measured before the datacenter is killed
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
-    duration: Duration,
-
-    /// The folder for the nodes' data [default: the one for temporary files]
-    #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
+    #[command(flatten)]
+    nodes: ReturnArgs,
 }
 
 /// A datacenter that came back.
@@ -81,25 +59,17 @@ struct OutageDocument<'a> {
 
 /// Measures and judges.
 pub(super) async fn run(args: OutageArgs, global: Global, output: Output) -> Result<Exit, Failure> {
-    let load = Load {
-        clients: args.clients.get(),
-        rate: None,
-        warm_up: Duration::from_secs(2),
-        duration: args.duration,
-        read_share: 0.5,
-        batch: 1,
-        space: KeySpace::uniform(args.keys, args.value_size),
-    };
-    let keys_behind = (args.keys * args.behind / 100).max(1);
-    let settings = Settings { load, keys_behind, folder: args.folder, global, output };
+    let (load, folder) = (args.nodes.load(args.keys), args.nodes.folder);
+    let keys_behind = (args.keys * args.nodes.behind / 100).max(1);
+    let settings = Settings { load, keys_behind, folder, global, output };
     let mut outages = Vec::new();
     for way in Way::ALL {
         outages.push(Outage { way, returned: measure(way, &settings).await? });
     }
     let bars: Vec<BarDocument> =
         outages.iter().flat_map(|it| it.returned.bars(it.way.name())).collect();
-    let failed: u64 = outages.iter().map(|it| it.returned.errors).sum();
-    let held = failed == 0 && bars.iter().all(BarDocument::is_held);
+    let returned = || outages.iter().map(|it| &it.returned);
+    let held = is_held(&bars, returned());
     if output.is_json() {
         let (bars, outages) = (&bars[..], &outages[..]);
         let document =
@@ -111,10 +81,7 @@ pub(super) async fn run(args: OutageArgs, global: Global, output: Output) -> Res
             output.line(&format!("{}: {}", it.way.name(), it.returned.describe()))?;
         }
     }
-    if failed > 0 {
-        output.note(&output.paint(Paint::Bad, &format!("{failed} calls failed")));
-    }
-    Ok(if held { Exit::Ok } else { Exit::Failed })
+    Ok(conclude(held, returned(), output))
 }
 
 const DATACENTERS: usize = 2;

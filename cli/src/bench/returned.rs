@@ -1,15 +1,60 @@
 //! Nodes that come back under load, and what clients notice of it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroUsize, path::PathBuf, time::Duration};
 
+use clap::Args;
 use serde::Serialize;
 
 use super::{
     bar::BarDocument,
+    keys::KeySpace,
     latency::spell_us,
-    load::{Kind, Measured},
+    load::{Kind, Load, Measured},
 };
-use crate::values::{spell_count, spell_duration};
+use crate::{
+    failure::Exit,
+    output::{Output, Paint},
+    values::{self, spell_count, spell_duration},
+};
+
+/// The load, and what is written while nodes are away.
+#[derive(Clone, Debug, Args)]
+pub(super) struct ReturnArgs {
+    /// Bytes of a value
+    #[arg(long, value_name = "SIZE", default_value = "100", value_parser = values::size)]
+    value_size: usize,
+
+    /// Per cent of the keys that are written while nodes are away, the last time
+    #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub(super) behind: u64,
+
+    /// Clients of the load, half of their calls reads; each calls again as soon as it has its answer
+    #[arg(long, value_name = "N", default_value = "16")]
+    clients: NonZeroUsize,
+
+    /// How long the load is measured before nodes are stopped
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
+    duration: Duration,
+
+    /// The folder for the nodes' data [default: the one for temporary files]
+    #[arg(long, value_name = "DIR")]
+    pub(super) folder: Option<PathBuf>,
+}
+
+impl ReturnArgs {
+    /// The load over so many keys.
+    pub(super) fn load(&self, keys: u64) -> Load {
+        Load {
+            clients: self.clients.get(),
+            rate: None,
+            warm_up: Duration::from_secs(2),
+            duration: self.duration,
+            read_share: 0.5,
+            batch: 1,
+            space: KeySpace::uniform(keys, self.value_size),
+        }
+    }
+}
 
 /// Nodes that came back while the others were under load.
 #[derive(Clone, Debug, Serialize)]
@@ -22,8 +67,8 @@ pub(super) struct Returned {
     pub(super) before: Latency,
     /// From their start until all replicas were the same.
     pub(super) meanwhile: Latency,
-    /// Calls that failed.
-    pub(super) errors: u64,
+    /// Calls that failed, by reason.
+    errors: BTreeMap<String, u64>,
 }
 
 /// What the clients noticed.
@@ -46,7 +91,11 @@ const P99_RATIO_MAX: f64 = 2.0;
 impl Returned {
     /// Of what was measured before and meanwhile.
     pub(super) fn new(keys: u64, took_ms: f64, before: &Measured, meanwhile: &Measured) -> Self {
-        let errors = before.errors() + meanwhile.errors();
+        let tallies = before.tallies.values().chain(meanwhile.tallies.values());
+        let mut errors = BTreeMap::new();
+        for (reason, count) in tallies.flat_map(|it| &it.errors) {
+            *errors.entry(reason.clone()).or_default() += count;
+        }
         let (before, meanwhile) = (Latency::new(before), Latency::new(meanwhile));
         Self { keys, took_ms, before, meanwhile, errors }
     }
@@ -84,6 +133,27 @@ impl Returned {
     }
 }
 
+/// True if every bar is reached, and no call has failed.
+pub(super) fn is_held<'a>(
+    bars: &[BarDocument],
+    mut returned: impl Iterator<Item = &'a Returned>,
+) -> bool {
+    bars.iter().all(BarDocument::is_held) && returned.all(|it| it.errors.is_empty())
+}
+
+/// Tells which calls have failed; how the benchmark ends.
+pub(super) fn conclude<'a>(
+    held: bool,
+    returned: impl Iterator<Item = &'a Returned>,
+    output: Output,
+) -> Exit {
+    for (reason, count) in returned.flat_map(|it| &it.errors) {
+        let told = format!("calls that failed with {reason}: {}", spell_count(*count));
+        output.note(&output.paint(Paint::Bad, &told));
+    }
+    if held { Exit::Ok } else { Exit::Failed }
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -95,7 +165,15 @@ pub(super) mod tests {
             calls_per_second: 1.0,
         };
         let (before, meanwhile) = (latency(before_us), latency(meanwhile_us));
-        Returned { keys: 10, took_ms: 1.0, before, meanwhile, errors: 0 }
+        Returned { keys: 10, took_ms: 1.0, before, meanwhile, errors: BTreeMap::new() }
+    }
+
+    #[test]
+    fn a_call_that_failed_holds_no_bar() {
+        let (bars, mut it) = (returned(100.0, 200.0).bars("a"), returned(100.0, 200.0));
+        assert!(is_held(&bars, [&it].into_iter()));
+        it.errors.insert("WRITE_TIMEOUT (unknown)".to_owned(), 3);
+        assert!(!is_held(&bars, [&it].into_iter()));
     }
 
     #[test]

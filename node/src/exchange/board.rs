@@ -400,11 +400,6 @@ impl ExchangeBoard {
         self.lock().overwritten.get(&keyspace).copied().unwrap_or_default()
     }
 
-    /// The keyspaces of which any did.
-    pub(crate) fn overwritten_in(&self) -> Vec<KeyspaceId> {
-        self.lock().overwritten.keys().copied().collect()
-    }
-
     /// What stands in the way of purging each keyspace, and since when.
     pub(crate) fn purges(&self) -> BTreeMap<KeyspaceId, (PurgeBlock, u64)> {
         self.lock().purges.clone()

@@ -132,9 +132,9 @@ impl AdminApi {
         }
         let kept = shared.hint_totals.load().by_keyspace();
         // A node keeps hints, and acknowledges writes, of keyspaces of which it holds no replica.
-        for keyspace in kept.keys().copied().chain(shared.exchange.overwritten_in()) {
-            if let Some(it) = view.keyspace_of_id(keyspace) {
-                keyspaces.entry(it.keyspace.name.clone()).or_default();
+        for it in view.metadata().map(|it| it.keyspaces()).unwrap_or_default() {
+            if kept.contains_key(&it.id) || shared.exchange.overwritten(it.id) > 0 {
+                keyspaces.entry(it.name.clone()).or_default();
             }
         }
         let (purges, now_ms) = (shared.exchange.purges(), shared.believed_wall().0);
