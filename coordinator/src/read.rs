@@ -103,6 +103,8 @@ impl Read {
                 }
             }
             ReadEvent::Unreachable { replicas } => self.give_up(replicas, effects),
+            ReadEvent::DirectoryReplaced => self.read_again_by_directories(effects),
+            ReadEvent::AskAgain { replicas } => self.ask_again(replicas, effects),
             ReadEvent::Slow => self.continue_with(1, effects),
             ReadEvent::Deadline => {
                 if matches!(self.phase, Phase::Query | Phase::Confirm) {
@@ -331,6 +333,31 @@ impl Read {
     fn read_again_by_floors(&mut self, effects: &mut Vec<ReadEffect>) {
         self.floors.begin_weighing();
         self.start_over(effects);
+    }
+
+    /// F12: what a replica has answered or confirmed may be gone with its directory.
+    fn read_again_by_directories(&mut self, effects: &mut Vec<ReadEffect>) {
+        match self.phase {
+            Phase::Query | Phase::Confirm => {
+                self.refusals.clear();
+                self.floors.restart();
+                self.start_over(effects);
+            }
+            Phase::Replied | Phase::Finished => self.phase = Phase::Finished,
+        }
+    }
+
+    /// Asks those once more that have not answered.
+    fn ask_again(&self, replicas: ReplicaMask, effects: &mut Vec<ReadEffect>) {
+        let to = self.awaited.and(replicas);
+        if !to.is_empty() {
+            effects.push(ReadEffect::Query { to, read_at: self.read_at });
+        }
+        let to = self.writing.and(replicas);
+        if let Some(record) = self.newest.clone().filter(|_| !to.is_empty()) {
+            let floor = self.floors.of_newest();
+            effects.push(ReadEffect::WriteBack { to, record, floor });
+        }
     }
 
     fn start_over(&mut self, effects: &mut Vec<ReadEffect>) {

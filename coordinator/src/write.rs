@@ -94,6 +94,8 @@ impl Write {
             },
             WriteEvent::Queried { from, newest } => self.queried(from, newest, effects),
             WriteEvent::Unreachable { replicas } => self.unreachable(replicas, effects),
+            WriteEvent::DirectoryReplaced => self.count_anew(effects),
+            WriteEvent::AskAgain { replicas } => self.ask_again(replicas, effects),
             WriteEvent::NotPassedOn { from } => {
                 if self.phase == Phase::Collect {
                     self.relieve(from, effects);
@@ -287,6 +289,59 @@ impl Write {
                 self.collect(effects);
             }
             Phase::Stamp | Phase::Finished => {}
+        }
+    }
+
+    /// F12: the votes so far count no more, and all are asked once more for the same stamp. What has
+    /// followed from votes already, a stamp found dead or one above all versions answered, cannot be
+    /// taken back: such a write ends.
+    fn count_anew(&mut self, effects: &mut Vec<WriteEffect>) {
+        match &mut self.phase {
+            _ if self.replied => {}
+            Phase::Query { awaited, answered, .. } => {
+                *answered = ReplicaMask::EMPTY;
+                *awaited = self.alive.and(self.request.requirement.mask());
+                self.refusals.clear();
+                self.ask_again(self.alive, effects);
+                self.collect_query(effects);
+            }
+            Phase::Collect if self.tally.round() != Round::Ordered => {
+                self.tally = WriteTally::new(Round::Again, self.alive);
+                self.forwarders = ReplicaMask::EMPTY;
+                self.refusals.clear();
+                // A vote of theirs may have been counted: then they have no hint.
+                for it in self.replicas.all().without(self.alive).iter() {
+                    self.hint(it, effects);
+                }
+                self.ask_again(self.alive, effects);
+                self.collect(effects);
+            }
+            Phase::Stamp | Phase::Collect => {
+                let failed = self.failed();
+                self.finish(Err(failed), effects);
+                self.deadline(effects);
+            }
+            Phase::Finished => {}
+        }
+    }
+
+    /// Asks those once more, directly, that have not answered.
+    fn ask_again(&self, replicas: ReplicaMask, effects: &mut Vec<WriteEffect>) {
+        if Mutant::NotAskedAgain.is_on() {
+            return;
+        }
+        match (&self.phase, &self.record) {
+            (Phase::Query { awaited, .. }, _) => {
+                let to = awaited.and(replicas);
+                if !to.is_empty() {
+                    effects.push(WriteEffect::Query { to });
+                }
+            }
+            (Phase::Collect, Some(record)) => {
+                let silent = self.tally.awaited().and(replicas);
+                effects.extend(silent.iter().map(|to| send(to, ReplicaMask::EMPTY, record)));
+            }
+            _ => {}
         }
     }
 

@@ -115,6 +115,8 @@ mutants! {
     FillKeepsExtras = "fill-keeps-extras",
     /// F12 off: votes of directories that were replaced meanwhile count (CX5).
     OldVotesCount = "old-votes-count",
+    /// F12 half done: votes of a directory that was replaced are dropped, and not asked for again.
+    NotAskedAgain = "not-asked-again",
     /// F13 off: a start takes its directory for what it was, whatever others have seen (CX6).
     RollbackUnseen = "rollback-unseen",
     /// F13 off: what others say while a directory gets another id does not count (CX8).

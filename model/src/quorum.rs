@@ -38,6 +38,9 @@ pub enum Vote {
 pub enum Round {
     /// A stamp given without asking anyone.
     First,
+    /// The same stamp, asked for once more because a replica's directory has been replaced (F12): as
+    /// before, but nothing that is said now proves that nobody could have read it.
+    Again,
     /// A stamp above every version that a quorum answered before: the second stamp, or the first
     /// after a version query. Superseded is as good as Applied here, and nothing follows.
     Ordered,
@@ -139,9 +142,14 @@ impl WriteTally {
     /// judged it.
     pub fn acked(&self) -> ReplicaMask {
         match self.round {
-            Round::First => self.held,
+            Round::First | Round::Again => self.held,
             Round::Ordered => self.answered(),
         }
+    }
+
+    /// Which round it counts.
+    pub fn round(&self) -> Round {
+        self.round
     }
 
     /// The replicas that may still answer.

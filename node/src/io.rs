@@ -28,6 +28,7 @@ mod metrics_http;
 mod outlet;
 mod real;
 mod recall;
+mod recount;
 mod request;
 mod scan;
 mod scan_range;

@@ -7,7 +7,7 @@ use std::sync::{
 
 use coordinator::{Read, Write};
 use model::{Hlc, NodeIndex, OperationId, Refusal, ReplicaIndex, ReplicaSet, StorageKey, Version};
-use proto::internal::{ExchangeAnswer, QueryAnswer, RangeAnswer};
+use proto::internal::{ExchangeAnswer, QueryAnswer, RangeAnswer, RangeQuery};
 use slab::Slab;
 use tokio::sync::oneshot;
 
@@ -169,6 +169,16 @@ pub struct HintAnswer {
     pub judged: Result<(), Refusal>,
 }
 
+/// One replica's part of a scan in flight.
+pub struct RangeOperation {
+    /// Who was asked.
+    pub node: NodeIndex,
+    /// For what.
+    pub query: RangeQuery,
+    /// Gets the answer and the answering node's clock; dropped if the replica becomes unreachable.
+    pub answer: oneshot::Sender<(RangeAnswer, Hlc)>,
+}
+
 /// Something in flight.
 pub enum Operation {
     /// A put or delete.
@@ -183,12 +193,7 @@ pub enum Operation {
         answer: oneshot::Sender<QueryAnswer>,
     },
     /// One replica asked for one range.
-    Range {
-        /// Who was asked.
-        node: NodeIndex,
-        /// Gets the answer and the answering node's clock; dropped if it becomes unreachable.
-        answer: oneshot::Sender<(RangeAnswer, Hlc)>,
-    },
+    Range(Box<RangeOperation>),
     /// A hint replayed.
     Hint(HintReplay),
     /// A step of an exchange.
@@ -201,12 +206,17 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// True if it counts what replicas say as their votes (F12).
+    pub fn counts_votes(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Read(_) | Self::Range(_))
+    }
+
     /// The replica that a node is for this operation's key.
     pub fn replica(&self, node: NodeIndex) -> Option<ReplicaIndex> {
         match self {
             Self::Write(it) => it.replicas.replica(node),
             Self::Read(it) => it.replicas.replica(node),
-            Self::Probe { .. } | Self::Range { .. } | Self::Hint(_) | Self::Exchange { .. } => None,
+            Self::Probe { .. } | Self::Range(_) | Self::Hint(_) | Self::Exchange { .. } => None,
         }
     }
 }
@@ -271,20 +281,11 @@ impl OperationTable {
             Operation::Write(it) => it.reply.is_some() && it.deadline_us < now_us,
             Operation::Read(it) => it.reply.is_some() && it.deadline_us < now_us,
             Operation::Probe { .. }
-            | Operation::Range { .. }
+            | Operation::Range(_)
             | Operation::Hint(_)
             | Operation::Exchange { .. } => false,
         };
         self.operations.iter().filter(|(_, it)| overdue(&it.1)).count()
-    }
-
-    /// The tokens of operations that count replicas' votes, in table order.
-    pub fn with_votes(&self) -> Vec<Token> {
-        let counts = |it: &Operation| {
-            matches!(it, Operation::Write(_) | Operation::Read(_) | Operation::Range { .. })
-        };
-        let counting = self.operations.iter().filter(|(_, it)| counts(&it.1));
-        counting.map(|(index, it)| Token::new(it.0, index, self.io_loop)).collect()
     }
 
     /// The tokens of all operations, in table order.

@@ -18,8 +18,8 @@ use crate::{
     scenario::{self, tell},
 };
 
-/// Mutants that random runs show seldom or never, and scenarios always: they need clocks, restarts or
-/// a configuration that a random run comes by once in hundreds, if at all.
+/// Mutants that random runs show seldom or never, and scenarios always: they need clocks, restarts,
+/// damage or a configuration that a random run comes by once in hundreds, if at all.
 pub const STAGED: &[Mutant] = &[
     Mutant::LocalCountsRemote,
     Mutant::HintCountsAsAnswer,
@@ -41,10 +41,12 @@ pub const STAGED: &[Mutant] = &[
     Mutant::FillOrderIgnored,
     Mutant::FillKeepsExtras,
     Mutant::OldVotesCount,
+    Mutant::NotAskedAgain,
     Mutant::RollbackUnseen,
     Mutant::HelloUnheard,
     Mutant::HealsFromOne,
     Mutant::ScrubOff,
+    Mutant::CorruptIsAbsent,
     Mutant::ScanLiveRowsOnly,
     Mutant::ScanBeyondCovered,
     Mutant::ExpiryByOwnClock,

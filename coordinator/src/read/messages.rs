@@ -53,6 +53,14 @@ pub enum ReadEvent {
         /// The replicas.
         replicas: ReplicaMask,
     },
+    /// A replica's database directory has been replaced: an answer of the one before may have been counted
+    /// (F12).
+    DirectoryReplaced,
+    /// What these replicas have answered was not taken: nothing but what they are asked now counts (F12).
+    AskAgain {
+        /// The replicas.
+        replicas: ReplicaMask,
+    },
     /// A replica takes unusually long: ask one more.
     Slow,
     /// The client's time is over.

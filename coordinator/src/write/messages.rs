@@ -50,6 +50,13 @@ pub enum WriteEvent {
         /// The replicas.
         replicas: ReplicaMask,
     },
+    /// A replica's database directory has been replaced: a vote of the one before may have been counted (F12).
+    DirectoryReplaced,
+    /// What these replicas have answered was not taken: nothing but what they are asked now counts (F12).
+    AskAgain {
+        /// The replicas.
+        replicas: ReplicaMask,
+    },
     /// A replica could not pass the mutation on to some of its neighbours.
     NotPassedOn {
         /// Who was to pass it on.

@@ -184,6 +184,15 @@ impl World {
             }
             (89..91, _) => self.tell_read(operation, ReadEvent::Slow),
             (91, _) => self.tell_both(operation, &WriteEvent::Deadline, || ReadEvent::Deadline),
+            (92, _) => self.tell_both(operation, &WriteEvent::DirectoryReplaced, || {
+                ReadEvent::DirectoryReplaced
+            }),
+            (93, _) => {
+                let replicas = ReplicaMask::only(self.replica(pick / 16));
+                self.tell_both(operation, &WriteEvent::AskAgain { replicas }, || {
+                    ReadEvent::AskAgain { replicas }
+                });
+            }
             _ => self.start_next(),
         }
     }

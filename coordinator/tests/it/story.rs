@@ -197,6 +197,8 @@ fn write_event(line: &Line, stamp: Hlc) -> WriteEvent {
         "hint-stored" => WriteEvent::HintStored { replica: from(), hlc: line.stamp(stamp) },
         "hint-lost" => WriteEvent::HintNotKept { replica: from(), hlc: line.stamp(stamp) },
         "stamped" => WriteEvent::Stamped(Hlc::from_ms(line.word(1).parse().unwrap())),
+        "directory-replaced" => WriteEvent::DirectoryReplaced,
+        "ask-again" => WriteEvent::AskAgain { replicas: mask(&letters(line.word(1))) },
         "deadline" => WriteEvent::Deadline,
         verb => {
             WriteEvent::Answer { from: from(), hlc: line.stamp(stamp), answer: line.answer(verb) }
@@ -239,6 +241,8 @@ fn read_event(line: &Line, read_at: Hlc) -> ReadEvent {
         "refused" => ReadEvent::Refused { from: from(), refusal: refusal(line.word(2)) },
         "unreachable" => ReadEvent::Unreachable { replicas: mask(&letters(line.word(1))) },
         "slow" => ReadEvent::Slow,
+        "directory-replaced" => ReadEvent::DirectoryReplaced,
+        "ask-again" => ReadEvent::AskAgain { replicas: mask(&letters(line.word(1))) },
         "deadline" => ReadEvent::Deadline,
         other => panic!("unknown event {other}"),
     }

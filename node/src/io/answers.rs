@@ -11,7 +11,8 @@ use proto::internal::{Frame, QueryAnswer};
 
 use super::{
     effects::VERSION_QUERY,
-    io_loop::{Alarm, IoLoop, LoopState},
+    io_loop::{IoLoop, LoopState},
+    recount::drop_votes,
 };
 use crate::{
     commit::{CommitAnswer, CommitAnswerKind, CommitItem},
@@ -104,12 +105,14 @@ impl IoLoop {
         self.follow_storages();
         let mut state = self.lock();
         // What the sender vouches for may be that of a directory which has been replaced (F12).
-        let same_storages =
-            frame.storage_ids_hash == state.storage_ids_hash || Mutant::OldVotesCount.is_on();
-        let refusal = match (trusted, same_storages) {
+        let apart = self.is_apart(&mut state, from, frame.storage_ids_hash);
+        if apart {
+            drop_votes(&mut state, frame);
+        }
+        let refusal = match (trusted, apart) {
             (false, _) => Some(Refusal::ClockAhead),
-            (true, false) => Some(Refusal::NotReady),
-            (true, true) => None,
+            (true, true) => Some(Refusal::NotReady),
+            (true, false) => None,
         };
         for operation in frame.applied.drain(..) {
             let answer = refusal.map_or(WriteAnswer::Applied, WriteAnswer::Refused);
@@ -140,11 +143,12 @@ impl IoLoop {
                 answer.refusal = proto::internal::Refusal::from(refusal).into();
             }
             let (token, _) = Token::of(OperationId(answer.operation));
-            if let Some(Operation::Range { .. }) = state.operations.get_mut(token)
-                && let Some(Operation::Range { answer: to, .. }) = state.operations.remove(token)
+            if let Some(Operation::Range(range)) = state.operations.get_mut(token)
+                && range.node == from
+                && let Some(Operation::Range(range)) = state.operations.remove(token)
             {
                 // A failed send is a scan whose client hung up.
-                let _ = to.send((answer, clock));
+                let _ = range.answer.send((answer, clock));
             }
         }
         for answer in frame.exchange_answers.drain(..) {
@@ -158,23 +162,6 @@ impl IoLoop {
             }
         }
         self.push_local(&mut state);
-    }
-
-    /// Ends what is in flight when a node's directory turns out to have been replaced: a vote of the one
-    /// before may have been counted already (F12).
-    fn follow_storages(&self) {
-        let hash = self.shared.witness.storage_ids_hash();
-        let over = {
-            let mut state = self.lock();
-            if state.storage_ids_hash == hash {
-                return;
-            }
-            state.storage_ids_hash = hash;
-            state.operations.with_votes()
-        };
-        if !Mutant::OldVotesCount.is_on() {
-            over.into_iter().for_each(|it| self.alarm(it, Alarm::Deadline));
-        }
     }
 
     /// True if an answer names a version further ahead than clocks may be: a poisoned record (C4).

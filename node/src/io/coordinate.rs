@@ -246,7 +246,7 @@ impl IoLoop {
             (
                 Some(
                     Operation::Probe { .. }
-                    | Operation::Range { .. }
+                    | Operation::Range(_)
                     | Operation::Hint(_)
                     | Operation::Exchange { .. },
                 ),
@@ -273,11 +273,12 @@ impl IoLoop {
                     self.read_event(&mut state, token, ReadEvent::Unreachable { replicas });
                 }
                 (
-                    Operation::Probe { node: asked, .. }
-                    | Operation::Range { node: asked, .. }
-                    | Operation::Exchange { node: asked, .. },
+                    Operation::Probe { node: asked, .. } | Operation::Exchange { node: asked, .. },
                     _,
                 ) if *asked == node => {
+                    state.operations.remove(token);
+                }
+                (Operation::Range(range), _) if range.node == node => {
                     state.operations.remove(token);
                 }
                 (Operation::Hint(hint), _) if hint.target == node => {

@@ -4,12 +4,12 @@
 //! the thread-locality that tasks of several nodes in one thread cannot have.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use coordinator::{ReadEffect, WriteEffect};
-use model::{Hlc, PartitionIndex, ReplicaIndex};
+use model::{Hlc, NodeIndex, PartitionIndex, ReplicaIndex};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     sync::Notify,
@@ -49,6 +49,8 @@ pub struct LoopState {
     pub peers: Peers,
     /// Which replaced directories votes are counted by (F12).
     pub storage_ids_hash: u64,
+    /// The nodes whose last frame was by others: their votes are not taken.
+    pub apart: BTreeSet<NodeIndex>,
     /// Writes that wait for a stamp above a version they have met.
     pub awaiting_stamp: Vec<(Token, Hlc)>,
     /// Operations in flight whose client has no answer yet.
@@ -91,6 +93,7 @@ impl IoLoop {
             wheel: DeadlineWheel::default(),
             peers: Peers::default(),
             storage_ids_hash: shared.witness.storage_ids_hash(),
+            apart: BTreeSet::new(),
             awaiting_stamp: Vec::new(),
             unanswered: 0,
             read_latency: UsualLatency::default(),

@@ -10,7 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use coordinator::{Covered, Direction, MergedRow, PageLimits, ReadReply, ReplicaPage, merge_pages};
 use futures_util::Stream;
 use model::{
-    ConsistencyLevel, Hlc, Key, PartitionIndex, Record, Refusal, ReplicaIndex, ReplicaMask,
+    ConsistencyLevel, Hlc, Key, Mutant, PartitionIndex, Record, Refusal, ReplicaIndex, ReplicaMask,
     Requirement, StorageKey,
 };
 use proto::{
@@ -27,6 +27,7 @@ use super::{
     coordinate::PlannedRead,
     io_loop::{Alarm, IoLoop},
     kv::stopped_read,
+    recount::send_range_query,
     request::MeasuredRequest,
     scan_range::{
         bounds, fingerprint, last_token_before, malformed, read_token, token_at, write_token,
@@ -36,7 +37,7 @@ use super::{
 use crate::{
     counters::Counters,
     metrics::RequestKind,
-    operation::Operation,
+    operation::{Operation, RangeOperation},
     reply::{Batch, ReplyTo},
     shared::Shared,
     view::KeyspaceView,
@@ -276,7 +277,14 @@ impl Scan {
         let mut usable = alive;
         let mut pages: Vec<ReplicaPage> = Vec::new();
         let mut corrupt = false;
+        let mut storages = call.shared.witness.storage_ids_hash();
         loop {
+            let now = call.shared.witness.storage_ids_hash();
+            if storages != now && !Mutant::OldVotesCount.is_on() {
+                // A page may be that of a directory which has been replaced since (F12).
+                (storages, usable) = (now, alive);
+                pages.clear();
+            }
             let answered = pages
                 .iter()
                 .fold(ReplicaMask::EMPTY, |mask, it| mask.or(ReplicaMask::only(it.from)));
@@ -365,7 +373,7 @@ impl Scan {
         &self,
         call: &Call<'_>,
         node: model::NodeIndex,
-        mut query: RangeQuery,
+        query: RangeQuery,
     ) -> Boxed<'static, Option<(RangeAnswer, Hlc)>> {
         let shared = Arc::clone(call.shared);
         let mut state = self.io.lock();
@@ -377,16 +385,10 @@ impl Scan {
             });
         }
         let (answer, result) = oneshot::channel();
-        let token = state.operations.insert(Operation::Range { node, answer });
+        let range = RangeOperation { node, query, answer };
+        let token = state.operations.insert(Operation::Range(Box::new(range)));
         self.io.set_alarm(&mut state, call.deadline_us, token, Alarm::Deadline);
-        query.operation = token.with_sequence(0).0;
-        let bytes = query.start.len() + query.end.len() + 48;
-        let sent = state.peers.get(node).is_some_and(|it| {
-            it.outbox.push(bytes, |frame| frame.range_queries.push(query)).is_ok()
-        });
-        if !sent {
-            state.operations.remove(token);
-        }
+        send_range_query(&mut state, token);
         drop(state);
         Box::pin(async move { result.await.ok() })
     }

@@ -1,5 +1,7 @@
 //! What becomes of data when a node loses its disk, or the disk is put back to what it was.
 
+use std::ops::Range;
+
 use model::{ConsistencyLevel as L, Mutant};
 
 use super::{
@@ -48,6 +50,15 @@ pub(super) fn all() -> Vec<Scenario> {
             &four,
             |it| Box::pin(old_vote(it)),
             &[Shown { mutant: Mutant::OldVotesCount, says: "an acknowledged write is lost" }],
+        ),
+        steps(
+            "cx5-votes-are-asked-for-again",
+            "A node's put at EACH_QUORUM has its own vote and that of a neighbour, which loses its disk. What \
+             else it waits for comes while it still has time. It asks itself once more, and the put is \
+             acknowledged.",
+            &two_datacenters,
+            |it| Box::pin(asked_again(it)),
+            &[Shown { mutant: Mutant::NotAskedAgain, says: "the put is not acknowledged" }],
         ),
         steps(
             "cx7-two-lost-disks-of-a-datacenter",
@@ -172,6 +183,45 @@ async fn new_id(it: Script, full: bool) -> Result<(), String> {
     works("n1 takes no writes: put", put.await)
 }
 
+async fn asked_again(it: Script) -> Result<(), String> {
+    it.put_soon(0, "first", L::All).await?;
+    let names = |nodes: Range<usize>| nodes.map(|it| format!("n{}", it + 1)).collect();
+    let jam = |to| Cut { kind: CutKind::Jam, from: names(0..1), to: names(to) };
+    it.cut(1, jam(1..2)).await;
+    it.cut(2, jam(3..6)).await;
+    let put = tokio::task::spawn_local({
+        let it = it.clone();
+        async move { it.put(0, "key", "kept", L::EachQuorum).await }
+    });
+    it.within(2, async || ensure(it.holds(2, b"kept"), "no replica has got the put")).await?;
+    it.wait(100).await;
+    lose_and_fill(&it, 2).await?;
+    it.heal(1).await;
+    it.heal(2).await;
+    let put = put.await.map_err(|error| error.to_string())?;
+    works("the put is not acknowledged", put)?;
+    // All are filled then.
+    it.get_soon(2, "key", L::All).await?;
+    it.end(0, EndKind::PowerLoss).await;
+    let found = it.get_soon(2, "key", L::LocalQuorum).await?;
+    ensure(
+        found.as_deref() == Some(b"kept"),
+        "an acknowledged write is lost: it was asked for again",
+    )
+}
+
+/// Takes a node's disk, and waits until an empty one is filled.
+async fn lose_and_fill(it: &Script, node: usize) -> Result<(), String> {
+    it.end(node, EndKind::Crash).await;
+    it.wipe(node).await;
+    it.start(node).await;
+    it.within(3, async || {
+        let found = it.get(node, "key", L::One).await;
+        ensure(found.is_ok(), "a replica was not filled in time")
+    })
+    .await
+}
+
 async fn old_vote(it: Script) -> Result<(), String> {
     it.put_soon(0, "first", L::All).await?;
     let holds = |node: &usize| it.stored_version(*node).is_some();
@@ -188,14 +238,7 @@ async fn old_vote(it: Script) -> Result<(), String> {
     });
     it.within(2, async || ensure(it.holds(lost, b"kept"), "no replica has got the put")).await?;
     it.wait(100).await;
-    it.end(lost, EndKind::Crash).await;
-    it.wipe(lost).await;
-    it.start(lost).await;
-    it.within(3, async || {
-        let found = it.get(lost, "key", L::One).await;
-        ensure(found.is_ok(), "a replica was not filled in time")
-    })
-    .await?;
+    lose_and_fill(&it, lost).await?;
     it.heal(1).await;
     let put = put.await.map_err(|error| error.to_string())?;
     if put.is_err() {
