@@ -78,6 +78,8 @@ mutants! {
     AnyHintsGivenUp = "any-hints-given-up",
     /// H3 off: a hint that is too old is dropped, and nothing is marked dirty.
     AgedHintsUnmarked = "aged-hints-unmarked",
+    /// H3 off: a hint that the full commit queue did not take leaves no dirty mark.
+    RefusedHintsUnmarked = "refused-hints-unmarked",
     /// A barrier of hints is passed by the first clean pass, whenever it began.
     BarrierPassedEarly = "barrier-passed-early",
     /// Writes are acknowledged before they are synced.

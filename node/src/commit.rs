@@ -121,10 +121,8 @@ pub enum CommitItem<D> {
     },
     /// A write for a replica that is away and for which no hints are kept.
     MarkDirty {
-        /// The replica that is away.
-        target: NodeId,
-        /// The key.
-        key: StorageKey,
+        /// What covers it.
+        mark: DirtyMark,
     },
     /// What a dirty mark covers has been compared with its target.
     DropDirtyMark {
@@ -194,11 +192,11 @@ impl<D> CommitItem<D> {
             Self::System { key, value, .. } => key.len() + value.as_ref().map_or(0, Bytes::len),
             Self::DropHint { key, .. }
             | Self::EndHint { key, .. }
-            | Self::MarkDirty { key, .. }
             | Self::Purge { key }
             | Self::Discard { key, .. } => key.as_bytes().len(),
             Self::Mend(mend) => mend.bytes(),
-            Self::DropDirtyMark { .. }
+            Self::MarkDirty { .. }
+            | Self::DropDirtyMark { .. }
             | Self::ForgetDirtyMarks { .. }
             | Self::Floor { .. }
             | Self::Fill { .. }

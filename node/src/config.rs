@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use model::{Layout, Limits, NodeId};
 
-use crate::{commit::CommitSettings, snapshot::SnapshotFolder};
+use crate::{
+    commit::{CommitSettings, QueueLimits},
+    snapshot::SnapshotFolder,
+};
 
 /// The settings of one node.
 #[derive(Clone, Debug)]
@@ -72,6 +75,9 @@ pub struct NodeConfig {
     /// Bytes of hints kept for writes at ANY, of all targets together. They are never given up: beyond
     /// it a write at ANY is refused unless a replica is up.
     pub any_hint_bytes_max: u64,
+    /// What may wait for this node's own replicas. Beyond it mutations are refused, and hints leave a dirty
+    /// mark.
+    pub commit_queue: QueueLimits,
     /// Datacenters for whose nodes no hints are kept, but for writes at ANY: what they miss is marked
     /// dirty at once, and left to the exchange.
     pub no_hints_for: Vec<String>,
@@ -133,6 +139,7 @@ impl Default for NodeConfig {
             hint_bytes_per_target_max: CommitSettings::default().hint_bytes_per_target_max,
             hint_age_ms_max: 3 * 3_600_000,
             any_hint_bytes_max: CommitSettings::default().any_hint_bytes_max,
+            commit_queue: QueueLimits::default(),
             no_hints_for: Vec::new(),
             exchange_interval_ms: 2_000,
             exchange_settle_ms: 2_000,

@@ -128,7 +128,7 @@ counters! {
     connections_idle,
     /// Hints delivered.
     hints_delivered,
-    /// Hints that the full commit queue did not take, nor a dirty mark for them.
+    /// Hints that the full commit queue did not take. They leave a dirty mark once it takes one.
     hints_refused,
     /// Times that a replica refused a hint of ANY as below its fence: such a hint stays.
     any_hints_stranded,

@@ -30,6 +30,7 @@ pub const STAGED: &[Mutant] = &[
     Mutant::DeadHintKept,
     Mutant::AnyHintsGivenUp,
     Mutant::AgedHintsUnmarked,
+    Mutant::RefusedHintsUnmarked,
     Mutant::BarrierPassedEarly,
     Mutant::FenceIgnored,
     Mutant::SignedBlindly,

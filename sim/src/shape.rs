@@ -57,6 +57,8 @@ pub struct Bounds {
     pub hint_age_ms: u64,
     /// Bytes of hints kept for writes at ANY.
     pub any_hint_bytes: u64,
+    /// Items that wait to be committed at a node.
+    pub commit_queue_items: usize,
     /// True if no hints are kept for nodes of a node's own datacenter, except those of ANY.
     pub no_hints: bool,
     /// How often replicas are compared.
@@ -81,6 +83,7 @@ impl Default for Bounds {
             hint_bytes: config.hint_bytes_per_target_max,
             hint_age_ms: config.hint_age_ms_max,
             any_hint_bytes: config.any_hint_bytes_max,
+            commit_queue_items: config.commit_queue.items_max,
             no_hints: false,
             exchange_interval_ms: config.exchange_interval_ms,
             exchange_settle_ms: config.exchange_settle_ms,
@@ -106,6 +109,7 @@ impl Bounds {
             1 => bounds.peer_queue_bytes = random.random_range(256..=1_024) << 10,
             2 => bounds.hint_bytes = random.random_range(200..=8_000),
             3 => bounds.no_hints = true,
+            4 => bounds.commit_queue_items = random.random_range(8..=64),
             _ => {}
         }
         bounds.exchange_interval_ms = random.random_range(200..=1_500);

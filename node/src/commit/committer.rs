@@ -235,7 +235,7 @@ impl<S: Storage> Committer<S> {
             CommitItem::EndHint { target, key, version, why } => {
                 self.stage_end(target, &key, version, why);
             }
-            CommitItem::MarkDirty { target, key } => self.mark_dirty(target, &key),
+            CommitItem::MarkDirty { mark } => self.mark_dirty(mark),
             CommitItem::DropDirtyMark { mark, generation } => self.unmark(mark, generation),
             CommitItem::ForgetDirtyMarks { target } => self.forget_marks(target),
             CommitItem::Floor { keyspace, partition, change }

@@ -15,7 +15,7 @@ use super::{
     recount::drop_votes,
 };
 use crate::{
-    commit::{CommitAnswer, CommitAnswerKind, CommitItem},
+    commit::{CommitAnswer, CommitAnswerKind, CommitItem, DirtyMark},
     counters::Counters,
     local_read::{LocalRead, ReadAt},
     operation::{HintAnswer, Operation, ReadRound, Token},
@@ -81,18 +81,30 @@ impl IoLoop {
                     let refused = WriteAnswer::Refused(refusal);
                     self.mutation_answer(state, own, operation, refused, None);
                 }
-                CommitItem::Hint { operation, slot, record, .. } => {
+                CommitItem::Hint { operation, slot, target, key, record, .. } => {
                     Counters::count(&self.shared.counters.hints_refused);
+                    state.unmarked.insert(DirtyMark::of(target, &key));
                     self.hint_not_kept(state, operation, slot, record.version().hlc);
                 }
-                CommitItem::MarkDirty { .. } => {
-                    Counters::count(&self.shared.counters.hints_refused);
+                CommitItem::MarkDirty { mark } => {
+                    state.unmarked.insert(mark);
                 }
                 _ => {}
             }
         }
         // What the refusals caused is not pushed again: the queue has just been full.
         state.local.clear();
+    }
+
+    /// Marks dirty what hints are missing for that the full commit queue did not take: now it may.
+    pub(super) fn mark_again(&self) {
+        if Mutant::RefusedHintsUnmarked.is_on() {
+            return;
+        }
+        let mut state = self.lock();
+        let marks = std::mem::take(&mut state.unmarked);
+        state.local.extend(marks.into_iter().map(|mark| CommitItem::MarkDirty { mark }));
+        self.push_local(&mut state);
     }
 
     /// Takes the answers in a peer's frame.

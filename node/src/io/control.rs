@@ -98,7 +98,7 @@ impl IoLoop {
 
     /// Pings every peer each second, for as long as the node lives: keeps latencies and clock offsets
     /// fresh, and tells who has missed a change of metadata. More often while the node coordinates
-    /// nothing because of its clock.
+    /// nothing because of its clock. And marks dirty what it owes a mark.
     pub async fn run_pings(self: Arc<Self>) {
         loop {
             // Registered before the look, which may itself ask for pings.
@@ -122,6 +122,7 @@ impl IoLoop {
             for peer in peers {
                 self.greet(&peer);
             }
+            self.mark_again();
         }
     }
 }

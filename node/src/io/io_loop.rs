@@ -18,7 +18,7 @@ use tokio::{
 
 use super::serve::send_answers;
 use crate::{
-    commit::CommitItem,
+    commit::{CommitItem, DirtyMark},
     latency::UsualLatency,
     liveness::Peers,
     operation::{OperationTable, Token},
@@ -51,6 +51,8 @@ pub struct LoopState {
     pub storage_ids_hash: u64,
     /// The nodes whose last frame was by others: their votes are not taken.
     pub apart: BTreeSet<NodeIndex>,
+    /// Dirty marks, in place of hints, that wait for room in the commit queue.
+    pub unmarked: BTreeSet<DirtyMark>,
     /// Writes that wait for a stamp above a version they have met.
     pub awaiting_stamp: Vec<(Token, Hlc)>,
     /// Operations in flight whose client has no answer yet.
@@ -94,6 +96,7 @@ impl IoLoop {
             peers: Peers::default(),
             storage_ids_hash: shared.witness.storage_ids_hash(),
             apart: BTreeSet::new(),
+            unmarked: BTreeSet::new(),
             awaiting_stamp: Vec::new(),
             unanswered: 0,
             read_latency: UsualLatency::default(),

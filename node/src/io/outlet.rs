@@ -7,7 +7,7 @@ use model::{
 use proto::internal::{Mutation, MutationKind, Query};
 
 use crate::{
-    commit::{CommitItem, HintClass, Origin},
+    commit::{CommitItem, DirtyMark, HintClass, Origin},
     liveness::Peers,
     operation::{NO_ANSWER, ReadOperation, Token, WriteOperation},
     shared::{Destination, Shared},
@@ -146,7 +146,7 @@ impl Outlet<'_> {
         let no_hints_for = &self.shared.config.no_hints_for;
         // Those of ANY are no accelerator.
         if class == HintClass::Ordinary && no_hints_for.contains(&node.datacenter) {
-            self.local.push(CommitItem::MarkDirty { target, key });
+            self.local.push(CommitItem::MarkDirty { mark: DirtyMark::of(target, &key) });
             return;
         }
         self.local.push(CommitItem::Hint {

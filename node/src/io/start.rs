@@ -28,10 +28,7 @@ use super::{
 pub use error::StartError;
 
 use crate::{
-    commit::{
-        CommitQueue, CommitSettings, CommitStage, Committer, QueueLimits, run_as_task,
-        run_on_thread,
-    },
+    commit::{CommitQueue, CommitSettings, CommitStage, Committer, run_as_task, run_on_thread},
     config::NodeConfig,
     membership::Member,
     shared::{Shared, StopReason, system_key},
@@ -308,7 +305,7 @@ impl Node {
         for member in known.iter().filter(|it| it.node() != identity.node) {
             gossip.learn(member);
         }
-        let commits = Arc::new(CommitQueue::new(QueueLimits::default()));
+        let commits = Arc::new(CommitQueue::new(config.commit_queue));
         let directory = gossip.directory();
         let witness = open_witness(&world)?;
         let shared = Shared::new(config, world, identity, view, commits, directory, witness);

@@ -63,6 +63,7 @@ pub(super) fn all() -> Vec<Scenario> {
 /// Hints that cannot be delivered in time, or at all, and who waits for the others.
 fn given_up(three: &Shape, alone: &Shape) -> Vec<Scenario> {
     let aging = Bounds { hint_age_ms: 5_000, ..Bounds::default() };
+    let full = Bounds { commit_queue_items: 4, ..Bounds::default() };
     vec![
         steps(
             "ce24-any-outlives-the-bound",
@@ -84,6 +85,17 @@ fn given_up(three: &Shape, alone: &Shape) -> Vec<Scenario> {
             &[Shown {
                 mutant: Mutant::AgedHintsUnmarked,
                 says: "a hint is gone, and nothing is dirty",
+            }],
+        ),
+        steps(
+            "a-refused-hint-leaves-a-mark",
+            "A replica is away, and the disk of a node is so slow that its queue takes no more hints for it. \
+             What the replica has missed is marked dirty once the queue takes something again.",
+            &Shape { bounds: full, ..three.clone() },
+            |it| Box::pin(refused(it)),
+            &[Shown {
+                mutant: Mutant::RefusedHintsUnmarked,
+                says: "hints were refused, and nothing is dirty",
             }],
         ),
         steps(
@@ -232,6 +244,28 @@ async fn aged(it: Script) -> Result<(), String> {
         }
     }
     Err("a hint is kept for longer than it may be".to_owned())
+}
+
+async fn refused(it: Script) -> Result<(), String> {
+    it.end(2, EndKind::PowerLoss).await;
+    it.until_missed(0).await?;
+    it.slow_disk(0, 400).await;
+    let puts: Vec<_> = (0..30)
+        .map(|number| {
+            let it = it.clone();
+            let put = async move { it.put(0, &format!("key {number}"), "missed", L::Quorum).await };
+            tokio::task::spawn_local(put)
+        })
+        .collect();
+    for put in puts {
+        // Refused, acknowledged or unknown: it does not matter here.
+        let _ = put.await.map_err(|error| error.to_string())?;
+    }
+    it.slow_disk(0, 1).await;
+    it.within(5, async || {
+        ensure(it.hints_and_marks(0).1 > 0, "hints were refused, and nothing is dirty")
+    })
+    .await
 }
 
 async fn ce25(it: Script) -> Result<(), String> {

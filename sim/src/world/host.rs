@@ -8,6 +8,7 @@ use std::{
 };
 
 use node::{
+    commit::QueueLimits,
     config::NodeConfig,
     io::{Blocking, DiskPace, Node, StartError, World},
     storage::{StorageError, cached::CachedStorage, memory::MemoryStorage},
@@ -88,6 +89,10 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
         hint_bytes_per_target_max: settings.bounds.hint_bytes,
         hint_age_ms_max: settings.bounds.hint_age_ms,
         any_hint_bytes_max: settings.bounds.any_hint_bytes,
+        commit_queue: QueueLimits {
+            items_max: settings.bounds.commit_queue_items,
+            ..QueueLimits::default()
+        },
         no_hints_for,
         replace: controls.replaces(),
         exchange_interval_ms: settings.bounds.exchange_interval_ms,

@@ -86,7 +86,7 @@ impl<S: Storage> Committer<S> {
                 }
             }
             // What it said is lost, and it may have been the newer one.
-            Found::Damaged { .. } => self.mark_dirty(target, key),
+            Found::Damaged { .. } => self.mark_dirty(DirtyMark::of(target, key)),
         }
         if self.has_room(&row, &new) || Mutant::BoundsIgnored.is_on() {
             self.put_hint(&row, new);
@@ -98,7 +98,7 @@ impl<S: Storage> Committer<S> {
         {
             self.remove_hint(&row);
         }
-        self.mark_dirty(target, key);
+        self.mark_dirty(DirtyMark::of(target, key));
         CommitAnswerKind::HintMarkedDirty
     }
 
@@ -123,7 +123,7 @@ impl<S: Storage> Committer<S> {
             HintEnd::Aged if ended => {
                 CommitCounters::add(&self.counters.hints_aged, 1);
                 if !Mutant::AgedHintsUnmarked.is_on() {
-                    self.mark_dirty(target, key);
+                    self.mark_dirty(DirtyMark::of(target, key));
                 }
             }
             HintEnd::Orphaned if ended => CommitCounters::add(&self.counters.hints_orphaned, 1),
@@ -147,7 +147,7 @@ impl<S: Storage> Committer<S> {
             }
             Found::Damaged { .. } => {
                 self.remove_hint(&row);
-                self.mark_dirty(target, key);
+                self.mark_dirty(DirtyMark::of(target, key));
                 false
             }
             Found::Sound(_) | Found::Absent => false,
@@ -216,10 +216,9 @@ impl<S: Storage> Committer<S> {
         Ok(HintRow { target, keyspace: key.keyspace(), row, hash, found })
     }
 
-    /// Notes durably that the target may lack writes around a key.
-    pub(super) fn mark_dirty(&mut self, target: NodeId, key: &StorageKey) {
+    /// Notes durably that the target may lack writes in this part of the ring.
+    pub(super) fn mark_dirty(&mut self, mark: DirtyMark) {
         CommitCounters::add(&self.counters.hints_marked_dirty, 1);
-        let mark = DirtyMark::of(target, key);
         if let Some(Some(_)) = self.group.marks.get(&mark) {
             return;
         }

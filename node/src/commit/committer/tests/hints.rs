@@ -168,9 +168,10 @@ fn any_has_a_bound_of_its_own() {
 fn a_target_that_left_takes_its_marks_along() {
     let mut replica = Replica::new();
     let stranger = NodeId(78);
-    let marks = ["a", "b"].map(|it| CommitItem::MarkDirty { target: TARGET, key: key(it) });
+    let marks =
+        ["a", "b"].map(|it| CommitItem::MarkDirty { mark: DirtyMark::of(TARGET, &key(it)) });
     replica.commit(marks.into_iter().collect());
-    replica.commit(vec![CommitItem::MarkDirty { target: stranger, key: key("a") }]);
+    replica.commit(vec![CommitItem::MarkDirty { mark: DirtyMark::of(stranger, &key("a")) }]);
     replica.commit(vec![hint("c", "10a", None), end("c", "10a", HintEnd::Orphaned)]);
     assert_eq!((replica.hints().as_str(), replica.kept().dirty_marks), (" +2", 2));
     assert_eq!(replica.committer.counters().hints_orphaned.load(Ordering::Relaxed), 1);
