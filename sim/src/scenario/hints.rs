@@ -57,13 +57,13 @@ pub(super) fn all() -> Vec<Scenario> {
         ),
     ];
     all.extend(given_up(&three, &alone));
+    all.extend(marked(&three));
     all
 }
 
 /// Hints that cannot be delivered in time, or at all, and who waits for the others.
 fn given_up(three: &Shape, alone: &Shape) -> Vec<Scenario> {
     let aging = Bounds { hint_age_ms: 5_000, ..Bounds::default() };
-    let full = Bounds { commit_queue_items: 4, ..Bounds::default() };
     vec![
         steps(
             "ce24-any-outlives-the-bound",
@@ -74,28 +74,6 @@ fn given_up(three: &Shape, alone: &Shape) -> Vec<Scenario> {
             &[Shown {
                 mutant: Mutant::AnyHintsGivenUp,
                 says: "what was acknowledged at ANY never came",
-            }],
-        ),
-        steps(
-            "an-aged-hint-leaves-a-mark",
-            "A replica is away for longer than hints are kept. What it has missed is marked dirty at \
-             the moment the hint is gone.",
-            &Shape { bounds: aging, ..three.clone() },
-            |it| Box::pin(aged(it)),
-            &[Shown {
-                mutant: Mutant::AgedHintsUnmarked,
-                says: "a hint is gone, and nothing is dirty",
-            }],
-        ),
-        steps(
-            "a-refused-hint-leaves-a-mark",
-            "A replica is away, and the disk of a node is so slow that its queue takes no more hints for it. \
-             What the replica has missed is marked dirty once the queue takes something again.",
-            &Shape { bounds: full, ..three.clone() },
-            |it| Box::pin(refused(it)),
-            &[Shown {
-                mutant: Mutant::RefusedHintsUnmarked,
-                says: "hints were refused, and nothing is dirty",
             }],
         ),
         steps(
@@ -125,10 +103,41 @@ fn given_up(three: &Shape, alone: &Shape) -> Vec<Scenario> {
             |it| Box::pin(barrier(it)),
             &[Shown { mutant: Mutant::BarrierPassedEarly, says: "before a hint was delivered" }],
         ),
+    ]
+}
+
+/// What takes the place of hints that are not kept.
+fn marked(three: &Shape) -> Vec<Scenario> {
+    let aging = Bounds { hint_age_ms: 5_000, ..Bounds::default() };
+    let full = Bounds { commit_queue_items: 4, ..Bounds::default() };
+    let no_hints = Bounds { no_hints: true, ..Bounds::default() };
+    vec![
+        steps(
+            "an-aged-hint-leaves-a-mark",
+            "A replica is away for longer than hints are kept. What it has missed is marked dirty at \
+             the moment the hint is gone.",
+            &Shape { bounds: aging, ..three.clone() },
+            |it| Box::pin(aged(it)),
+            &[Shown {
+                mutant: Mutant::AgedHintsUnmarked,
+                says: "a hint is gone, and nothing is dirty",
+            }],
+        ),
+        steps(
+            "a-refused-hint-leaves-a-mark",
+            "A replica is away, and the disk of a node is so slow that its queue takes no more hints for it. \
+             What the replica has missed is marked dirty once the queue takes something again.",
+            &Shape { bounds: full, ..three.clone() },
+            |it| Box::pin(refused(it)),
+            &[Shown {
+                mutant: Mutant::RefusedHintsUnmarked,
+                says: "hints were refused, and nothing is dirty",
+            }],
+        ),
         steps(
             "no-hints-but-marks",
             "No hints are kept for the nodes of a datacenter. What one of them misses is marked dirty.",
-            &Shape { bounds: Bounds { no_hints: true, ..Bounds::default() }, ..three.clone() },
+            &Shape { bounds: no_hints, ..three.clone() },
             |it| Box::pin(switched_off(it)),
             &[],
         ),
