@@ -78,6 +78,8 @@ mutants! {
     AnyHintsGivenUp = "any-hints-given-up",
     /// H3 off: a hint that is too old is dropped, and nothing is marked dirty.
     AgedHintsUnmarked = "aged-hints-unmarked",
+    /// H6 off: a hint whose target has left is kept (CE26).
+    OrphansKept = "orphans-kept",
     /// H3 off: a hint that the full commit queue did not take leaves no dirty mark.
     RefusedHintsUnmarked = "refused-hints-unmarked",
     /// A barrier of hints is passed by the first clean pass, whenever it began.
@@ -105,6 +107,8 @@ mutants! {
     /// F1 off: a node whose clock is ahead opens rounds by it, and the others raise their fences to that
     /// (CE22).
     FenceAheadTaken = "fence-ahead-taken",
+    /// F10 off: rounds of purging do not ask who keeps hints of ANY.
+    AnyHintsUnasked = "any-hints-unasked",
     /// F8 off: a replica takes old records from whoever holds them, whatever was purged meanwhile (CE19).
     SourceFloorIgnored = "source-floor-ignored",
     /// F7 off: a replica whose disk was lost or put back answers reads before others have filled it (CE16).

@@ -247,7 +247,7 @@ pub enum CommitAnswerKind {
     /// The target's hints have reached their bound: the hint was not kept, and a durable mark says
     /// which part of the ring the target must be compared for (rule H3).
     HintMarkedDirty,
-    /// Neither hint nor mark is known to be kept.
+    /// The hint is not kept. A mark takes its place once there is room (rule H3).
     HintRefused(Refusal),
 }
 

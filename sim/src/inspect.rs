@@ -17,7 +17,7 @@ use node::{
 };
 use xxhash_rust::xxh3::Xxh3;
 
-pub use replicas::{records_exchanged, replicas_agree};
+pub use replicas::{marks_left, records_exchanged, replicas_agree};
 pub use trees::trees_are_exact;
 
 use crate::{

@@ -3,6 +3,7 @@
 //! The shape of each: the cluster is set up, clients warm up, faults come and go while they work,
 //! everything is healed, the cluster is left alone, everything is read back, and the checkers judge.
 
+mod convergence;
 mod liveness;
 pub(crate) mod set_up;
 
@@ -273,48 +274,6 @@ impl Run {
         }
     }
 
-    /// Replicas agree without being asked (I10), and then nothing moves any more (I13).
-    fn replicas_converge(&mut self) {
-        let within_ms = CONVERGE_MS + CONVERGE_ROUNDS * self.round_ms() + self.heal_ms();
-        let agree = |it: &Self| {
-            it.world.now_ms().is_multiple_of(LOOK_MS)
-                && inspect::replicas_agree(&it.world).is_empty()
-        };
-        if !self.until(within_ms, agree) {
-            for it in inspect::replicas_agree(&self.world) {
-                let what = format!("{within_ms} ms after everything was healed {}", it.what);
-                self.violate("convergence", what);
-            }
-            return;
-        }
-        // A round that had begun before may end.
-        self.steps(2 * self.round_ms());
-        // What one replica has purged another one may offer that is about to, once.
-        let mut more = 0;
-        let looks = if self.world.shape.bounds.purges() { PURGES_PASSING } else { 1 };
-        for _ in 0..looks {
-            let moved = inspect::records_exchanged(&self.world);
-            self.steps(2 * self.round_ms());
-            more = inspect::records_exchanged(&self.world) - moved;
-            if more == 0 {
-                return;
-            }
-        }
-        self.violate("convergence", format!("{more} records move between equal replicas"));
-    }
-
-    /// How long it takes to find what a disk has done wrong, and to heal it.
-    fn heal_ms(&self) -> u64 {
-        let heal_ms = HEAL_MS + 3 * self.world.shape.bounds.scrub_interval_ms;
-        if self.world.rotten.is_some() { heal_ms } else { 0 }
-    }
-
-    /// How long a round takes and the next one is waited for.
-    fn round_ms(&self) -> u64 {
-        let bounds = &self.world.shape.bounds;
-        2 * bounds.exchange_interval_ms + bounds.exchange_settle_ms + self.world.shape.wan_ms * 20
-    }
-
     fn judge(&mut self, read_back_from: u64, report: &mut Report) {
         self.violations.extend(inspect::trees_are_exact(&self.world));
         let complaints = self.load.complaints.take();
@@ -476,13 +435,6 @@ const READ_BACK_STEP: u64 = 100;
 const FILL_MS: u64 = 20_000;
 /// How long hints may take to be handed over, behind the quiet time.
 const HINTS_MS: u64 = 12_000;
-/// How long replicas may take to agree, behind that: so long and so many rounds.
-const CONVERGE_MS: u64 = 10_000;
-/// Twice a call's time before others are asked for a damaged record, and some tries.
-const HEAL_MS: u64 = 25_000;
-const CONVERGE_ROUNDS: u64 = 6;
-/// Looks of which one has to find that nothing moves.
-const PURGES_PASSING: usize = 3;
 /// In what time nodes notice connections that are dead.
 const DRAIN_MS: u64 = 45_000;
 const DRAINED_AGAIN_MS: u64 = 1_000;

@@ -4,7 +4,7 @@ mod hinting;
 mod mending;
 mod reading;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -43,6 +43,8 @@ pub struct Committer<S> {
     mends: Vec<Mend>,
     /// The fence of each partition when a record of it was last replaced in this life of the process.
     healed_below: BTreeMap<(KeyspaceId, PartitionIndex), Hlc>,
+    /// Marks in place of hints that were refused with their groups.
+    owed: BTreeSet<DirtyMark>,
 }
 
 /// What the group at hand has come to so far. Kept for its memory.
@@ -55,6 +57,8 @@ struct Group {
     marks: BTreeMap<DirtyMark, Option<u64>>,
     /// Targets whose marks were all removed before these.
     forgotten: Vec<NodeId>,
+    /// The marks that stand for this group's hints, should it be refused.
+    in_place_of_hints: Vec<DirtyMark>,
     done: Vec<SystemDone>,
     /// A lone item needs no overlay.
     alone: bool,
@@ -75,6 +79,7 @@ impl<S: Storage> Committer<S> {
             hints,
             marks,
             forgotten: Vec::new(),
+            in_place_of_hints: Vec::new(),
             done: Vec::new(),
             alone: false,
         };
@@ -92,6 +97,7 @@ impl<S: Storage> Committer<S> {
             group,
             mends: Vec::new(),
             healed_below: BTreeMap::new(),
+            owed: BTreeSet::new(),
         })
     }
 
@@ -131,9 +137,11 @@ impl<S: Storage> Committer<S> {
         for item in group.drain(..) {
             self.stage(item, answers);
         }
+        self.stage_owed();
         let written = self.write();
         if let Err(error) = &written {
             self.undo(error);
+            self.owed.extend(self.group.in_place_of_hints.drain(..));
             let refusal = refusal_of(error);
             for (_, answer) in &mut answers[first_answer..] {
                 answer.refuse(refusal);
@@ -151,6 +159,7 @@ impl<S: Storage> Committer<S> {
         self.group.hints.clear();
         self.group.marks.clear();
         self.group.forgotten.clear();
+        self.group.in_place_of_hints.clear();
         for done in self.group.done.drain(..) {
             done(written.clone());
         }
@@ -218,6 +227,7 @@ impl<S: Storage> Committer<S> {
                 replaces,
             } => {
                 let version = record.version();
+                self.group.in_place_of_hints.push(DirtyMark::of(target, &key));
                 let kind = self.stage_hint(target, &key, record, class, replaces);
                 answers.push((
                     destination,
@@ -235,7 +245,7 @@ impl<S: Storage> Committer<S> {
             CommitItem::EndHint { target, key, version, why } => {
                 self.stage_end(target, &key, version, why);
             }
-            CommitItem::MarkDirty { mark } => self.mark_dirty(mark),
+            CommitItem::MarkDirty { mark } => self.mark_for_hint(mark),
             CommitItem::DropDirtyMark { mark, generation } => self.unmark(mark, generation),
             CommitItem::ForgetDirtyMarks { target } => self.forget_marks(target),
             CommitItem::Floor { keyspace, partition, change }

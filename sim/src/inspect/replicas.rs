@@ -56,6 +56,16 @@ fn highest_floor(world: &World, key: &StorageKey) -> Hlc {
     floors.max().unwrap_or(Hlc::ZERO)
 }
 
+/// What nodes still mark dirty.
+pub fn marks_left(world: &World) -> Vec<String> {
+    let marks = world.nodes.iter().map(|it| {
+        let marks = it.disk.peek(&RangeRequest::prefix(Space::System, &b"\0dirty/"[..])).rows;
+        (&it.name, marks.len())
+    });
+    let left = marks.filter(|it| it.1 > 0);
+    left.map(|(name, marks)| format!("{name} marks {marks} parts of the ring dirty")).collect()
+}
+
 /// The records that exchanges have moved since the nodes started.
 pub fn records_exchanged(world: &World) -> u64 {
     let counters = world.nodes.iter().filter_map(|it| it.controls.node());

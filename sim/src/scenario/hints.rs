@@ -93,7 +93,7 @@ fn given_up(three: &Shape, alone: &Shape) -> Vec<Scenario> {
              write at ANY goes to a replica that there is.",
             three,
             |it| Box::pin(ce26(it)),
-            &[],
+            &[Shown { mutant: Mutant::OrphansKept, says: "for a node that is none are left" }],
         ),
         steps(
             "a-barrier-waits-for-what-was-there",
@@ -126,7 +126,8 @@ fn marked(three: &Shape) -> Vec<Scenario> {
         steps(
             "a-refused-hint-leaves-a-mark",
             "A replica is away, and the disk of a node is so slow that its queue takes no more hints for it. \
-             What the replica has missed is marked dirty once the queue takes something again.",
+             What the replica has missed is marked dirty once the queue takes something again, and the \
+             marks go when it is back and has been compared.",
             &Shape { bounds: full, ..three.clone() },
             |it| Box::pin(refused(it)),
             &[Shown {
@@ -273,6 +274,13 @@ async fn refused(it: Script) -> Result<(), String> {
     it.slow_disk(0, 1).await;
     it.within(5, async || {
         ensure(it.hints_and_marks(0).1 > 0, "hints were refused, and nothing is dirty")
+    })
+    .await?;
+    it.start(2).await;
+    // Its own, too: it has refused what it coordinated.
+    it.within(40, async || {
+        let left = it.hints_and_marks(0);
+        ensure(left == (0, 0), format!("hints and marks are left when all is compared: {left:?}"))
     })
     .await
 }

@@ -40,6 +40,18 @@ pub(super) fn all() -> Vec<Scenario> {
             &[Shown { mutant: Mutant::FenceIgnored, says: "deleted data is back" }],
         ),
         steps(
+            "f10-no-fence-passes-a-hint-of-any",
+            "A write at ANY is acknowledged by a hint alone, and its keeper is away. Another key of the \
+             partition is deleted. Its tombstone waits for the keeper, and the hint finds a replica that \
+             takes it.",
+            &Shape { datacenters: vec![4], partitions: 1, ..three.clone() },
+            |it| Box::pin(hint_of_any(it)),
+            &[Shown {
+                mutant: Mutant::AnyHintsUnasked,
+                says: "what was acknowledged at ANY never came",
+            }],
+        ),
+        steps(
             "an-expired-value-goes",
             "A value has expired, on every clock and by a margin. Its bytes are given back.",
             &three,
@@ -109,6 +121,35 @@ async fn late_hint(it: Script) -> Result<(), String> {
     it.wait(10_000).await;
     let back = (0..3).any(|node| it.holds(node, b"late"));
     ensure(!back, "deleted data is back: a late hint was taken")
+}
+
+async fn hint_of_any(it: Script) -> Result<(), String> {
+    it.put_soon(0, "old", L::All).await?;
+    let (replicas, others): (Vec<_>, Vec<_>) =
+        (0..4).partition(|node| it.stored_version(*node).is_some());
+    let [keeper] = others[..] else { return Err(format!("the key is at {replicas:?}")) };
+    for node in &replicas {
+        it.end(*node, EndKind::PowerLoss).await;
+    }
+    let put = it.within(10, async || it.put(keeper, "another", "by-hint", L::Any).await).await;
+    works("put", put)?;
+    it.end(keeper, EndKind::PowerLoss).await;
+    for node in &replicas {
+        it.start(*node).await;
+    }
+    let through = replicas[0];
+    let deleted = it.within(20, async || it.delete(through, "key", L::All).await).await;
+    works("delete", deleted)?;
+    // Far longer than its fence lags.
+    it.wait(20_000).await;
+    it.start(keeper).await;
+    it.within(20, async || {
+        let found = it.get(through, "another", L::Quorum).await.ok().flatten();
+        let is_there = found.as_deref() == Some(b"by-hint");
+        ensure(is_there, format!("what was acknowledged at ANY never came: {found:?}"))
+    })
+    .await?;
+    until_gone(&it, 60).await
 }
 
 async fn expired(it: Script) -> Result<(), String> {

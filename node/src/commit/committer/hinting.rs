@@ -71,7 +71,10 @@ impl<S: Storage> Committer<S> {
     ) -> CommitAnswerKind {
         let row = match self.hint_row(target, key) {
             Ok(row) => row,
-            Err(refusal) => return CommitAnswerKind::HintRefused(refusal),
+            Err(refusal) => {
+                self.owed.insert(DirtyMark::of(target, key));
+                return CommitAnswerKind::HintRefused(refusal);
+            }
         };
         let mut new = Kept { class, record };
         match &row.found {
@@ -216,6 +219,27 @@ impl<S: Storage> Committer<S> {
         Ok(HintRow { target, keyspace: key.keyspace(), row, hash, found })
     }
 
+    /// A mark in place of a hint, now or once there is room.
+    pub(super) fn mark_for_hint(&mut self, mark: DirtyMark) {
+        self.group.in_place_of_hints.push(mark);
+        self.mark_dirty(mark);
+    }
+
+    /// Adds marks that are owed to a group that needs room in any case: few, so that it fails for no other
+    /// reason than it would without them.
+    pub(super) fn stage_owed(&mut self) {
+        if self.owed.is_empty()
+            || self.group.batch.is_empty()
+            || Mutant::RefusedHintsUnmarked.is_on()
+        {
+            return;
+        }
+        for _ in 0..OWED_AT_ONCE {
+            let Some(mark) = self.owed.pop_first() else { break };
+            self.mark_for_hint(mark);
+        }
+    }
+
     /// Notes durably that the target may lack writes in this part of the ring.
     pub(super) fn mark_dirty(&mut self, mark: DirtyMark) {
         CommitCounters::add(&self.counters.hints_marked_dirty, 1);
@@ -269,3 +293,6 @@ impl<S: Storage> Committer<S> {
 #[derive(Debug, thiserror::Error)]
 #[error("a hint fails its checksum")]
 struct DamagedHint;
+
+/// Marks that are owed and go with one group.
+const OWED_AT_ONCE: usize = 64;

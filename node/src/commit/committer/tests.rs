@@ -340,6 +340,10 @@ fn a_full_disk_refuses_and_recovers() {
     // Nothing in memory testifies for the group that was refused.
     assert_eq!(replica.kept(), kept);
     assert_eq!(replica.commit(vec![put("k", "18a")]), "applied");
+    // Two parts of the ring are marked dirty instead of the hints.
+    assert_eq!(replica.hints().as_str(), "h10 +2");
+    let kept = KeptHints { dirty_marks: 2, ..kept };
+    assert_eq!(replica.kept(), kept);
     assert_eq!(replica.clocks("k"), Some((18, 12)));
     assert_eq!(replica.commit(vec![put("k", "14a")]), "never:18");
     assert_eq!(replica.commit(vec![put("k", "12a")]), "held");

@@ -86,7 +86,8 @@ impl IoLoop {
         }
         // F10: a hint of ANY may be the only copy of a write, and any node may keep it.
         let layout = view.metadata().map(|it| it.layout().nodes()).unwrap_or_default();
-        let keepers: Vec<NodeId> = layout.iter().map(|it| it.id).filter(|_| allows_any).collect();
+        let asks = allows_any && !Mutant::AnyHintsUnasked.is_on();
+        let keepers: Vec<NodeId> = layout.iter().map(|it| it.id).filter(|_| asks).collect();
         let others = keepers.iter().filter(|it| **it != shared.identity.node);
         let away = others.clone().find(|it| !self.can_deliver(**it));
         if let Some(away) = away.filter(|_| !Mutant::PurgedWithoutAll.is_on()) {

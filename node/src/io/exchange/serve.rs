@@ -236,7 +236,7 @@ impl Shared {
         ExchangeAnswer::default()
     }
 
-    fn answer_dirty(&self, from: NodeId, dirty: &ExchangeDirty) -> ExchangeAnswer {
+    pub(super) fn answer_dirty(&self, from: NodeId, dirty: &ExchangeDirty) -> ExchangeAnswer {
         let (view, now_us) = (self.view.load_full(), self.elapsed_us());
         let Some(metadata) = view.metadata() else { return refused(Refusal::StaleLayout) };
         let compared = dirty.parts.iter().map(|part| {

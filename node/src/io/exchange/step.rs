@@ -89,8 +89,12 @@ impl IoLoop {
             generation: *generation,
         };
         let dirty = ExchangeDirty { parts: marks.iter().map(part).collect() };
-        let answered = self.exchange_step(node, Step::Dirty(dirty)).await.ok()?;
-        Some(answered.answer.compared).filter(|it| it.len() == marks.len())
+        // What this node's own disk refused it has marked for itself.
+        let answer = match target == self.shared.identity.node {
+            true => self.shared.answer_dirty(target, &dirty),
+            false => self.exchange_step(node, Step::Dirty(dirty)).await.ok()?.answer,
+        };
+        Some(answer.compared).filter(|it| it.len() == marks.len())
     }
 }
 

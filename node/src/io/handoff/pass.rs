@@ -102,6 +102,9 @@ impl IoLoop {
         {
             return Route::To(target);
         }
+        if hint.class == HintClass::Ordinary && Mutant::OrphansKept.is_on() {
+            return Route::Nobody;
+        }
         if hint.class == HintClass::Ordinary {
             return Route::Orphaned;
         }
