@@ -1,4 +1,4 @@
-//! One get. Rules: docs/protocol.md, G1 to G3; speculative reads of section 7.
+//! One get. Rules: docs/protocol.md, G1 to G3, F12; speculative reads of section 7.
 //!
 //! Decides whom to ask, when the answers suffice, what is written back before the client is
 //! answered, and what is repaired behind. Never waits, and never knows what slow means.
@@ -325,23 +325,23 @@ impl Read {
     fn read_again(&mut self, effects: &mut Vec<ReadEffect>) {
         self.read_at = self.clock;
         self.floors.restart();
-        self.start_over(effects);
+        self.start_over(0, effects);
     }
 
     /// F8: replicas with different floors have answered. Their records are weighed against each other,
     /// and for that all of them are asked once more: it happens for moments, while a floor spreads.
     fn read_again_by_floors(&mut self, effects: &mut Vec<ReadEffect>) {
         self.floors.begin_weighing();
-        self.start_over(effects);
+        self.start_over(0, effects);
     }
 
     /// F12: what a replica has answered or confirmed may be gone with its directory.
     fn read_again_by_directories(&mut self, effects: &mut Vec<ReadEffect>) {
         match self.phase {
             Phase::Query | Phase::Confirm => {
-                self.refusals.clear();
                 self.floors.restart();
-                self.start_over(effects);
+                // One more than needed: whoever is slow has been waited for already.
+                self.start_over(1, effects);
             }
             Phase::Replied | Phase::Finished => self.phase = Phase::Finished,
         }
@@ -360,7 +360,7 @@ impl Read {
         }
     }
 
-    fn start_over(&mut self, effects: &mut Vec<ReadEffect>) {
+    fn start_over(&mut self, more: u8, effects: &mut Vec<ReadEffect>) {
         self.phase = Phase::Query;
         self.asked = ReplicaMask::EMPTY;
         self.awaited = ReplicaMask::EMPTY;
@@ -369,7 +369,7 @@ impl Read {
         self.writing = ReplicaMask::EMPTY;
         self.repaired = ReplicaMask::EMPTY;
         self.late = None;
-        self.execute(0, effects);
+        self.execute(more, effects);
     }
 
     fn give_up(&mut self, replicas: ReplicaMask, effects: &mut Vec<ReadEffect>) {

@@ -1,4 +1,4 @@
-//! One put or delete. Rules: docs/protocol.md, P3 to P7, H1, H2 and H4.
+//! One put or delete. Rules: docs/protocol.md, P3 to P7, F12, H1, H2 and H4.
 //!
 //! Decides what is sent to which replica, when the write is acknowledged, whether its stamp may be
 //! replaced, and who gets a hint. Never stamps by itself, never waits and never judges who is up.
@@ -292,9 +292,8 @@ impl Write {
         }
     }
 
-    /// F12: the votes so far count no more, and all are asked once more for the same stamp. What has
-    /// followed from votes already, a stamp found dead or one above all versions answered, cannot be
-    /// taken back: such a write ends.
+    /// F12: the votes so far count no more, and all are asked once more for the same stamp. That a stamp
+    /// was found dead cannot be taken back once it is to be replaced: such a write ends.
     fn count_anew(&mut self, effects: &mut Vec<WriteEffect>) {
         match &mut self.phase {
             _ if self.replied => {}
@@ -305,7 +304,7 @@ impl Write {
                 self.ask_again(self.alive, effects);
                 self.collect_query(effects);
             }
-            Phase::Collect if self.tally.round() != Round::Ordered => {
+            Phase::Collect if self.dead.is_none() => {
                 self.tally = WriteTally::new(Round::Again, self.alive);
                 self.forwarders = ReplicaMask::EMPTY;
                 self.refusals.clear();
@@ -316,10 +315,15 @@ impl Write {
                 self.ask_again(self.alive, effects);
                 self.collect(effects);
             }
-            Phase::Stamp | Phase::Collect => {
+            Phase::Stamp => {
                 let failed = self.failed();
                 self.finish(Err(failed), effects);
-                self.deadline(effects);
+                self.phase = Phase::Finished;
+            }
+            Phase::Collect => {
+                let failed = self.failed();
+                self.finish(Err(failed), effects);
+                self.collect(effects);
             }
             Phase::Finished => {}
         }

@@ -147,11 +147,6 @@ impl WriteTally {
         }
     }
 
-    /// Which round it counts.
-    pub fn round(&self) -> Round {
-        self.round
-    }
-
     /// The replicas that may still answer.
     pub fn awaited(&self) -> ReplicaMask {
         self.awaited

@@ -126,6 +126,10 @@ counters! {
     connections_refused,
     /// Connections closed because no request came in time.
     connections_idle,
+    /// Reads, writes and parts of scans counted anew because a directory was replaced.
+    operations_recounted,
+    /// Votes not taken because their sender knew of other directories: they are asked for again.
+    votes_not_taken,
     /// Hints delivered.
     hints_delivered,
     /// Hints that the full commit queue did not take. They leave a dirty mark once it takes one.

@@ -102,6 +102,8 @@ const WANTED: &[(&str, &str)] = &[
     ("node", "calls_overloaded"),
     ("node", "hints_marked_dirty"),
     ("node", "hints_refused"),
+    ("node", "operations_recounted"),
+    ("node", "votes_not_taken"),
     ("node", "exchange_records_taken"),
     ("node", "records_purged"),
     ("node", "records_healed"),

@@ -52,7 +52,7 @@ impl Floors {
         }
     }
 
-    /// The read begins anew, by a higher clock.
+    /// The read begins anew, by a higher clock or by other directories.
     pub(super) fn restart(&mut self) {
         *self = Self { answers: self.answers.take().map(|_| Vec::new()), ..Self::default() };
     }

@@ -56,7 +56,7 @@ pub enum ReadEvent {
     /// A replica's database directory has been replaced: an answer of the one before may have been counted
     /// (F12).
     DirectoryReplaced,
-    /// What these replicas have answered was not taken: nothing but what they are asked now counts (F12).
+    /// Some of what these replicas have answered was not taken: what is missing is asked for again (F12).
     AskAgain {
         /// The replicas.
         replicas: ReplicaMask,

@@ -52,7 +52,7 @@ pub enum WriteEvent {
     },
     /// A replica's database directory has been replaced: a vote of the one before may have been counted (F12).
     DirectoryReplaced,
-    /// What these replicas have answered was not taken: nothing but what they are asked now counts (F12).
+    /// Some of what these replicas have answered was not taken: what is missing is asked for again (F12).
     AskAgain {
         /// The replicas.
         replicas: ReplicaMask,

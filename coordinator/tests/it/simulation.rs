@@ -187,14 +187,17 @@ impl World {
             (92, _) => self.tell_both(operation, &WriteEvent::DirectoryReplaced, || {
                 ReadEvent::DirectoryReplaced
             }),
-            (93, _) => {
-                let replicas = ReplicaMask::only(self.replica(pick / 16));
-                self.tell_both(operation, &WriteEvent::AskAgain { replicas }, || {
-                    ReadEvent::AskAgain { replicas }
-                });
-            }
+            (93, _) => self.ask_again(pick),
             _ => self.start_next(),
         }
+    }
+
+    fn ask_again(&mut self, pick: usize) {
+        let operation = pick % self.machines.len().max(1);
+        let replicas = ReplicaMask::only(self.replica(pick / 16));
+        self.tell_both(operation, &WriteEvent::AskAgain { replicas }, || ReadEvent::AskAgain {
+            replicas,
+        });
     }
 
     fn replica(&self, pick: usize) -> ReplicaIndex {
@@ -490,6 +493,8 @@ proptest! {
             if world.messages.is_empty() || choice.is_multiple_of(5) {
                 world.start_next();
                 starts += 1;
+            } else if choice.is_multiple_of(7) {
+                world.ask_again(choice / 7);
             } else {
                 let at = choice / 5 % world.messages.len();
                 let message = world.messages.swap_remove(at);

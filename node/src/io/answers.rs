@@ -12,7 +12,7 @@ use proto::internal::{Frame, QueryAnswer};
 use super::{
     effects::VERSION_QUERY,
     io_loop::{IoLoop, LoopState},
-    recount::drop_votes,
+    recount::Storages,
 };
 use crate::{
     commit::{CommitAnswer, CommitAnswerKind, CommitItem, DirtyMark},
@@ -74,36 +74,45 @@ impl IoLoop {
         items: Vec<CommitItem<Destination>>,
     ) {
         let own = state.peers.own();
-        for item in items {
-            match item {
-                CommitItem::Mutation { destination: Destination::Loop(_), operation, .. } => {
-                    let Some(own) = own else { continue };
-                    let refused = WriteAnswer::Refused(refusal);
-                    self.mutation_answer(state, own, operation, refused, None);
+        let mut items = items;
+        while !items.is_empty() {
+            for item in items.drain(..) {
+                match item {
+                    CommitItem::Mutation {
+                        destination: Destination::Loop(_), operation, ..
+                    } => {
+                        let Some(own) = own else { continue };
+                        let refused = WriteAnswer::Refused(refusal);
+                        self.mutation_answer(state, own, operation, refused, None);
+                    }
+                    CommitItem::Hint { operation, slot, target, key, record, .. } => {
+                        Counters::count(&self.shared.counters.hints_refused);
+                        state.unmarked.insert(DirtyMark::of(target, &key));
+                        self.hint_not_kept(state, operation, slot, record.version().hlc);
+                    }
+                    CommitItem::MarkDirty { mark } => {
+                        state.unmarked.insert(mark);
+                    }
+                    _ => {}
                 }
-                CommitItem::Hint { operation, slot, target, key, record, .. } => {
-                    Counters::count(&self.shared.counters.hints_refused);
-                    state.unmarked.insert(DirtyMark::of(target, &key));
-                    self.hint_not_kept(state, operation, slot, record.version().hlc);
-                }
-                CommitItem::MarkDirty { mark } => {
-                    state.unmarked.insert(mark);
-                }
-                _ => {}
             }
+            // What the refusals have caused is refused with them: the queue has just been full.
+            items.append(&mut state.local);
         }
-        // What the refusals caused is not pushed again: the queue has just been full.
-        state.local.clear();
     }
 
-    /// Marks dirty what hints are missing for that the full commit queue did not take: now it may.
+    /// Marks dirty what hints are missing for that the full commit queue did not take, as soon as it is
+    /// half empty: marks must not crowd out what clients write.
     pub(super) fn mark_again(&self) {
-        if Mutant::RefusedHintsUnmarked.is_on() {
+        let mut state = self.lock();
+        let has_room = || self.shared.commits.len() < self.shared.config.commit_queue.items_max / 2;
+        if state.unmarked.is_empty() || Mutant::RefusedHintsUnmarked.is_on() || !has_room() {
             return;
         }
-        let mut state = self.lock();
-        let marks = std::mem::take(&mut state.unmarked);
-        state.local.extend(marks.into_iter().map(|mark| CommitItem::MarkDirty { mark }));
+        for _ in 0..MARKS_AT_ONCE {
+            let Some(mark) = state.unmarked.pop_first() else { break };
+            state.local.push(CommitItem::MarkDirty { mark });
+        }
         self.push_local(&mut state);
     }
 
@@ -117,9 +126,10 @@ impl IoLoop {
         self.follow_storages();
         let mut state = self.lock();
         // What the sender vouches for may be that of a directory which has been replaced (F12).
-        let apart = self.is_apart(&mut state, from, frame.storage_ids_hash);
+        let storages = state.compare_storages(from, frame.storage_ids_hash);
+        let apart = storages == Storages::Apart;
         if apart {
-            drop_votes(&mut state, frame);
+            self.drop_votes(&mut state, frame);
         }
         let refusal = match (trusted, apart) {
             (false, _) => Some(Refusal::ClockAhead),
@@ -133,7 +143,7 @@ impl IoLoop {
         for answer in frame.mutation_answers.drain(..) {
             let operation = OperationId(answer.operation);
             let mut kind = answer.answer();
-            if let Some(refusal) = refusal {
+            if let Some(refusal) = refusal.filter(|_| !matches!(kind, WriteAnswer::Refused(_))) {
                 kind = WriteAnswer::Refused(refusal);
             } else if self.names_future(&kind) {
                 kind = WriteAnswer::Refused(Refusal::ClockAhead);
@@ -172,6 +182,9 @@ impl IoLoop {
                 // A failed send is a round that has ended.
                 let _ = to.send(answer);
             }
+        }
+        if storages == Storages::SameAgain {
+            self.ask_again(&mut state, from);
         }
         self.push_local(&mut state);
     }
@@ -389,6 +402,8 @@ impl IoLoop {
             let read = shared.blocking(work).await;
             let read = read.unwrap_or_else(|refusal| (Err(refusal), Hlc::ZERO));
             {
+                // Its vote is counted by the directories that are known now (F12).
+                this.follow_storages();
                 let mut state = this.lock();
                 later(&this, &mut state, read);
                 this.push_local(&mut state);
@@ -405,3 +420,6 @@ impl IoLoop {
 fn expiry_clock(read_at: Hlc, clock: Hlc) -> Hlc {
     if Mutant::ExpiryByOwnClock.is_on() { read_at } else { clock }
 }
+
+/// Marks that are written at a time.
+const MARKS_AT_ONCE: usize = 1_024;

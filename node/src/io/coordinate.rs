@@ -230,6 +230,7 @@ impl IoLoop {
         if alarm == Alarm::Deadline && Mutant::DeadlineIgnored.is_on() {
             return;
         }
+        self.follow_storages();
         let mut state = self.lock();
         match (state.operations.get_mut(token), alarm) {
             (Some(Operation::Write(_)), Alarm::Deadline) => {
@@ -261,6 +262,7 @@ impl IoLoop {
 
     /// Tells every operation that a node cannot be reached.
     pub fn peer_lost(&self, node: NodeIndex) {
+        self.follow_storages();
         let mut state = self.lock();
         for token in state.operations.tokens() {
             let Some(operation) = state.operations.get_mut(token) else { continue };

@@ -4,11 +4,14 @@
 //! passes, and what it was for is asked again once they know of the same directories.
 
 use coordinator::{ReadEvent, WriteEvent};
-use model::{Mutant, NodeIndex, OperationId, ReplicaMask};
+use model::{Mutant, NodeIndex, OperationId, ReplicaMask, WriteAnswer};
 use proto::internal::Frame;
 
 use super::io_loop::{IoLoop, LoopState};
-use crate::operation::{Operation, OperationTable, Token};
+use crate::{
+    counters::Counters,
+    operation::{Operation, Token},
+};
 
 impl IoLoop {
     /// Begins anew what is in flight if a node's directory turns out to have been replaced: a vote of the
@@ -25,6 +28,10 @@ impl IoLoop {
             return;
         }
         for token in state.operations.tokens() {
+            let counts = state.operations.get_mut(token).is_some_and(|it| it.counts_votes());
+            if counts {
+                Counters::count(&self.shared.counters.operations_recounted);
+            }
             match state.operations.get_mut(token) {
                 Some(Operation::Write(_)) => {
                     self.write_event(&mut state, token, WriteEvent::DirectoryReplaced);
@@ -39,20 +46,27 @@ impl IoLoop {
         self.push_local(&mut state);
     }
 
-    /// True if a node's votes are by other directories than this loop's. Once they are by the same again, it
-    /// is asked for those that were not taken meanwhile.
-    pub(super) fn is_apart(&self, state: &mut LoopState, node: NodeIndex, hash: u64) -> bool {
-        if hash != state.storage_ids_hash && !Mutant::OldVotesCount.is_on() {
-            state.apart.insert(node);
-            return true;
-        }
-        if state.apart.remove(&node) {
-            self.ask_again(state, node);
-        }
-        false
+    /// Takes the votes out of a frame, and leaves refusals, which are none, and what else it answers.
+    pub(super) fn drop_votes(&self, state: &mut LoopState, frame: &mut Frame) {
+        let mut is_kept = |operation: u64, refuses: bool| {
+            let (token, _) = Token::of(OperationId(operation));
+            let counted = state.operations.get_mut(token).is_some_and(|it| it.counts_votes());
+            if counted && !refuses {
+                Counters::count(&self.shared.counters.votes_not_taken);
+            }
+            refuses || !counted
+        };
+        let refuses = |answer: i32| proto::refusal(answer).is_some();
+        frame.applied.retain(|it| is_kept(*it, false));
+        frame
+            .mutation_answers
+            .retain(|it| is_kept(it.operation, matches!(it.answer(), WriteAnswer::Refused(_))));
+        frame.query_answers.retain(|it| is_kept(it.operation, refuses(it.refusal)));
+        frame.range_answers.retain(|it| is_kept(it.operation, refuses(it.refusal)));
     }
 
-    fn ask_again(&self, state: &mut LoopState, node: NodeIndex) {
+    /// Asks a node for the votes of it that were not taken.
+    pub(super) fn ask_again(&self, state: &mut LoopState, node: NodeIndex) {
         for token in state.operations.tokens() {
             let Some(operation) = state.operations.get_mut(token) else { continue };
             let replicas = operation.replica(node).map(ReplicaMask::only);
@@ -72,17 +86,26 @@ impl IoLoop {
     }
 }
 
-/// Takes the votes out of a frame, and leaves what else it answers.
-pub(super) fn drop_votes(state: &mut LoopState, frame: &mut Frame) {
-    let counts_votes = |operations: &mut OperationTable, operation: u64| {
-        let (token, _) = Token::of(OperationId(operation));
-        operations.get_mut(token).is_some_and(|it| it.counts_votes())
-    };
-    let operations = &mut state.operations;
-    frame.applied.retain(|it| !counts_votes(operations, *it));
-    frame.mutation_answers.retain(|it| !counts_votes(operations, it.operation));
-    frame.query_answers.retain(|it| !counts_votes(operations, it.operation));
-    frame.range_answers.retain(|it| !counts_votes(operations, it.operation));
+impl LoopState {
+    /// Whether a node's votes are by the directories that this loop knows, and notes it.
+    pub(super) fn compare_storages(&mut self, node: NodeIndex, hash: u64) -> Storages {
+        if hash != self.storage_ids_hash && !Mutant::OldVotesCount.is_on() {
+            self.apart.insert(node);
+            return Storages::Apart;
+        }
+        if self.apart.remove(&node) { Storages::SameAgain } else { Storages::Same }
+    }
+}
+
+/// What a node's frame says of the directories that it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Storages {
+    /// They are those that are known here.
+    Same,
+    /// They are, and were others in its last frame.
+    SameAgain,
+    /// They are others: its votes are not taken.
+    Apart,
 }
 
 /// Asks a replica for its part of a scan. One that cannot be asked is given up.

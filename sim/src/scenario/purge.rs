@@ -19,7 +19,7 @@ pub(super) fn all() -> Vec<Scenario> {
     let three = Shape { disk_ms: 1, clock_offset_ms: 0, bounds: purging, ..Shape::default() };
     // Nothing but a purge brings replicas together.
     let alone = Bounds { no_hints: true, exchange_interval_ms: 600_000, ..purging };
-    vec![
+    let mut all = vec![
         steps(
             "a-tombstone-waits-for-all",
             "A key is deleted while a replica is away. The tombstone stays for as long as it is away, \
@@ -74,11 +74,19 @@ pub(super) fn all() -> Vec<Scenario> {
             |it| Box::pin(power_loss(it)),
             &[Shown { mutant: Mutant::SignedBlindly, says: "what was deleted is left" }],
         ),
+    ];
+    all.extend(of_clocks(&three, &alone));
+    all
+}
+
+/// With clocks that are off.
+fn of_clocks(three: &Shape, alone: &Bounds) -> Vec<Scenario> {
+    vec![
         steps(
             "ce21-an-expired-value-is-not-pushed-back",
             "A value has expired. One replica's clock is slower than the others'. It goes all the same, \
              and nobody brings it back.",
-            &three,
+            three,
             |it| Box::pin(slow_clock(it)),
             &[],
         ),
@@ -86,7 +94,7 @@ pub(super) fn all() -> Vec<Scenario> {
             "ce22-a-round-from-the-future",
             "The clock of a node that opens rounds is an hour ahead. No fence rises by it: writes through \
              the others go on.",
-            &Shape { bounds: alone, ..three },
+            &Shape { bounds: *alone, ..three.clone() },
             |it| Box::pin(far_ahead(it)),
             &[Shown { mutant: Mutant::FenceAheadTaken, says: "takes no writes" }],
         ),
