@@ -119,9 +119,9 @@ pub enum CommitItem<D> {
         /// Why.
         why: HintEnd,
     },
-    /// A write for a replica that is away and for which no hints are kept.
+    /// A replica that is away lacks writes for which no hints are kept.
     MarkDirty {
-        /// What covers it.
+        /// What covers them.
         mark: DirtyMark,
     },
     /// What a dirty mark covers has been compared with its target.
@@ -320,7 +320,7 @@ counters! {
     records_healed,
     /// Hints kept.
     hints_stored,
-    /// Hints replaced by a dirty mark.
+    /// Dirty marks put in place of hints, one for each hint but where several were refused.
     hints_marked_dirty,
     /// Hints replaced by a dirty mark because they were too old.
     hints_aged,

@@ -46,8 +46,8 @@ impl Load {
                         let consistency = level(Wire::LocalQuorum);
                         match api.set("shop", &key, value.clone(), consistency).await {
                             Ok(done) => break done.version.expect("a version"),
-                            // A busy machine, or votes that were under way while a directory was replaced
-                            // (F12). What is written once more is the newest, whatever became of the first.
+                            // A busy machine. What is written once more is the newest, whatever became of the
+                            // first.
                             Err(_) => tokio::task::yield_now().await,
                         }
                     };

@@ -24,7 +24,7 @@ pub(super) struct ReturnArgs {
     #[arg(long, value_name = "SIZE", default_value = "100", value_parser = values::size)]
     value_size: usize,
 
-    /// Per cent of the keys that are written while nodes are away, the last time
+    /// Per cent of the keys that are written while nodes are away
     #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub(super) behind: u64,
 
