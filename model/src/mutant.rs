@@ -127,6 +127,8 @@ mutants! {
     RollbackUnseen = "rollback-unseen",
     /// F13 off: what others say while a directory gets another id does not count (CX8).
     HelloUnheard = "hello-unheard",
+    /// Records go to another datacenter as they are.
+    FarUncompressed = "far-uncompressed",
     /// H1 off: replicas are not compared.
     ExchangeOff = "exchange-off",
     /// A failed sync is ignored.

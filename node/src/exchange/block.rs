@@ -2,7 +2,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use lz4_flex::block;
-use model::{Record, RecordError, StorageKey};
+use model::{Mutant, Record, RecordError, StorageKey};
 use proto::internal::RecordBlock;
 
 /// A block is closed when it holds so many bytes.
@@ -45,7 +45,7 @@ pub(crate) fn encode_block<'a>(
         bytes.put_slice(key.as_bytes());
         bytes.put_slice(record.as_bytes());
     }
-    if compress && bytes.len() >= COMPRESS_BYTES_MIN {
+    if compress && bytes.len() >= COMPRESS_BYTES_MIN && !Mutant::FarUncompressed.is_on() {
         let compressed = block::compress(&bytes);
         if compressed.len() < bytes.len() {
             let rows_bytes = u32::try_from(bytes.len()).expect("a block and one record");

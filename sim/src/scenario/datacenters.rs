@@ -3,16 +3,17 @@
 use std::ops::Range;
 
 use model::{ConsistencyLevel as L, Mutant};
+use proto::v1::GetClusterStatusRequest;
 
 use super::{
     Failure, Plot, Scenario, Shown,
     executions::steps,
     names,
-    script::{Script, ensure},
+    script::{Script, ensure, works},
 };
 use crate::{
     fault::{Fault, TimedFault},
-    shape::{Shape, datacenter_name},
+    shape::{Bounds, Shape, datacenter_name},
     workload::PROBED,
     world::{Cut, CutKind, EndKind},
 };
@@ -42,6 +43,7 @@ pub(super) fn all() -> Vec<Scenario> {
     let mut all = lost();
     all.extend(impaired());
     all.push(last_one_restarts());
+    all.push(one_has_missed_much());
     all
 }
 
@@ -237,6 +239,49 @@ fn last_one_restarts() -> Scenario {
         |it| Box::pin(restart(it)),
         &[Shown { mutant: Mutant::AcknowledgedBeforeSync, says: "was lost: " }],
     )
+}
+
+fn one_has_missed_much() -> Scenario {
+    let bounds = Bounds { hint_bytes: 1, ..Bounds::default() };
+    let shape = Shape { wan_ms: 20, disk_ms: 1, clock_offset_ms: 0, bounds, ..Shape::grid(2, 1) };
+    steps(
+        "far-records-are-compressed",
+        "A datacenter was away and has missed values that say the same over and over. The exchange \
+         brings them in far fewer bytes than they have.",
+        &Shape { replicas: 1, ..shape },
+        |it| Box::pin(missed_much(it)),
+        &[Shown { mutant: Mutant::FarUncompressed, says: "of records took" }],
+    )
+}
+
+async fn missed_much(it: Script) -> Result<(), String> {
+    let (keys, value) = (20, "the same ".repeat(500));
+    it.end(1, EndKind::PowerLoss).await;
+    it.until_missed(0).await?;
+    for number in 0..keys {
+        let put = it.put(0, &format!("key {number}"), &value, L::LocalQuorum).await;
+        works("put", put)?;
+    }
+    it.start(1).await;
+    for number in 0..keys {
+        it.within(30, async || {
+            let found = it.get(1, &format!("key {number}"), L::LocalOne).await.ok().flatten();
+            ensure(found.as_deref() == Some(value.as_bytes()), "a datacenter has not caught up")
+        })
+        .await?;
+    }
+    // Counted once a round has ended.
+    it.wait(5_000).await;
+    let (mut messages, mut records) = (0, 0);
+    for node in [0, 1] {
+        let status = it.admin(node).get_cluster_status(GetClusterStatusRequest {}).await;
+        let counters = status.map_err(|error| error.to_string())?.into_inner().counters;
+        let of = |name: &str| counters.get(name).copied().unwrap_or_default();
+        messages += of("exchange_bytes_sent") + of("exchange_bytes_received");
+        records += of("exchange_record_bytes");
+    }
+    let told = format!("{records} bytes of records took {messages} bytes of messages");
+    ensure(records > 80_000 && messages < records / 2, told)
 }
 
 async fn restart(it: Script) -> Result<(), String> {
