@@ -293,7 +293,8 @@ impl Write {
     }
 
     /// F12: the votes so far count no more, and all are asked once more for the same stamp. That a stamp
-    /// was found dead cannot be taken back once it is to be replaced: such a write ends.
+    /// was found dead cannot be taken back once it is to be replaced, and a stamp that was asked for may
+    /// come too late to be above what is answered now: such a write ends.
     fn count_anew(&mut self, effects: &mut Vec<WriteEffect>) {
         match &mut self.phase {
             _ if self.replied => {}

@@ -80,7 +80,7 @@ mutants! {
     AgedHintsUnmarked = "aged-hints-unmarked",
     /// H6 off: a hint whose target has left is kept (CE26).
     OrphansKept = "orphans-kept",
-    /// H3 off: a hint that the full commit queue did not take leaves no dirty mark.
+    /// H3 off: a hint that a full commit queue or a full disk did not take leaves no dirty mark.
     RefusedHintsUnmarked = "refused-hints-unmarked",
     /// A barrier of hints is passed by the first clean pass, whenever it began.
     BarrierPassedEarly = "barrier-passed-early",

@@ -37,7 +37,7 @@ use crate::{
 };
 
 pub use committer::Committer;
-pub use dirty::{DirtyMark, dirty_marks};
+pub use dirty::{DIRTY_PREFIX, DirtyMark, dirty_marks};
 pub use driver::{CommitStage, run_as_task, run_on_thread};
 pub use dues::{DuePage, due_keys};
 pub(crate) use floors::fill_row;
@@ -124,6 +124,8 @@ pub enum CommitItem<D> {
         /// What covers them.
         mark: DirtyMark,
     },
+    /// Marks that are owed for hints which a full disk has refused: now there may be room.
+    MarkOwed,
     /// What a dirty mark covers has been compared with its target.
     DropDirtyMark {
         /// The mark.
@@ -196,6 +198,7 @@ impl<D> CommitItem<D> {
             | Self::Discard { key, .. } => key.as_bytes().len(),
             Self::Mend(mend) => mend.bytes(),
             Self::MarkDirty { .. }
+            | Self::MarkOwed
             | Self::DropDirtyMark { .. }
             | Self::ForgetDirtyMarks { .. }
             | Self::Floor { .. }
@@ -320,8 +323,10 @@ counters! {
     records_healed,
     /// Hints kept.
     hints_stored,
-    /// Dirty marks put in place of hints, one for each hint but where several were refused.
+    /// Times that a dirty mark was put in place of a hint, or was to be put and found no room.
     hints_marked_dirty,
+    /// Dirty marks that are owed until the disk has room for them.
+    marks_owed = "dirty_marks_owed" as Gauge,
     /// Hints replaced by a dirty mark because they were too old.
     hints_aged,
     /// Hints given up because their target is no replica of their key any more.

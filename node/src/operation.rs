@@ -211,6 +211,16 @@ impl Operation {
         matches!(self, Self::Write(_) | Self::Read(_) | Self::Range(_))
     }
 
+    /// True if its client, or its scan, waits for what they come to.
+    pub fn awaits_votes(&self) -> bool {
+        match self {
+            Self::Write(it) => it.reply.is_some(),
+            Self::Read(it) => it.reply.is_some(),
+            Self::Range(_) => true,
+            Self::Probe { .. } | Self::Hint(_) | Self::Exchange { .. } => false,
+        }
+    }
+
     /// The replica that a node is for this operation's key.
     pub fn replica(&self, node: NodeIndex) -> Option<ReplicaIndex> {
         match self {

@@ -45,6 +45,8 @@ pub struct Committer<S> {
     healed_below: BTreeMap<(KeyspaceId, PartitionIndex), Hlc>,
     /// Marks in place of hints that were refused with their groups.
     owed: BTreeSet<DirtyMark>,
+    /// The last group that needed room found it.
+    has_room: bool,
 }
 
 /// What the group at hand has come to so far. Kept for its memory.
@@ -98,6 +100,7 @@ impl<S: Storage> Committer<S> {
             mends: Vec::new(),
             healed_below: BTreeMap::new(),
             owed: BTreeSet::new(),
+            has_room: true,
         })
     }
 
@@ -137,8 +140,12 @@ impl<S: Storage> Committer<S> {
         for item in group.drain(..) {
             self.stage(item, answers);
         }
-        self.stage_owed();
+        if self.has_room && !self.group.batch.is_empty() {
+            self.stage_owed();
+        }
+        let needs_room = !self.group.batch.is_empty();
         let written = self.write();
+        self.has_room = if needs_room { written.is_ok() } else { self.has_room };
         if let Err(error) = &written {
             self.undo(error);
             self.owed.extend(self.group.in_place_of_hints.drain(..));
@@ -160,6 +167,8 @@ impl<S: Storage> Committer<S> {
         self.group.marks.clear();
         self.group.forgotten.clear();
         self.group.in_place_of_hints.clear();
+        let owed = u64::try_from(self.owed.len()).unwrap_or(u64::MAX);
+        self.counters.marks_owed.store(owed, Ordering::Relaxed);
         for done in self.group.done.drain(..) {
             done(written.clone());
         }
@@ -246,6 +255,9 @@ impl<S: Storage> Committer<S> {
                 self.stage_end(target, &key, version, why);
             }
             CommitItem::MarkDirty { mark } => self.mark_for_hint(mark),
+            // Not with others, which they might fail.
+            CommitItem::MarkOwed if self.group.alone => self.stage_owed(),
+            CommitItem::MarkOwed => {}
             CommitItem::DropDirtyMark { mark, generation } => self.unmark(mark, generation),
             CommitItem::ForgetDirtyMarks { target } => self.forget_marks(target),
             CommitItem::Floor { keyspace, partition, change }

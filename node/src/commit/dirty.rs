@@ -6,7 +6,8 @@ use model::{KeyspaceId, NodeId, StorageKey, Token};
 use super::hints::malformed;
 use crate::storage::{RangeRequest, Space, Storage, StorageError};
 
-const DIRTY_PREFIX: &[u8] = b"\0dirty/";
+/// What the keys of dirty marks begin with, in the system's space.
+pub const DIRTY_PREFIX: &[u8] = b"\0dirty/";
 const TARGET_BYTES: usize = 16;
 
 /// A durable note that a target may lack writes in one part of the ring: compare this first. The

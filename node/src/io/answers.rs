@@ -1,6 +1,6 @@
 //! Answers on their way back to the operations that wait for them.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use coordinator::{ReadEvent, WriteEvent};
 use model::{
@@ -102,14 +102,20 @@ impl IoLoop {
     }
 
     /// Marks dirty what hints are missing for that the full commit queue did not take, as soon as it is
-    /// half empty: marks must not crowd out what clients write.
+    /// half empty, and those that the disk refused: marks must not crowd out what clients write.
     pub(super) fn mark_again(&self) {
+        let owed = &self.shared.commit_counters.load().marks_owed;
+        if self.index == 0 && owed.load(Ordering::Relaxed) > 0 {
+            self.queue(CommitItem::MarkOwed);
+        }
         let mut state = self.lock();
-        let has_room = || self.shared.commits.len() < self.shared.config.commit_queue.items_max / 2;
-        if state.unmarked.is_empty() || Mutant::RefusedHintsUnmarked.is_on() || !has_room() {
+        if state.unmarked.is_empty() || Mutant::RefusedHintsUnmarked.is_on() {
             return;
         }
-        for _ in 0..MARKS_AT_ONCE {
+        let (queued, half) =
+            (self.shared.commits.len(), self.shared.config.commit_queue.items_max / 2);
+        let room = half.saturating_sub(queued).max(usize::from(queued == 0));
+        for _ in 0..room.min(MARKS_AT_ONCE) {
             let Some(mark) = state.unmarked.pop_first() else { break };
             state.local.push(CommitItem::MarkDirty { mark });
         }
@@ -155,13 +161,13 @@ impl IoLoop {
             self.not_passed_on(&mut state, from, OperationId(operation));
         }
         for mut answer in frame.query_answers.drain(..) {
-            if let Some(refusal) = refusal {
+            if let Some(refusal) = refusal.filter(|_| proto::refusal(answer.refusal).is_none()) {
                 answer.refusal = proto::internal::Refusal::from(refusal).into();
             }
             self.query_answer(&mut state, from, answer, clock);
         }
         for mut answer in frame.range_answers.drain(..) {
-            if let Some(refusal) = refusal {
+            if let Some(refusal) = refusal.filter(|_| proto::refusal(answer.refusal).is_none()) {
                 answer.refusal = proto::internal::Refusal::from(refusal).into();
             }
             let (token, _) = Token::of(OperationId(answer.operation));

@@ -28,8 +28,7 @@ impl IoLoop {
             return;
         }
         for token in state.operations.tokens() {
-            let counts = state.operations.get_mut(token).is_some_and(|it| it.counts_votes());
-            if counts {
+            if state.operations.get_mut(token).is_some_and(|it| it.awaits_votes()) {
                 Counters::count(&self.shared.counters.operations_recounted);
             }
             match state.operations.get_mut(token) {

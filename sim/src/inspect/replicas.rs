@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::atomic::Ordering};
 
 use model::{Hlc, Record, StorageKey};
 use node::{
+    commit::DIRTY_PREFIX,
     replica::decode_stored,
     storage::{RangeRequest, Space},
 };
@@ -59,11 +60,17 @@ fn highest_floor(world: &World, key: &StorageKey) -> Hlc {
 /// What nodes still mark dirty.
 pub fn marks_left(world: &World) -> Vec<String> {
     let marks = world.nodes.iter().map(|it| {
-        let marks = it.disk.peek(&RangeRequest::prefix(Space::System, &b"\0dirty/"[..])).rows;
+        let marks = it.disk.peek(&RangeRequest::prefix(Space::System, DIRTY_PREFIX)).rows;
         (&it.name, marks.len())
     });
     let left = marks.filter(|it| it.1 > 0);
-    left.map(|(name, marks)| format!("{name} marks {marks} parts of the ring dirty")).collect()
+    let left = left.map(|(name, marks)| format!("{name} marks {marks} parts of the ring dirty"));
+    let owed = world.nodes.iter().filter_map(|it| {
+        let owed = &it.controls.node()?.shared.commit_counters.load().marks_owed;
+        let owed = owed.load(Ordering::Relaxed);
+        (owed > 0).then(|| format!("{} owes {owed} dirty marks", it.name))
+    });
+    left.chain(owed).collect()
 }
 
 /// The records that exchanges have moved since the nodes started.

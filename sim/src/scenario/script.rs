@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use model::{ConsistencyLevel, Key, KeyspaceId, NodeId, OperationId, Record, StorageKey, Version};
 use node::{
-    commit::{CommitItem, CommitSettings, CommitStage, Committer, HintClass},
+    commit::{CommitItem, CommitSettings, CommitStage, Committer, DIRTY_PREFIX, HintClass},
     replica::decode_stored,
     storage::{RangeRequest, Space, memory::MemoryStorage},
 };
@@ -34,9 +34,6 @@ use crate::{
     workload::Load,
     world::{Cut, EndKind, late::InHand},
 };
-
-/// What the keys of dirty marks begin with.
-const DIRTY_PREFIX: &[u8] = b"\0dirty/";
 
 /// A script while it plays: what it found wrong, if anything.
 pub(super) type Playing = Pin<Box<dyn Future<Output = Result<(), String>>>>;

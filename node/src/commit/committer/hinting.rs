@@ -225,13 +225,10 @@ impl<S: Storage> Committer<S> {
         self.mark_dirty(mark);
     }
 
-    /// Adds marks that are owed to a group that needs room in any case: few, so that it fails for no other
-    /// reason than it would without them.
+    /// Adds marks that are owed: a few, and to a group that may fail for want of room only when the one
+    /// before has found some.
     pub(super) fn stage_owed(&mut self) {
-        if self.owed.is_empty()
-            || self.group.batch.is_empty()
-            || Mutant::RefusedHintsUnmarked.is_on()
-        {
+        if Mutant::RefusedHintsUnmarked.is_on() {
             return;
         }
         for _ in 0..OWED_AT_ONCE {

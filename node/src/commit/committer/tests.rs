@@ -339,7 +339,16 @@ fn a_full_disk_refuses_and_recovers() {
 
     // Nothing in memory testifies for the group that was refused.
     assert_eq!(replica.kept(), kept);
-    assert_eq!(replica.commit(vec![put("k", "18a")]), "applied");
+    assert_eq!(replica.commit(vec![put("k", "18a")]), "applied", "alone: there may be little room");
+    assert_eq!(replica.hints().as_str(), "h10 +0");
+    let owed = |it: &Replica| it.committer.counters().marks_owed.load(Ordering::Relaxed);
+    assert_eq!(owed(&replica), 2);
+    replica.storage.set_bytes_max(Some(0));
+    assert_eq!(replica.commit(vec![CommitItem::MarkOwed]), "");
+    replica.storage.set_bytes_max(None);
+    assert_eq!(owed(&replica), 2, "still");
+    assert_eq!(replica.commit(vec![CommitItem::MarkOwed]), "");
+    assert_eq!(owed(&replica), 0);
     // Two parts of the ring are marked dirty instead of the hints.
     assert_eq!(replica.hints().as_str(), "h10 +2");
     let kept = KeptHints { dirty_marks: 2, ..kept };
@@ -347,7 +356,7 @@ fn a_full_disk_refuses_and_recovers() {
     assert_eq!(replica.clocks("k"), Some((18, 12)));
     assert_eq!(replica.commit(vec![put("k", "14a")]), "never:18");
     assert_eq!(replica.commit(vec![put("k", "12a")]), "held");
-    assert_eq!(replica.committer.counters().groups_full.load(Ordering::Relaxed), 1);
+    assert_eq!(replica.committer.counters().groups_full.load(Ordering::Relaxed), 2);
     replica.restart();
     assert_eq!(replica.kept(), kept);
 }
