@@ -101,7 +101,6 @@ const WANTED: &[(&str, &str)] = &[
     ("node", "calls_clock_skew"),
     ("node", "calls_overloaded"),
     ("node", "hints_marked_dirty"),
-    ("node", "hints_refused"),
     ("node", "operations_recounted"),
     ("node", "votes_not_taken"),
     ("node", "exchange_records_taken"),
