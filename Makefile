@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build release lint deny bench sweep replay protocol-check mutants evidence guarantees porcupine mad sim ci env prepare prepare-test clean-cache
+.PHONY: help demo test build release tuned lint deny bench sweep replay protocol-check mutants evidence guarantees porcupine mad sim ci env prepare prepare-test clean-cache
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/quorate
 CARGO_TARGET_DIR ?= $(CACHE)/target
@@ -45,8 +45,11 @@ lint: $(ROCKSDB) ## Formatting, clippy, documentation and dependencies; a warnin
 deny: prepare ## Licences, bans and sources of all dependencies.
 	.ci/deny
 
-bench: release ## The bars of docs/performance.md, measured on this machine.
-	$(QUORATE) bench bars
+tuned: $(ROCKSDB) ## Builds the binary `quorate` as it is released: laid out by what it runs under load.
+	.ci/tuned
+
+bench: tuned ## The bars of docs/performance.md, measured on this machine.
+	"$$(.ci/tuned --path)" bench bars
 
 # Seeds and minutes of a sweep: make sweep SEEDS=0..1000000 MINUTES=60
 SEEDS ?= 0..1000000

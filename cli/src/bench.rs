@@ -7,6 +7,7 @@ mod bar;
 mod bars;
 mod children;
 mod cluster;
+mod converged;
 mod deletes;
 mod disk;
 pub(crate) mod echo;

@@ -21,6 +21,7 @@ mod exchange;
 mod gossip;
 mod guard;
 mod handoff;
+mod http2;
 mod io_loop;
 mod kv;
 mod links;

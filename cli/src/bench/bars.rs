@@ -16,6 +16,7 @@ use self::verdict::{BAR_TABLE, BarDocument, Figures};
 use super::{
     children::Server,
     cluster::{self, BenchCluster, Restart},
+    converged::wait_converged,
     load::{self, Load},
     report::LoadDocument,
     run::{LoadArgs, fill},
@@ -152,7 +153,11 @@ async fn prepare(
         let target = target(&cluster, global).await?;
         fill(load, &target, output).await?;
         memory.loaded_bytes = memory.loaded_bytes.max(cluster.resident_bytes_max());
-        let bar = progress::spinner(output, "killing a node and starting it again");
+        let bar = progress::spinner(output, "waiting for the replicas to be the same");
+        // A node that lags when it is killed is handed what it missed as soon as it is back: it would
+        // not be at rest.
+        wait_converged(&cluster, global).await?;
+        bar.set_message("killing a node and starting it again");
         restarts.push(cluster.restart_last(&load.space.key(0)).await?);
         cluster.await_up(global).await?;
         tokio::time::sleep(REST).await;

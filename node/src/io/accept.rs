@@ -1,45 +1,33 @@
 //! Accepts connections and serves them: clients on one port, nodes on another.
 
 use std::{
-    convert::Infallible,
-    pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::Stream;
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
 use proto::{
-    CallError, Reason,
     internal::peer_service_server::PeerServiceServer,
     v1::{admin_service_server::AdminServiceServer, kv_service_server::KvServiceServer},
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, body::Body, service::Routes, transport::Server};
+use tonic::{body::Body, service::Routes};
 use tonic_health::pb::health_server::{Health, HealthServer};
+use tower::Service as _;
 
 use super::{
     admin::AdminApi,
-    dispatch::Dispatch,
+    dispatch::{Dispatch, Refusals},
     guard::{GuardedStream, Port},
+    http2::{Http2Limits, serve_http2},
     io_loop::IoLoop,
     kv::KvApi,
     links::{Links, PeerApi, frame_bytes_max},
     world::{BoxedStream, Listener},
 };
 use crate::counters::Counters;
-
-/// Accepted connections on their way to the HTTP/2 server.
-struct Incoming<T>(mpsc::Receiver<T>);
-
-impl<T> Stream for Incoming<T> {
-    type Item = Result<T, Infallible>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_recv(context).map(|it| it.map(Ok))
-    }
-}
 
 /// Accepts for as long as the node lives. `admit` turns a connection into what is served, or drops
 /// it.
@@ -76,7 +64,7 @@ pub(super) async fn serve_clients(
     listener: Box<dyn Listener>,
     health: HealthServer<impl Health>,
     stop: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+) {
     let shared = Arc::clone(&io.shared);
     let permits = Arc::new(Semaphore::new(shared.config.connections_max));
     let (admitted, incoming) = mpsc::channel(BACKLOG);
@@ -105,8 +93,7 @@ pub(super) async fn serve_clients(
     let reflection_v1alpha = reflection(tonic_reflection::server::Builder::configure())
         .build_v1alpha()
         .expect("the descriptors were checked when they were compiled");
-    let counting = Arc::clone(&shared);
-    let explain = move |response| explain(response, message_bytes_max, &counting.counters);
+    let refusals = Arc::new(Refusals { shared: Arc::clone(&shared), message_bytes_max });
     let backstop = Duration::from_millis(shared.config.request_timeout_ms + BACKSTOP_MS);
     let kv = KvServiceServer::new(KvApi { io: Arc::clone(&io) })
         .max_decoding_message_size(message_bytes_max)
@@ -116,16 +103,12 @@ pub(super) async fn serve_clients(
         .add_service(reflection_v1)
         .add_service(reflection_v1alpha)
         .prepare();
-    let served = limited(shared.config.streams_per_connection_max)
-        .layer(tower::util::MapResponseLayer::new(explain))
-        .serve_with_incoming_shutdown(
-            Dispatch { kv, others, backstop },
-            Incoming(incoming),
-            stop.cancelled_owned(),
-        )
-        .await;
+    let dispatch = Dispatch { kv, others, backstop, refusals };
+    let streams_max = shared.config.streams_per_connection_max;
+    let bounds = Http2Limits { streams_max, window_bytes: None };
+    let service = service_fn(move |request| dispatch.answer(request));
+    serve_http2(incoming, bounds, service, stop).await;
     accepting.abort();
-    served
 }
 
 /// Serves the other nodes on one loop until `stop`.
@@ -134,7 +117,7 @@ pub(super) async fn serve_peers(
     links: Links,
     listener: Box<dyn Listener>,
     stop: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
+) {
     let permits = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
     let (admitted, incoming) = mpsc::channel(BACKLOG);
     let guarded = Arc::clone(&io.shared);
@@ -146,36 +129,17 @@ pub(super) async fn serve_peers(
         Some(GuardedStream::new(stream, Port::Peers, Arc::clone(&guarded), permit))
     }));
     let limit = frame_bytes_max(&io.shared);
-    let served = limited(PEER_STREAMS_MAX)
-        .initial_stream_window_size(PEER_WINDOW_BYTES)
-        .initial_connection_window_size(PEER_WINDOW_BYTES)
-        .add_service(
-            PeerServiceServer::new(PeerApi { io, links })
-                .max_decoding_message_size(limit)
-                .max_encoding_message_size(limit),
-        )
-        .serve_with_incoming_shutdown(Incoming(incoming), stop.cancelled_owned())
-        .await;
+    let peers = PeerServiceServer::new(PeerApi { io, links })
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(limit);
+    let bounds =
+        Http2Limits { streams_max: PEER_STREAMS_MAX, window_bytes: Some(PEER_WINDOW_BYTES) };
+    let service =
+        service_fn(move |request: Request<Incoming>| peers.clone().call(request.map(Body::new)));
+    serve_http2(incoming, bounds, service, stop).await;
     accepting.abort();
-    served
 }
 
-/// A server with every limit said: several of the library's defaults are none.
-fn limited(streams_max: u32) -> Server {
-    Server::builder()
-        .max_concurrent_streams(streams_max)
-        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
-        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS_MAX))
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-}
-
-const RESETS_MAX: usize = 1_024;
-const PENDING_RESETS_MAX: usize = 20;
-const HEADER_BYTES_MAX: u32 = 16 << 10;
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Far more nodes than a cluster has, each with a connection of every loop.
 const PEER_CONNECTIONS_MAX: usize = 4_096;
 /// A node opens one stream a connection; a few more leave room for reconnects.
@@ -183,30 +147,3 @@ const PEER_STREAMS_MAX: u32 = 16;
 const PEER_WINDOW_BYTES: u32 = 4 << 20;
 /// Beyond a call's own deadline: for requests whose bytes never come.
 const BACKSTOP_MS: u64 = 2_000;
-
-/// Gives the transport's own refusals the form of ours, and counts those of broken messages.
-/// Successful answers carry their status in trailers and are not touched.
-fn explain(
-    response: http::Response<Body>,
-    message_bytes_max: usize,
-    counters: &Counters,
-) -> http::Response<Body> {
-    let headers = response.headers();
-    let Some(code) = headers.get("grpc-status") else { return response };
-    if headers.contains_key("grpc-status-details-bin") {
-        return response;
-    }
-    let error = match code.as_bytes() {
-        b"11" => {
-            let message = format!("the message is larger than {message_bytes_max} bytes");
-            CallError::new(Reason::MessageTooLarge, message).with("limit", message_bytes_max)
-        }
-        b"13" => {
-            let message = "the message is no valid protobuf of its type";
-            CallError::new(Reason::MalformedMessage, message)
-        }
-        _ => return response,
-    };
-    Counters::count(&counters.calls_invalid);
-    Status::from(error).into_http()
-}

@@ -389,10 +389,7 @@ impl From<Full> for CallError {
 /// transport gives up, and at most the node's own.
 fn effective_timeout(shared: &Shared, metadata: &MetadataMap) -> Result<Duration, CallError> {
     let own = Duration::from_millis(shared.config.request_timeout_ms);
-    let headers: &HeaderMap = metadata.as_ref();
-    let header = headers.get(GRPC_TIMEOUT).and_then(|it| it.to_str().ok());
-    // One that cannot be parsed is ignored, as the transport does.
-    let Some(wanted) = header.and_then(parse_timeout) else { return Ok(own) };
+    let Some(wanted) = timeout_of(metadata.as_ref()) else { return Ok(own) };
     if wanted.is_zero() {
         return Err(CallError::new(Reason::DeadlinePassed, "the call's deadline had passed"));
     }
@@ -402,6 +399,12 @@ fn effective_timeout(shared: &Shared, metadata: &MetadataMap) -> Result<Duration
 
 const MARGIN_MIN: Duration = Duration::from_millis(6);
 const MARGIN_MAX: Duration = Duration::from_millis(50);
+
+/// The time that the client gives a call, if it says so. What cannot be parsed is ignored, as the library
+/// does.
+pub(super) fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(GRPC_TIMEOUT).and_then(|it| it.to_str().ok()).and_then(parse_timeout)
+}
 
 /// Reads a `grpc-timeout`: up to eight digits and a unit.
 fn parse_timeout(text: &str) -> Option<Duration> {

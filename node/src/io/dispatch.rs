@@ -3,65 +3,95 @@
 //! The data interface is told by its path alone; the general router would look it up and box it for
 //! every put and get. Everything else goes through the router.
 
-use std::convert::Infallible;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::{convert::Infallible, future::Future, sync::Arc, time::Duration};
 
-use http::{HeaderName, Request, Response};
+use http::{Request, Response};
+use hyper::body::Incoming;
 use proto::v1::kv_service_server::{KvServiceServer, SERVICE_NAME};
 use proto::{CallError, CallOutcome, Reason};
 use tokio::time::timeout;
 use tonic::{Status, body::Body, service::Routes};
-use tower::Service;
+use tower::Service as _;
 
-use super::kv::KvApi;
-use super::world::Boxed;
+use super::{call::timeout_of, http2::TimelyBody, kv::KvApi, world::Boxed};
+use crate::{counters::Counters, shared::Shared};
 
 /// All services of the clients' port.
 #[derive(Clone)]
 pub(super) struct Dispatch {
-    /// The data interface.
+    /// The data interface, whose calls all end by deadlines of their own once they have arrived.
     pub(super) kv: KvServiceServer<KvApi>,
     /// The other services, and the answer to unknown ones.
     pub(super) others: Routes,
-    /// How long a request without a deadline may take until its answer begins: only one whose bytes
-    /// never come meets it, every other is answered by its call's own deadline before.
+    /// How long a request may take to arrive whole; and one of the others without a deadline, until its
+    /// answer begins.
     pub(super) backstop: Duration,
+    /// What refusals by the transport say.
+    pub(super) refusals: Arc<Refusals>,
 }
 
 type Answer = Result<Response<Body>, Infallible>;
 
-impl Service<Request<Body>> for Dispatch {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Boxed<'static, Answer>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Both always are: they have no queues of their own.
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // With a deadline of the client's, the library's own timer stands behind ours.
-        let has_deadline = request.headers().contains_key(GRPC_TIMEOUT);
-        let answer: Self::Future = match is_of(request.uri().path(), SERVICE_NAME) {
-            true => self.kv.call(request),
-            false => Box::pin(self.others.call(request)),
+impl Dispatch {
+    /// Answers one request.
+    pub(super) fn answer(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Answer> + Send + use<> {
+        let (backstop, refusals) = (self.backstop, Arc::clone(&self.refusals));
+        let request = request.map(|it| Body::new(TimelyBody::new(it, backstop)));
+        let answer: Boxed<'static, Answer> = match is_of(request.uri().path(), SERVICE_NAME) {
+            true => self.kv.clone().call(request),
+            false => {
+                let limit = timeout_of(request.headers()).unwrap_or(backstop);
+                Box::pin(within(limit, self.others.clone().call(request)))
+            }
         };
-        if has_deadline { answer } else { Box::pin(within(self.backstop, answer)) }
+        async move { Ok(refusals.explain(answer.await?)) }
     }
 }
 
-async fn within(backstop: Duration, answer: Boxed<'static, Answer>) -> Answer {
-    timeout(backstop, answer).await.unwrap_or_else(|_| {
-        let message = "the request did not arrive whole in time";
+async fn within(limit: Duration, answer: impl Future<Output = Answer>) -> Answer {
+    timeout(limit, answer).await.unwrap_or_else(|_| {
+        let message = "the call did not end in time";
         let mut error = CallError::new(Reason::DeadlinePassed, message);
         error.outcome = CallOutcome::Unknown;
         Ok(Status::from(error).into_http())
     })
 }
 
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// Gives the transport's own refusals the form of ours, and counts those of broken messages.
+pub(super) struct Refusals {
+    /// Where they are counted.
+    pub(super) shared: Arc<Shared>,
+    /// The largest message that is taken.
+    pub(super) message_bytes_max: usize,
+}
+
+impl Refusals {
+    /// Successful answers carry their status in trailers and are not touched.
+    fn explain(&self, response: Response<Body>) -> Response<Body> {
+        let headers = response.headers();
+        let Some(code) = headers.get("grpc-status") else { return response };
+        if headers.contains_key("grpc-status-details-bin") {
+            return response;
+        }
+        let error = match code.as_bytes() {
+            b"11" => {
+                let limit = self.message_bytes_max;
+                let message = format!("the message is larger than {limit} bytes");
+                CallError::new(Reason::MessageTooLarge, message).with("limit", limit)
+            }
+            b"13" => {
+                let message = "the message is no valid protobuf of its type";
+                CallError::new(Reason::MalformedMessage, message)
+            }
+            _ => return response,
+        };
+        Counters::count(&self.shared.counters.calls_invalid);
+        Status::from(error).into_http()
+    }
+}
 
 fn is_of(path: &str, service: &str) -> bool {
     let method = path.strip_prefix('/').and_then(|it| it.strip_prefix(service));

@@ -16,7 +16,6 @@ use tokio::{
     sync::OwnedSemaphorePermit,
     time::{Instant, Sleep, sleep},
 };
-use tonic::transport::server::Connected;
 
 use super::world::BoxedStream;
 use crate::{counters::Counters, shared::Shared};
@@ -203,12 +202,6 @@ impl AsyncWrite for GuardedStream {
     fn is_write_vectored(&self) -> bool {
         self.inner.is_write_vectored()
     }
-}
-
-impl Connected for GuardedStream {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
 }
 
 impl Drop for GuardedStream {

@@ -410,17 +410,13 @@ impl Node {
         let shared = Arc::clone(&self.shared);
         tasks.spawn(async move { report_health(&shared, &reporter).await });
         let serving = serve_peers(Arc::clone(&io), self.links.clone(), peers, stop.clone());
-        tasks.spawn(async move {
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "the peers' port has failed");
-            }
-        });
+        tasks.spawn(serving);
         let served = serve_clients(io, clients, health, stop.clone());
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
             Some(_) = tasks.join_next() => self.shared.lost("a task of an I/O loop"),
-            Err(error) = served => tracing::error!(%error, "the clients' port has failed"),
+            () = served => self.shared.lost("the clients' port"),
         }
         tasks.abort_all();
     }

@@ -6,7 +6,6 @@ use std::{
 };
 
 use model::ConsistencyLevel;
-use proto::v1;
 use serde::Serialize;
 
 use super::DATACENTERS;
@@ -14,6 +13,7 @@ use crate::{
     args::Global,
     bench::{
         cluster::{BenchCluster, KEYSPACE, NODES},
+        converged::wait_converged,
         load::{self, Load},
         returned::Returned,
         run::{fill, write_some},
@@ -70,9 +70,6 @@ impl Way {
 
 /// Many keys come at once: on a busy machine some wait, which is not what is measured.
 const FILL_TIMEOUT: Duration = Duration::from_mins(1);
-/// So long a datacenter may take to catch up.
-const PATIENCE: Duration = Duration::from_mins(20);
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Has a datacenter of a new cluster come back in this way.
 pub(super) async fn measure(way: Way, settings: &Settings) -> Result<Returned, Failure> {
@@ -121,68 +118,4 @@ pub(super) async fn measure(way: Way, settings: &Settings) -> Result<Returned, F
 async fn through_client(cluster: &BenchCluster, global: &Global) -> Result<Target, Failure> {
     let keyspace = cluster.client(global).await?.keyspace(KEYSPACE);
     Ok(Target::Cluster { keyspace, level: Some(ConsistencyLevel::LocalQuorum) })
-}
-
-/// Waits until every node has found all that it shares with others the same, later than now.
-async fn wait_converged(cluster: &BenchCluster, global: &Global) -> Result<(), Failure> {
-    let (begun, others) = (Instant::now(), cluster.nodes().len() - 1);
-    for admin in cluster.admins(global).await? {
-        loop {
-            // Taken first: what was found the same before it was asked for does not count.
-            let waited_ms = begun.elapsed().as_millis();
-            let known = admin.convergence().await;
-            if known.is_ok_and(|it| is_converged(&it, others, waited_ms)) {
-                break;
-            }
-            if begun.elapsed() > PATIENCE {
-                return Err(Failure::new("BENCH_STUCK", "the replicas do not become the same"));
-            }
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
-    }
-    Ok(())
-}
-
-/// Whether a node is filled, and was found the same as each of the others within this time.
-fn is_converged(known: &v1::GetConvergenceResponse, others: usize, within_ms: u128) -> bool {
-    let is_same = |it: &v1::PairConvergence| {
-        it.partitions_same == it.partitions && u128::from(it.oldest_age_ms) < within_ms
-    };
-    let mut keyspaces = known.keyspaces.iter().filter(|it| it.keyspace == KEYSPACE);
-    known.fill.is_none()
-        && keyspaces.any(|it| it.pairs.len() == others && it.pairs.iter().all(is_same))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn known() -> v1::GetConvergenceResponse {
-        let pair = v1::PairConvergence {
-            partitions: 4,
-            partitions_same: 4,
-            oldest_age_ms: 10,
-            ..v1::PairConvergence::default()
-        };
-        let keyspace = v1::KeyspaceConvergence {
-            keyspace: KEYSPACE.to_owned(),
-            pairs: vec![pair.clone(), pair],
-            ..v1::KeyspaceConvergence::default()
-        };
-        v1::GetConvergenceResponse { keyspaces: vec![keyspace], ..Default::default() }
-    }
-
-    #[test]
-    fn converged_is_filled_and_the_same_as_all_since() {
-        assert!(is_converged(&known(), 2, 11));
-        assert!(!is_converged(&known(), 2, 10), "it was so before");
-        assert!(!is_converged(&known(), 3, 11), "a node has not been met");
-        let mut differs = known();
-        differs.keyspaces[0].pairs[1].partitions_same = 3;
-        assert!(!is_converged(&differs, 2, 11));
-        let filling =
-            v1::GetConvergenceResponse { fill: Some(v1::FillStatus::default()), ..known() };
-        assert!(!is_converged(&filling, 2, 11));
-        assert!(!is_converged(&v1::GetConvergenceResponse::default(), 0, 11));
-    }
 }

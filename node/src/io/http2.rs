@@ -1,0 +1,151 @@
+//! Serves accepted connections as HTTP/2, with every limit said: several of the library's defaults are
+//! none.
+//!
+//! tonic's services are called by hyper itself. tonic's own server would put five layers between the two,
+//! and box, clone and time every request for features that no node uses.
+
+use std::{
+    convert::Infallible,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::{
+    body::{Body as HttpBody, Frame, Incoming, SizeHint},
+    server::conn::http2,
+    service::Service,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use proto::{CallError, CallOutcome, Reason};
+use tokio::{
+    sync::mpsc,
+    time::{Sleep, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{Status, body::Body};
+
+use super::guard::GuardedStream;
+
+/// What a connection may have under way.
+#[derive(Clone, Copy)]
+pub(super) struct Http2Limits {
+    /// Requests at once.
+    pub(super) streams_max: u32,
+    /// What the other side may send before it is read, of a stream and of all together; `None` for the
+    /// library's default.
+    pub(super) window_bytes: Option<u32>,
+}
+
+impl Http2Limits {
+    fn builder(self) -> http2::Builder<TokioExecutor> {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            // Nobody reads it, and it would be made and sent with each answer.
+            .auto_date_header(false)
+            .max_concurrent_streams(self.streams_max)
+            .initial_stream_window_size(self.window_bytes)
+            .initial_connection_window_size(self.window_bytes)
+            .max_local_error_reset_streams(RESETS_MAX)
+            .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+            .max_header_list_size(HEADER_BYTES_MAX)
+            .keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+        builder
+    }
+}
+
+const RESETS_MAX: usize = 1_024;
+const PENDING_RESETS_MAX: usize = 20;
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves connections until `stop`, then takes no more and lets the open calls end.
+pub(super) async fn serve_http2<S>(
+    mut incoming: mpsc::Receiver<GuardedStream>,
+    limits: Http2Limits,
+    service: S,
+    stop: CancellationToken,
+) where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    let (builder, connections) = (limits.builder(), TaskTracker::new());
+    loop {
+        let stream = tokio::select! {
+            biased;
+            () = stop.cancelled() => None,
+            stream = incoming.recv() => stream,
+        };
+        let Some(stream) = stream else { break };
+        let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
+        let stop = stop.clone();
+        connections.spawn(async move {
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                biased;
+                ended = connection.as_mut() => ended,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection has ended");
+            }
+        });
+    }
+    drop(incoming);
+    connections.close();
+    connections.wait().await;
+}
+
+/// The body of a request, which has to arrive within a time. Most have come with their head: only one
+/// that is waited for needs a timer.
+pub(super) struct TimelyBody {
+    incoming: Incoming,
+    patience: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl TimelyBody {
+    /// A body that may take so long from when it is first waited for.
+    pub(super) fn new(incoming: Incoming, patience: Duration) -> Self {
+        Self { incoming, patience, timer: None }
+    }
+}
+
+impl HttpBody for TimelyBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) {
+            let failed = |error: hyper::Error| Status::from_error(Box::new(error));
+            return Poll::Ready(frame.map(|it| it.map_err(failed)));
+        }
+        let patience = self.patience;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(patience)));
+        ready!(timer.as_mut().poll(context));
+        let message = "the request did not arrive whole in time";
+        let mut error = CallError::new(Reason::DeadlinePassed, message);
+        error.outcome = CallOutcome::NotApplied;
+        Poll::Ready(Some(Err(error.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
