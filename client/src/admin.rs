@@ -9,10 +9,11 @@ use proto::{
     CallError, Reason,
     v1::{self, admin_service_client::AdminServiceClient},
 };
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status};
 
 use crate::{
     call::{Call, CallOptions, Route},
+    channel::Channel,
     client::Client,
     connect::Dialer,
     error::Error,
@@ -60,7 +61,7 @@ impl Admin {
             Some(node) => node,
             None => {
                 let dialer = Arc::new(Dialer::new(cluster.config()));
-                let node = Node::new(address, dialer).map_err(|error| {
+                let node = Node::new(address, &dialer).map_err(|error| {
                     let cause = CallError::new(Reason::InvalidField, error.to_string());
                     Error::refused("admin", cause.at_field("address"))
                 })?;

@@ -14,10 +14,11 @@ use proto::{
     v1::{self, batch_get_result, batch_write_item, batch_write_result},
 };
 use tokio::time::Instant;
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status};
 
 use crate::{
     call::{Call, CallOptions, Route},
+    channel::Channel,
     cluster::Cluster,
     error::Error,
     keyspace::{IntoKey, Keyspace, coordinator, whole_seconds},

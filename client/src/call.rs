@@ -17,12 +17,12 @@ use model::{ConsistencyLevel, Token};
 use proto::{CallError, CallOutcome, Reason};
 use tokio::time::Instant;
 use tonic::{
-    Request, Response, Status, TimeoutExpired,
+    Request, Response, Status,
     metadata::{Ascii, MetadataValue},
-    transport::Channel,
 };
 
 use crate::{
+    channel::Channel,
     cluster::Cluster,
     config::ATTEMPTS_LIMIT,
     error::Error,
@@ -309,7 +309,7 @@ impl Cluster {
         });
         match answer.await {
             Some(Ok(response)) => Ok(response.into_inner()),
-            Some(Err(status)) => Err(failure(&status, C::WRITES, budget)),
+            Some(Err(status)) => Err(failure(&status)),
             None => Err(Failure {
                 progress: Progress::NoAnswer,
                 error: no_answer_in_time(C::WRITES, budget),
@@ -377,17 +377,13 @@ impl Cluster {
 }
 
 /// Tells how far a call got, by the error that tonic made of it.
-pub(crate) fn failure(status: &Status, writes: bool, budget: Duration) -> Failure {
+pub(crate) fn failure(status: &Status) -> Failure {
     let mut source = status.source();
     while let Some(error) = source {
         if error.is::<tonic::ConnectError>() {
             let mut error = CallError::new(Reason::ConnectionLost, connect_message(status));
             error.outcome = CallOutcome::NotApplied;
             return Failure { progress: Progress::NeverSent, error };
-        }
-        if error.is::<TimeoutExpired>() {
-            let error = no_answer_in_time(writes, budget);
-            return Failure { progress: Progress::NoAnswer, error };
         }
         source = error.source();
     }

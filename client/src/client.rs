@@ -55,7 +55,7 @@ impl Client {
         let dialer = Arc::new(Dialer::new(&config));
         let mut seeds = Vec::with_capacity(config.addresses.len());
         for address in &config.addresses {
-            let seed = Node::new(address, dialer.clone()).map_err(|error| {
+            let seed = Node::new(address, &dialer).map_err(|error| {
                 let cause = CallError::new(Reason::InvalidField, error.to_string());
                 Error::refused(CONNECT, cause.at_field("addresses"))
             })?;

@@ -158,7 +158,7 @@ impl View {
             .nodes()
             .iter()
             .map(|it| {
-                let make = || match Node::new(&it.address, dialer.clone()) {
+                let make = || match Node::new(&it.address, dialer) {
                     Ok(node) => Some(Arc::new(node)),
                     Err(error) => {
                         tracing::warn!(node = %it.node_id, %error, "a node cannot be called");
@@ -171,7 +171,7 @@ impl View {
         let in_layout =
             |address: &str| nodes.iter().flatten().find(|it| &**it.address() == address).cloned();
         let seeds = addresses.iter().filter_map(|address| {
-            let make = || Node::new(address, dialer.clone()).ok().map(Arc::new);
+            let make = || Node::new(address, dialer).ok().map(Arc::new);
             in_layout(address).or_else(|| find(address)).or_else(make)
         });
         let seeds = seeds.collect();

@@ -1,16 +1,15 @@
-//! Opening connections: a seam for simulated networks, and one lazy HTTP/2 channel per connection.
-//!
-//! Every failure to connect reaches the caller as tonic's `ConnectError`, also when it took too long:
-//! that is the only proof that a call was never sent.
+//! Opening connections: a seam for simulated networks, and HTTP/2 on what it opens.
 
 use std::{fmt, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
-use hyper_util::rt::TokioIo;
+use http::uri::Authority;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::body::Body;
 
 use crate::config::ClientConfig;
 
@@ -44,13 +43,14 @@ impl Connector for TcpConnector {
     }
 }
 
-/// Makes channels, all with the same settings.
+/// Opens connections, all with the same settings.
 pub(crate) struct Dialer {
     connector: Arc<dyn Connector>,
     connect_timeout: Duration,
     keep_alive_interval: Duration,
     keep_alive_timeout: Duration,
-    connections_per_node: usize,
+    /// How many a node gets.
+    pub(crate) connections_per_node: usize,
 }
 
 impl Dialer {
@@ -64,46 +64,43 @@ impl Dialer {
         }
     }
 
-    /// Checks an address. Nothing is resolved, let alone connected.
-    pub(crate) fn endpoint(&self, address: &str) -> Result<Endpoint, InvalidAddress> {
-        let invalid = || InvalidAddress(address.to_owned());
-        let uri: Uri = format!("http://{address}").parse().ok().ok_or_else(invalid)?;
-        let is_plain = uri.authority().is_some_and(|it| it.as_str() == address);
-        if !is_plain || uri.port_u16().is_none() || uri.host().is_none_or(str::is_empty) {
-            return Err(invalid());
-        }
-        let endpoint = Endpoint::from(uri)
-            .http2_keep_alive_interval(self.keep_alive_interval)
-            .keep_alive_timeout(self.keep_alive_timeout)
-            .keep_alive_while_idle(true);
-        let user_agent = concat!("quorate-client/", env!("CARGO_PKG_VERSION"));
-        Ok(endpoint.user_agent(user_agent).expect("a valid header value"))
-    }
-
-    /// One lazy channel for each connection. They connect when they are first used, and again when
-    /// they are used after their connection broke. Must be called within a tokio runtime.
-    pub(crate) fn channels(&self, endpoint: &Endpoint, address: &Arc<str>) -> Box<[Channel]> {
-        (0..self.connections_per_node).map(|_| self.channel(endpoint, address)).collect()
-    }
-
-    fn channel(&self, endpoint: &Endpoint, address: &Arc<str>) -> Channel {
-        let connector = self.connector.clone();
+    /// Opens a connection, which lives until it breaks or nobody can send on it any more.
+    pub(crate) async fn connect(&self, address: &str) -> io::Result<SendRequest<Body>> {
         let timeout = self.connect_timeout;
-        let address = address.clone();
-        endpoint.connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-            let connecting = connector.connect(&address);
-            async move {
-                // Not `Endpoint::connect_timeout`: its error is no `ConnectError`.
-                match tokio::time::timeout(timeout, connecting).await {
-                    Ok(connected) => connected.map(TokioIo::new),
-                    Err(elapsed) => Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        format!("no connection within {timeout:?}: {elapsed}"),
-                    )),
-                }
+        let connecting = async {
+            let stream = self.connector.connect(address).await?;
+            http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(self.keep_alive_interval)
+                .keep_alive_timeout(self.keep_alive_timeout)
+                .keep_alive_while_idle(true)
+                .handshake(TokioIo::new(stream))
+                .await
+                .map_err(io::Error::other)
+        };
+        let (sender, connection) =
+            tokio::time::timeout(timeout, connecting).await.map_err(|elapsed| {
+                let message = format!("no connection within {timeout:?}: {elapsed}");
+                io::Error::new(io::ErrorKind::TimedOut, message)
+            })??;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection has ended");
             }
-        }))
+        });
+        Ok(sender)
     }
+}
+
+/// Checks an address. Nothing is resolved, let alone connected.
+pub(crate) fn authority_of(address: &str) -> Result<Authority, InvalidAddress> {
+    let invalid = || InvalidAddress(address.to_owned());
+    let authority: Authority = address.parse().ok().ok_or_else(invalid)?;
+    let is_plain = authority.as_str() == address && !address.contains('@');
+    if !is_plain || authority.port_u16().is_none() || authority.host().is_empty() {
+        return Err(invalid());
+    }
+    Ok(authority)
 }
 
 /// An address that is not `host:port`.
@@ -123,9 +120,8 @@ mod tests {
 
     #[test]
     fn addresses_are_a_host_and_a_port() {
-        let dialer = Dialer::new(&ClientConfig::default());
         for address in ["127.0.0.1:7400", "[::1]:7400", "node-1.example:1", "localhost:65535"] {
-            assert!(dialer.endpoint(address).is_ok(), "{address}");
+            assert!(authority_of(address).is_ok(), "{address}");
         }
         for address in [
             "",
@@ -137,7 +133,7 @@ mod tests {
             "http://host:1",
             "\0:1",
         ] {
-            assert!(dialer.endpoint(address).is_err(), "{address}");
+            assert!(authority_of(address).is_err(), "{address}");
         }
     }
 }

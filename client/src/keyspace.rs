@@ -5,11 +5,12 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use model::{Key, NodeIndex, Token, Version};
 use proto::v1::{self, kv_service_client::KvServiceClient};
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status};
 
 use crate::{
     batch::{BatchGet, BatchWrite, WriteItem},
     call::{Call, CallOptions, Route},
+    channel::Channel,
     client::Client,
     cluster::Cluster,
     error::Error,

@@ -57,6 +57,7 @@
 mod admin;
 mod batch;
 mod call;
+mod channel;
 mod client;
 mod cluster;
 mod config;

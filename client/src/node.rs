@@ -1,33 +1,32 @@
 //! One node as this client sees it: its channels, its calls in flight, and whether it answers.
 
 use std::sync::{
-    Arc, OnceLock,
+    Arc,
     atomic::{AtomicU8, AtomicUsize, Ordering},
 };
 
-use tonic::transport::{Channel, Endpoint};
-
-use crate::connect::{Dialer, InvalidAddress};
+use crate::{
+    channel::Channel,
+    connect::{Dialer, InvalidAddress, authority_of},
+};
 
 /// A node that can be called. Its connections open when they are first used.
 #[derive(Debug)]
 pub(crate) struct Node {
     address: Arc<str>,
-    endpoint: Endpoint,
-    dialer: Arc<Dialer>,
-    channels: OnceLock<Box<[Channel]>>,
+    channels: Box<[Channel]>,
     next_channel: AtomicUsize,
     in_flight: AtomicUsize,
     health: AtomicU8,
 }
 
 impl Node {
-    pub(crate) fn new(address: &str, dialer: Arc<Dialer>) -> Result<Self, InvalidAddress> {
+    pub(crate) fn new(address: &str, dialer: &Arc<Dialer>) -> Result<Self, InvalidAddress> {
+        let authority = authority_of(address)?;
+        let channel = || Channel::new(authority.clone(), Arc::clone(dialer));
         Ok(Self {
             address: address.into(),
-            endpoint: dialer.endpoint(address)?,
-            dialer,
-            channels: OnceLock::new(),
+            channels: std::iter::repeat_with(channel).take(dialer.connections_per_node).collect(),
             next_channel: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             health: AtomicU8::new(UNTRIED),
@@ -41,13 +40,11 @@ impl Node {
 
     /// One of its channels, in turn.
     pub(crate) fn channel(&self) -> Channel {
-        let channels =
-            self.channels.get_or_init(|| self.dialer.channels(&self.endpoint, &self.address));
-        if let [only] = &**channels {
+        if let [only] = &*self.channels {
             return only.clone();
         }
         let turn = self.next_channel.fetch_add(1, Ordering::Relaxed);
-        channels[turn % channels.len()].clone()
+        self.channels[turn % self.channels.len()].clone()
     }
 
     /// Calls sent there and not yet answered.

@@ -134,7 +134,7 @@ pub(crate) async fn fetch(
         AdminServiceClient::new(node.channel()).max_decoding_message_size(config.message_bytes_max);
     match tokio::time::timeout(timeout, client.get_topology(request)).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(failure(&status, false, timeout)),
+        Ok(Err(status)) => Err(failure(&status)),
         Err(_) => {
             Err(Failure { progress: Progress::NoAnswer, error: no_answer_in_time(false, timeout) })
         }

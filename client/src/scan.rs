@@ -233,7 +233,7 @@ impl Scan {
                 }
                 // Ended in good order before the last page: resumed like one that broke.
                 Ok(Ok(None)) => Failure { progress: Progress::NoAnswer, error: cut_off() },
-                Ok(Err(status)) => failure(&status, false, timeout),
+                Ok(Err(status)) => failure(&status),
                 Err(_) => Failure {
                     progress: Progress::NoAnswer,
                     error: no_answer_in_time(false, timeout),
@@ -311,7 +311,7 @@ impl Scan {
             Ok(Ok(response)) => {
                 return Ok(Open { messages: response.into_inner(), node, pages: 0 });
             }
-            Ok(Err(status)) => failure(&status, false, timeout),
+            Ok(Err(status)) => failure(&status),
             Err(_) => Failure {
                 progress: Progress::NoAnswer,
                 error: no_answer_in_time(false, remaining / 2),

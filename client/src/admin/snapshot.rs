@@ -9,11 +9,12 @@ use proto::v1::{
 };
 use proto::{CallError, Reason};
 use tokio::time::timeout;
-use tonic::{Request, Response, Status, Streaming, transport::Channel};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::Admin;
 use crate::{
     call::{Attempts, Failure, Route, failure, no_answer_in_time},
+    channel::Channel,
     error::Error,
     node::InFlight,
     retry::Progress,
@@ -108,12 +109,12 @@ impl Admin {
             let opened = timeout(budget, open(client, request)).await.map_err(|_elapsed| {
                 Failure { progress: Progress::NoAnswer, error: no_answer_in_time(writes, budget) }
             })?;
-            let mut messages = opened.map_err(|it| failure(&it, writes, budget))?.into_inner();
+            let mut messages = opened.map_err(|it| failure(&it))?.into_inner();
             cluster.note_answer(node.node(), None);
             loop {
                 let next =
                     timeout(silence, messages.message()).await.map_err(|_elapsed| silent())?;
-                match next.map_err(|it| failure(&it, writes, silence))? {
+                match next.map_err(|it| failure(&it))? {
                     Some(message) => {
                         if let Some(result) = step(message) {
                             return Ok(result);
