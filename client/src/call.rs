@@ -298,7 +298,7 @@ impl Cluster {
     ) -> Result<C::Response, Failure> {
         let mut request = Request::new(request);
         self.set_headers(&mut request, budget, trace);
-        // Around the whole call: tonic's own timer, set by the header, ends with the answer's head. The
+        // Around the whole call, whatever the node makes of the header. The
         // futures are pinned where they are made: moving them would cost more than all else here.
         let sending = C::send(node.channel(), self.config().message_bytes_max, request);
         let mut sending = pin!(sending);

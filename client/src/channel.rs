@@ -8,10 +8,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -22,7 +19,7 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 use hyper::{body::Incoming, client::conn::http2::SendRequest};
-use tokio::sync::Mutex;
+use tokio::sync::watch;
 use tonic::{ConnectError, body::Body};
 use tower::Service;
 
@@ -43,11 +40,12 @@ struct Link {
     dialer: Arc<Dialer>,
     /// The connection, if there has been one.
     sender: ArcSwapOption<SendRequest<Body>>,
-    /// Held by whoever connects; why the last attempt failed, if it did.
-    connecting: Mutex<Option<(io::ErrorKind, String)>>,
-    /// Attempts to connect that came to an end.
-    attempts: AtomicU64,
+    /// The attempt to connect that is under way, for all who wait for it.
+    attempt: Mutex<Option<watch::Receiver<Option<Attempt>>>>,
 }
+
+/// What came of an attempt to connect.
+type Attempt = Result<Arc<SendRequest<Body>>, Arc<io::Error>>;
 
 impl fmt::Debug for Channel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,8 +56,8 @@ impl fmt::Debug for Channel {
 impl Channel {
     /// A channel that is not connected yet.
     pub(crate) fn new(authority: Authority, dialer: Arc<Dialer>) -> Self {
-        let (sender, connecting) = (ArcSwapOption::empty(), Mutex::default());
-        Self(Arc::new(Link { authority, dialer, sender, connecting, attempts: AtomicU64::new(0) }))
+        let (sender, attempt) = (ArcSwapOption::empty(), Mutex::default());
+        Self(Arc::new(Link { authority, dialer, sender, attempt }))
     }
 }
 
@@ -75,12 +73,15 @@ impl Service<Request<Body>> for Channel {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let link = Arc::clone(&self.0);
-        Box::pin(async move { link.send(request).await })
+        Box::pin(link.send(request))
     }
 }
 
 impl Link {
-    async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>, BoxError> {
+    async fn send(
+        self: Arc<Self>,
+        mut request: Request<Body>,
+    ) -> Result<Response<Incoming>, BoxError> {
         self.complete(&mut request)?;
         let open = self.open().await?;
         let unsent = match SendRequest::clone(&open).try_send_request(request).await {
@@ -93,7 +94,11 @@ impl Link {
         };
         self.sender.compare_and_swap(&open, None);
         let open = self.open().await?;
-        Ok(SendRequest::clone(&open).send_request(unsent).await?)
+        let sent = SendRequest::clone(&open).try_send_request(unsent).await;
+        sent.map_err(|mut error| match error.take_message() {
+            Some(_unsent) => ConnectError(error.into_error().into()).into(),
+            None => error.into_error().into(),
+        })
     }
 
     /// Says whom the request is for, and from whom.
@@ -106,40 +111,109 @@ impl Link {
         Ok(())
     }
 
-    /// The connection that is open, or a new one.
-    async fn open(&self) -> Result<Arc<SendRequest<Body>>, ConnectError> {
-        match self.sender.load_full().filter(|it| !it.is_closed()) {
-            Some(open) => Ok(open),
-            None => self.connect().await,
+    /// The connection that is open, or a new one. Its error is the only proof that a call was never sent.
+    async fn open(self: &Arc<Self>) -> Result<Arc<SendRequest<Body>>, ConnectError> {
+        if let Some(open) = self.usable() {
+            return Ok(open);
+        }
+        let mut attempt = self.attempt();
+        let ended = attempt.wait_for(Option::is_some).await;
+        let ended = ended.map_or(None, |it| it.clone()).unwrap_or_else(|| Err(Arc::new(stopped())));
+        ended.map_err(|error| ConnectError(Box::new(error)))
+    }
+
+    fn usable(&self) -> Option<Arc<SendRequest<Body>>> {
+        self.sender.load_full().filter(|it| !it.is_closed())
+    }
+
+    /// The attempt to connect that is under way, or a new one. It goes on without the call that began it,
+    /// whose time may end before, and what comes of it is for all who wait: a node that cannot be reached
+    /// does not cost them an attempt each.
+    fn attempt(self: &Arc<Self>) -> watch::Receiver<Option<Attempt>> {
+        let mut current = self.attempt.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(under_way) = &*current {
+            return under_way.clone();
+        }
+        let (tell, attempt) = watch::channel(self.usable().map(Ok));
+        if attempt.borrow().is_none() {
+            *current = Some(attempt.clone());
+            let (dialer, authority) = (Arc::clone(&self.dialer), self.authority.clone());
+            let link = Arc::downgrade(self);
+            tokio::spawn(async move {
+                let connected = dialer.connect(authority.as_str()).await;
+                let ended = connected.map(Arc::new).map_err(Arc::new);
+                if let Some(link) = link.upgrade() {
+                    if let Ok(open) = &ended {
+                        link.sender.store(Some(Arc::clone(open)));
+                    }
+                    *link.attempt.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                }
+                tell.send_replace(Some(ended));
+            });
+        }
+        attempt
+    }
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("the runtime has stopped")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Semaphore;
+
+    use super::*;
+    use crate::{
+        ClientConfig,
+        connect::{Connecting, Connector, authority_of},
+    };
+
+    /// Refuses each connection once it may.
+    struct Refusing {
+        begun: AtomicUsize,
+        may_end: Arc<Semaphore>,
+    }
+
+    impl Connector for Refusing {
+        fn connect(&self, _: &str) -> Connecting {
+            self.begun.fetch_add(1, Ordering::Relaxed);
+            let may_end = Arc::clone(&self.may_end);
+            Box::pin(async move {
+                may_end.acquire().await.expect("it is not closed").forget();
+                Err(io::Error::from(io::ErrorKind::ConnectionRefused))
+            })
         }
     }
 
-    /// Connects. Of those who wait meanwhile, each gets what came of it: a node that cannot be reached
-    /// does not cost them an attempt each.
-    async fn connect(&self) -> Result<Arc<SendRequest<Body>>, ConnectError> {
-        let before = self.attempts.load(Ordering::Acquire);
-        let mut last = self.connecting.lock().await;
-        if let Some(open) = self.sender.load_full().filter(|it| !it.is_closed()) {
-            return Ok(open);
+    #[tokio::test]
+    async fn an_attempt_to_connect_is_for_all_who_wait_and_outlives_who_began_it() {
+        let may_end = Arc::new(Semaphore::new(0));
+        let connector =
+            Arc::new(Refusing { begun: AtomicUsize::new(0), may_end: Arc::clone(&may_end) });
+        let config = ClientConfig { connector: connector.clone(), ..ClientConfig::default() };
+        let authority = authority_of("127.0.0.1:1").expect("it is one");
+        let channel = Channel::new(authority, Arc::new(Dialer::new(&config)));
+        let call = || {
+            let mut channel = channel.clone();
+            tokio::spawn(async move { channel.call(Request::new(Body::empty())).await })
+        };
+        let (first, others) = (call(), [call(), call()]);
+        while connector.begun.load(Ordering::Relaxed) == 0 {
+            tokio::task::yield_now().await;
         }
-        if self.attempts.load(Ordering::Acquire) != before
-            && let Some((kind, message)) = &*last
-        {
-            return Err(ConnectError(io::Error::new(*kind, message.clone()).into()));
+        first.abort();
+        assert!(first.await.is_err_and(|it| it.is_cancelled()));
+        may_end.add_permits(1);
+        for other in others {
+            let error = other.await.expect("it does not panic").expect_err("nobody listens");
+            assert!(error.is::<ConnectError>(), "{error}");
         }
-        let connected = self.dialer.connect(self.authority.as_str()).await;
-        self.attempts.fetch_add(1, Ordering::Release);
-        match connected {
-            Ok(sender) => {
-                let open = Arc::new(sender);
-                self.sender.store(Some(Arc::clone(&open)));
-                *last = None;
-                Ok(open)
-            }
-            Err(error) => {
-                *last = Some((error.kind(), error.to_string()));
-                Err(ConnectError(error.into()))
-            }
-        }
+        assert_eq!(connector.begun.load(Ordering::Relaxed), 1);
+        may_end.add_permits(1);
+        assert!(call().await.expect("it does not panic").is_err(), "another attempt ends too");
+        assert_eq!(connector.begun.load(Ordering::Relaxed), 2);
     }
 }

@@ -400,8 +400,7 @@ fn effective_timeout(shared: &Shared, metadata: &MetadataMap) -> Result<Duration
 const MARGIN_MIN: Duration = Duration::from_millis(6);
 const MARGIN_MAX: Duration = Duration::from_millis(50);
 
-/// The time that the client gives a call, if it says so. What cannot be parsed is ignored, as the library
-/// does.
+/// The time that the client gives a call, if it says so. What cannot be parsed is ignored.
 pub(super) fn timeout_of(headers: &HeaderMap) -> Option<Duration> {
     headers.get(GRPC_TIMEOUT).and_then(|it| it.to_str().ok()).and_then(parse_timeout)
 }

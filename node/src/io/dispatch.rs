@@ -23,8 +23,8 @@ pub(super) struct Dispatch {
     pub(super) kv: KvServiceServer<KvApi>,
     /// The other services, and the answer to unknown ones.
     pub(super) others: Routes,
-    /// How long a request may take to arrive whole; and one of the others without a deadline, until its
-    /// answer begins.
+    /// How long a request without a deadline of its client's may take to arrive whole; and one of the
+    /// others, until its answer begins.
     pub(super) backstop: Duration,
     /// What refusals by the transport say.
     pub(super) refusals: Arc<Refusals>,
@@ -39,11 +39,16 @@ impl Dispatch {
         request: Request<Incoming>,
     ) -> impl Future<Output = Answer> + Send + use<> {
         let (backstop, refusals) = (self.backstop, Arc::clone(&self.refusals));
-        let request = request.map(|it| Body::new(TimelyBody::new(it, backstop)));
+        let wanted = timeout_of(request.headers());
         let answer: Boxed<'static, Answer> = match is_of(request.uri().path(), SERVICE_NAME) {
-            true => self.kv.clone().call(request),
+            true => {
+                let patience = wanted.map_or(backstop, |it| it.min(backstop));
+                let whole = |it| Body::new(TimelyBody::new(it, patience));
+                self.kv.clone().call(request.map(whole))
+            }
             false => {
-                let limit = timeout_of(request.headers()).unwrap_or(backstop);
+                let request = request.map(Body::new);
+                let limit = wanted.unwrap_or(backstop);
                 Box::pin(within(limit, self.others.clone().call(request)))
             }
         };

@@ -101,8 +101,11 @@ pub(super) async fn serve_http2<S>(
         });
     }
     drop(incoming);
-    connections.close();
-    connections.wait().await;
+    // Else whoever accepts is gone, and nobody has told the connections to end: not to be waited for.
+    if stop.is_cancelled() {
+        connections.close();
+        connections.wait().await;
+    }
 }
 
 /// The body of a request, which has to arrive within a time. Most have come with their head: only one
