@@ -40,7 +40,7 @@ struct Link {
     dialer: Arc<Dialer>,
     /// The connection, if there has been one.
     sender: ArcSwapOption<SendRequest<Body>>,
-    /// The attempt to connect that is under way, for all who wait for it.
+    /// The last attempt to connect, for all who wait for it. It is under way while its task lives.
     attempt: Mutex<Option<watch::Receiver<Option<Attempt>>>>,
 }
 
@@ -92,7 +92,6 @@ impl Link {
                 None => return Err(error.into_error().into()),
             },
         };
-        self.sender.compare_and_swap(&open, None);
         let open = self.open().await?;
         let sent = SendRequest::clone(&open).try_send_request(unsent).await;
         sent.map_err(|mut error| match error.take_message() {
@@ -111,7 +110,7 @@ impl Link {
         Ok(())
     }
 
-    /// The connection that is open, or a new one. Its error is the only proof that a call was never sent.
+    /// The connection that is open, or a new one. A [`ConnectError`] proves that a call was never sent.
     async fn open(self: &Arc<Self>) -> Result<Arc<SendRequest<Body>>, ConnectError> {
         if let Some(open) = self.usable() {
             return Ok(open);
@@ -131,8 +130,10 @@ impl Link {
     /// does not cost them an attempt each.
     fn attempt(self: &Arc<Self>) -> watch::Receiver<Option<Attempt>> {
         let mut current = self.attempt.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(under_way) = &*current {
-            return under_way.clone();
+        if let Some(last) = &*current
+            && last.has_changed().is_ok()
+        {
+            return last.clone();
         }
         let (tell, attempt) = watch::channel(self.usable().map(Ok));
         if attempt.borrow().is_none() {
@@ -142,11 +143,8 @@ impl Link {
             tokio::spawn(async move {
                 let connected = dialer.connect(authority.as_str()).await;
                 let ended = connected.map(Arc::new).map_err(Arc::new);
-                if let Some(link) = link.upgrade() {
-                    if let Ok(open) = &ended {
-                        link.sender.store(Some(Arc::clone(open)));
-                    }
-                    *link.attempt.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                if let (Some(link), Ok(open)) = (link.upgrade(), &ended) {
+                    link.sender.store(Some(Arc::clone(open)));
                 }
                 tell.send_replace(Some(ended));
             });

@@ -13,7 +13,7 @@ use tonic::Code;
 /// How far a call got before it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// No connection could be made: no byte of it left this process.
+    /// No connection could be made, or none took it: no byte of it left this process.
     NeverSent,
     /// It may have been sent, and nothing came back: the connection broke, or the time was up.
     NoAnswer,

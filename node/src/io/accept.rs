@@ -54,6 +54,18 @@ pub(super) async fn accept<T>(
     }
 }
 
+/// The next connection that was admitted; none after `stop`, or once nobody accepts any more.
+pub(super) async fn next_admitted<T>(
+    admitted: &mut mpsc::Receiver<T>,
+    stop: &CancellationToken,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        it = admitted.recv() => it,
+    }
+}
+
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// Connections accepted and not yet served.
 const BACKLOG: usize = 64;

@@ -27,7 +27,45 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body};
 
-use super::guard::GuardedStream;
+use super::{accept::next_admitted, guard::GuardedStream};
+
+/// Serves connections until `stop`, then takes no more and lets the open calls end.
+pub(super) async fn serve_http2<S>(
+    mut incoming: mpsc::Receiver<GuardedStream>,
+    limits: Http2Limits,
+    service: S,
+    stop: CancellationToken,
+) where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
+    S: Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    let (builder, connections) = (limits.builder(), TaskTracker::new());
+    while let Some(stream) = next_admitted(&mut incoming, &stop).await {
+        let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
+        let stop = stop.clone();
+        connections.spawn(async move {
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                biased;
+                ended = connection.as_mut() => ended,
+                () = stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection has ended");
+            }
+        });
+    }
+    drop(incoming);
+    // Else whoever accepts is gone, and nobody has told the connections to end: not to be waited for.
+    if stop.is_cancelled() {
+        connections.close();
+        connections.wait().await;
+    }
+}
 
 /// What a connection may have under way.
 #[derive(Clone, Copy)]
@@ -63,50 +101,6 @@ const PENDING_RESETS_MAX: usize = 20;
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Serves connections until `stop`, then takes no more and lets the open calls end.
-pub(super) async fn serve_http2<S>(
-    mut incoming: mpsc::Receiver<GuardedStream>,
-    limits: Http2Limits,
-    service: S,
-    stop: CancellationToken,
-) where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
-    S: Clone + Send + 'static,
-    S::Future: Send + 'static,
-{
-    let (builder, connections) = (limits.builder(), TaskTracker::new());
-    loop {
-        let stream = tokio::select! {
-            biased;
-            () = stop.cancelled() => None,
-            stream = incoming.recv() => stream,
-        };
-        let Some(stream) = stream else { break };
-        let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
-        let stop = stop.clone();
-        connections.spawn(async move {
-            let mut connection = pin!(connection);
-            let ended = tokio::select! {
-                biased;
-                ended = connection.as_mut() => ended,
-                () = stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    connection.await
-                }
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection has ended");
-            }
-        });
-    }
-    drop(incoming);
-    // Else whoever accepts is gone, and nobody has told the connections to end: not to be waited for.
-    if stop.is_cancelled() {
-        connections.close();
-        connections.wait().await;
-    }
-}
 
 /// The body of a request, which has to arrive within a time. Most have come with their head: only one
 /// that is waited for needs a timer.

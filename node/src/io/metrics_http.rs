@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    accept::accept,
+    accept::{accept, next_admitted},
     world::{BoxedStream, Listener},
 };
 use crate::{counters::Counters, metrics, shared::Shared};
@@ -41,13 +41,7 @@ pub(super) async fn serve_metrics(
     let (admitted, mut incoming) = mpsc::channel(1);
     let accepting = tokio::spawn(accept(listener, admitted, Some));
     let mut connections = Connections::default();
-    loop {
-        let stream = tokio::select! {
-            biased;
-            () = stop.cancelled() => None,
-            stream = incoming.recv() => stream,
-        };
-        let Some(stream) = stream else { break };
+    while let Some(stream) = next_admitted(&mut incoming, &stop).await {
         if connections.open(Arc::clone(&scrapes).serve(stream)) {
             Counters::count(&scrapes.shared.counters.connections_refused);
         }
