@@ -24,6 +24,7 @@ mod handoff;
 mod http2;
 mod io_loop;
 mod kv;
+mod link;
 mod links;
 mod metrics_http;
 mod outlet;

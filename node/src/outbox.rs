@@ -1,21 +1,16 @@
-//! What is queued for one peer: bounded, encoded as frames, drained when the transport asks.
+//! What is queued for one peer: bounded, encoded as frames, drained when the link takes more.
 //!
-//! Whoever queues pays one short lock per call, and wakes the transport only if the queue was
+//! Whoever queues pays one short lock per call, and wakes the link only if the queue was
 //! empty. No timer and no delay: while a frame is on its way, the next one fills.
 
 use std::{
     collections::VecDeque,
-    pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
-use futures_util::{Stream, task::AtomicWaker};
+use futures_util::task::AtomicWaker;
 use proto::internal::Frame;
-use tonic::Status;
 
 /// A frame is closed when it holds so many bytes, so that one message stays far below the size
 /// that a peer accepts and a large queue does not become one allocation.
@@ -24,7 +19,7 @@ pub(crate) const FRAME_BYTES: usize = 256 << 10;
 /// What a frame's headers say when it leaves.
 pub(crate) trait FrameStamp: Send + Sync + 'static {
     /// Fills clock, layout hash, phase and storage ids.
-    fn stamp(&self, frame: &mut Frame);
+    fn stamp_frame(&self, frame: &mut Frame);
 }
 
 /// The queue for one peer.
@@ -32,7 +27,6 @@ pub struct Outbox {
     queue: Mutex<Queue>,
     waker: AtomicWaker,
     bytes_max: usize,
-    frames_sent: AtomicU64,
 }
 
 #[derive(Default)]
@@ -90,12 +84,7 @@ pub struct NotQueued;
 impl Outbox {
     /// An empty queue that takes items until it holds `bytes_max` bytes.
     pub fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self {
-            queue: Mutex::default(),
-            waker: AtomicWaker::new(),
-            bytes_max,
-            frames_sent: AtomicU64::new(0),
-        })
+        Arc::new(Self { queue: Mutex::default(), waker: AtomicWaker::new(), bytes_max })
     }
 
     /// Queues one item of about `bytes` bytes: `fill` adds it to the frame it is given.
@@ -109,7 +98,7 @@ impl Outbox {
         fill: impl FnOnce(&mut OutboxBatch<'_>) -> Result<(), NotQueued>,
     ) -> Result<(), NotQueued> {
         let (result, wake) = {
-            let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut queue = self.lock();
             let was_empty = queue.frames.is_empty();
             let mut batch = OutboxBatch { queue: &mut queue, bytes_max: self.bytes_max };
             let result = fill(&mut batch);
@@ -123,20 +112,51 @@ impl Outbox {
 
     /// Forgets what is queued and takes nothing more; the drain ends.
     pub fn close(&self) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.lock();
         *queue = Queue { closed: true, ..Queue::default() };
         drop(queue);
         self.waker.wake();
     }
 
-    /// Bytes queued.
-    pub fn bytes(&self) -> usize {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).bytes
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Frames given to the transport so far.
-    pub fn frames_sent(&self) -> u64 {
-        self.frames_sent.load(Ordering::Relaxed)
+    /// Bytes queued.
+    pub fn bytes(&self) -> usize {
+        self.lock().bytes
+    }
+}
+
+/// What the link of an outbox does.
+impl Outbox {
+    /// Wakes nobody until [`wake`](Self::wake) is called: the link looks by itself.
+    pub(crate) fn wake_nobody(&self) {
+        self.waker.take();
+    }
+
+    /// Wakes a task when something is queued, or the outbox closed, from now on.
+    pub(crate) fn wake(&self, context: &Context<'_>) {
+        self.waker.register(context.waker());
+    }
+
+    /// The next frame; `None` once the outbox is closed.
+    pub(crate) fn poll_frame(&self) -> Poll<Option<Frame>> {
+        let mut queue = self.lock();
+        match queue.frames.pop_front() {
+            Some((frame, bytes)) => {
+                queue.bytes -= bytes;
+                queue.usual = Usual::of(&frame);
+                Poll::Ready(Some(frame))
+            }
+            None if queue.closed => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+
+    /// True once it is closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 }
 
@@ -161,132 +181,82 @@ impl OutboxBatch<'_> {
     }
 }
 
-/// The stream that the transport polls.
-pub(crate) struct Drain<S> {
-    outbox: Arc<Outbox>,
-    stamp: Arc<S>,
-    first: Option<Frame>,
-}
-
-impl<S: FrameStamp> Drain<S> {
-    /// Drains an outbox, after a first frame (the hello).
-    pub(crate) fn new(outbox: Arc<Outbox>, stamp: Arc<S>, first: Frame) -> Self {
-        Self { outbox, stamp, first: Some(first) }
-    }
-
-    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Frame>> {
-        let mut frame = if let Some(first) = self.first.take() {
-            first
-        } else {
-            self.outbox.waker.register(context.waker());
-            let mut queue = self.outbox.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            match queue.frames.pop_front() {
-                Some((frame, bytes)) => {
-                    queue.bytes -= bytes;
-                    queue.usual = Usual::of(&frame);
-                    frame
-                }
-                None if queue.closed => return Poll::Ready(None),
-                None => return Poll::Pending,
-            }
-        };
-        self.outbox.frames_sent.fetch_add(1, Ordering::Relaxed);
-        self.stamp.stamp(&mut frame);
-        Poll::Ready(Some(frame))
-    }
-}
-
-/// The form that a client-side call wants.
-impl<S: FrameStamp> Stream for Drain<S> {
-    type Item = Frame;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Frame>> {
-        self.poll_frame(context)
-    }
-}
-
-/// The form that a server-side answer wants.
-pub(crate) struct AnswerDrain<S>(pub Drain<S>);
-
-impl<S: FrameStamp> Stream for AnswerDrain<S> {
-    type Item = Result<Frame, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_frame(context).map(|it| it.map(Ok))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        task::{Wake, Waker},
+    };
 
     use super::*;
-
-    struct Plain;
-
-    impl FrameStamp for Plain {
-        fn stamp(&self, frame: &mut Frame) {
-            frame.clock = 9;
-        }
-    }
-
-    fn drain(outbox: &Arc<Outbox>) -> Drain<Plain> {
-        Drain::new(Arc::clone(outbox), Arc::new(Plain), Frame { phase: 7, ..Frame::default() })
-    }
-
-    fn poll(drain: &mut Drain<Plain>) -> Poll<Option<Frame>> {
-        drain.poll_frame(&mut Context::from_waker(Waker::noop()))
-    }
 
     #[test]
     fn what_is_queued_goes_out_in_one_frame() {
         let outbox = Outbox::new(1_000);
-        let mut drain = drain(&outbox);
-        assert!(matches!(poll(&mut drain), Poll::Ready(Some(Frame { phase: 7, clock: 9, .. }))));
-        assert!(poll(&mut drain).is_pending());
+        assert!(outbox.poll_frame().is_pending());
         for operation in [1, 2, 3] {
             outbox.push(8, |frame| frame.applied.push(operation)).unwrap();
         }
-        let Poll::Ready(Some(frame)) = poll(&mut drain) else { panic!("nothing queued") };
+        let Poll::Ready(Some(frame)) = outbox.poll_frame() else { panic!("nothing queued") };
         assert_eq!(frame.applied, [1, 2, 3]);
         assert_eq!(outbox.bytes(), 0);
-        assert!(poll(&mut drain).is_pending());
+        assert!(outbox.poll_frame().is_pending());
     }
 
     #[test]
     fn the_queue_is_bounded_and_closes() {
         let outbox = Outbox::new(100);
-        let mut drain = drain(&outbox);
         outbox.push(99, |frame| frame.applied.push(1)).unwrap();
         outbox.push(1_000, |frame| frame.applied.push(2)).expect("there was room for a byte");
         assert_eq!(outbox.push(1, |frame| frame.applied.push(3)), Err(NotQueued));
-        while poll(&mut drain).is_ready() {}
+        while outbox.poll_frame().is_ready() {}
         outbox.push(1_000, |frame| frame.applied.push(4)).expect("it is empty again");
+        assert!(!outbox.is_closed());
         outbox.close();
+        assert!(outbox.is_closed());
         assert_eq!(outbox.push(1, |frame| frame.applied.push(5)), Err(NotQueued));
-        assert!(matches!(poll(&mut drain), Poll::Ready(None)));
-    }
-
-    #[test]
-    fn the_hello_goes_out_of_a_closed_queue() {
-        let outbox = Outbox::new(100);
-        let mut drain = drain(&outbox);
-        outbox.close();
-        assert!(matches!(poll(&mut drain), Poll::Ready(Some(_))));
-        assert!(matches!(poll(&mut drain), Poll::Ready(None)));
+        assert!(matches!(outbox.poll_frame(), Poll::Ready(None)));
     }
 
     #[test]
     fn large_queues_become_several_frames() {
         let outbox = Outbox::new(10 * FRAME_BYTES);
-        let mut drain = drain(&outbox);
         for operation in 0..3 {
             outbox.push(FRAME_BYTES, |frame| frame.applied.push(operation)).unwrap();
         }
         let mut frames = 0;
-        while poll(&mut drain).is_ready() {
+        while outbox.poll_frame().is_ready() {
             frames += 1;
         }
-        assert_eq!(frames, 4);
+        assert_eq!(frames, 3);
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn only_a_link_that_waits_is_woken() {
+        let (outbox, woken) = (Outbox::new(1_000), Arc::new(Woken::default()));
+        let waker = Waker::from(Arc::clone(&woken));
+        let count = || woken.0.load(Ordering::Relaxed);
+        outbox.wake(&Context::from_waker(&waker));
+        for _ in 0..3 {
+            outbox.push(8, |frame| frame.applied.push(1)).unwrap();
+        }
+        assert_eq!(count(), 1, "for the first of them");
+        while outbox.poll_frame().is_ready() {}
+        outbox.wake(&Context::from_waker(&waker));
+        outbox.wake_nobody();
+        outbox.push(8, |frame| frame.applied.push(1)).unwrap();
+        assert_eq!(count(), 1, "it looks by itself");
+        outbox.wake(&Context::from_waker(&waker));
+        outbox.close();
+        assert_eq!(count(), 2);
     }
 }

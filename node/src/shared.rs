@@ -472,7 +472,7 @@ impl Shared {
 pub(crate) const PROTOCOL: u32 = 1;
 
 impl FrameStamp for Shared {
-    fn stamp(&self, frame: &mut Frame) {
+    fn stamp_frame(&self, frame: &mut Frame) {
         frame.clock = self.clock.highest().0;
         frame.layout_hash = self.view.load().layout_hash();
         frame.storage_ids_hash = self.witness.storage_ids_hash();

@@ -4,6 +4,7 @@
 
 mod convert;
 mod error;
+pub mod link;
 
 pub use convert::{ConvertError, node_id, refusal, storage_id};
 pub use error::{CallError, CallOutcome, Reason};
@@ -22,8 +23,6 @@ pub mod v1 {
 
 /// The interface between nodes.
 #[expect(missing_docs, reason = "generated; the documentation stands in the .proto files")]
-#[expect(unused_qualifications, reason = "generated")]
-#[expect(clippy::allow_attributes_without_reason, reason = "generated")]
 pub mod internal {
     tonic::include_proto!("quorate.internal.v1");
 }

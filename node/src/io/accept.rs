@@ -5,26 +5,24 @@ use std::{
     time::Duration,
 };
 
-use http::Request;
-use hyper::{body::Incoming, service::service_fn};
-use proto::{
-    internal::peer_service_server::PeerServiceServer,
-    v1::{admin_service_server::AdminServiceServer, kv_service_server::KvServiceServer},
+use hyper::service::service_fn;
+use proto::v1::{admin_service_server::AdminServiceServer, kv_service_server::KvServiceServer};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
 };
-use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
-use tonic::{body::Body, service::Routes};
+use tonic::service::Routes;
 use tonic_health::pb::health_server::{Health, HealthServer};
-use tower::Service as _;
 
 use super::{
     admin::AdminApi,
     dispatch::{Dispatch, Refusals},
-    guard::{GuardedStream, Port},
+    guard::GuardedStream,
     http2::{Http2Limits, serve_http2},
     io_loop::IoLoop,
     kv::KvApi,
-    links::{Links, PeerApi, frame_bytes_max},
+    links::Links,
     world::{BoxedStream, Listener},
 };
 use crate::counters::Counters;
@@ -88,7 +86,7 @@ pub(super) async fn serve_clients(
         };
         Counters::count(&guarded.counters.connections_accepted);
         guarded.connections.fetch_add(1, Ordering::Relaxed);
-        Some(GuardedStream::new(stream, Port::Clients, Arc::clone(&guarded), permit))
+        Some(GuardedStream::new(stream, Arc::clone(&guarded), permit))
     }));
     let limits = &shared.config.limits;
     // The client's clock and names come on top of keys and values.
@@ -117,7 +115,7 @@ pub(super) async fn serve_clients(
         .prepare();
     let dispatch = Dispatch { kv, others, backstop, refusals };
     let streams_max = shared.config.streams_per_connection_max;
-    let bounds = Http2Limits { streams_max, window_bytes: None };
+    let bounds = Http2Limits { streams_max };
     let service = service_fn(move |request| dispatch.answer(request));
     serve_http2(incoming, bounds, service, stop).await;
     accepting.abort();
@@ -131,31 +129,35 @@ pub(super) async fn serve_peers(
     stop: CancellationToken,
 ) {
     let permits = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
-    let (admitted, incoming) = mpsc::channel(BACKLOG);
+    let (admitted, mut incoming) = mpsc::channel(BACKLOG);
     let guarded = Arc::clone(&io.shared);
     let accepting = tokio::spawn(accept(listener, admitted, move |stream| {
         let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
             Counters::count(&guarded.counters.connections_refused);
             return None;
         };
-        Some(GuardedStream::new(stream, Port::Peers, Arc::clone(&guarded), permit))
+        Some((stream, permit))
     }));
-    let limit = frame_bytes_max(&io.shared);
-    let peers = PeerServiceServer::new(PeerApi { io, links })
-        .max_decoding_message_size(limit)
-        .max_encoding_message_size(limit);
-    let bounds =
-        Http2Limits { streams_max: PEER_STREAMS_MAX, window_bytes: Some(PEER_WINDOW_BYTES) };
-    let service =
-        service_fn(move |request: Request<Incoming>| peers.clone().call(request.map(Body::new)));
-    serve_http2(incoming, bounds, service, stop).await;
+    let mut connections = JoinSet::new();
+    loop {
+        let (stream, permit) = tokio::select! {
+            biased;
+            next = next_admitted(&mut incoming, &stop) => match next {
+                Some(it) => it,
+                None => break,
+            },
+            Some(_) = connections.join_next() => continue,
+        };
+        let (io, links) = (Arc::clone(&io), links.clone());
+        connections.spawn(async move {
+            links.serve(&io, stream).await;
+            drop(permit);
+        });
+    }
     accepting.abort();
 }
 
 /// Far more nodes than a cluster has, each with a connection of every loop.
 const PEER_CONNECTIONS_MAX: usize = 4_096;
-/// A node opens one stream a connection; a few more leave room for reconnects.
-const PEER_STREAMS_MAX: u32 = 16;
-const PEER_WINDOW_BYTES: u32 = 4 << 20;
 /// Beyond a call's own deadline: for requests whose bytes never come.
 const BACKSTOP_MS: u64 = 2_000;

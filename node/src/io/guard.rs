@@ -97,19 +97,9 @@ impl FrameWatch {
     }
 }
 
-/// The port that a connection came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Port {
-    /// For clients; its connections are counted.
-    Clients,
-    /// For nodes.
-    Peers,
-}
-
-/// An accepted connection.
+/// An accepted connection of a client; it is counted while it stands.
 pub(super) struct GuardedStream {
     inner: BoxedStream,
-    port: Port,
     watch: FrameWatch,
     first_request: Option<Pin<Box<Sleep>>>,
     window_started: Instant,
@@ -121,14 +111,12 @@ impl GuardedStream {
     /// Guards a connection; the permit is given back when it closes.
     pub(super) fn new(
         inner: BoxedStream,
-        port: Port,
         shared: Arc<Shared>,
         permit: OwnedSemaphorePermit,
     ) -> Self {
         let timeout = Duration::from_millis(shared.config.first_request_timeout_ms);
         Self {
             inner,
-            port,
             watch: FrameWatch::default(),
             first_request: Some(Box::pin(sleep(timeout))),
             window_started: Instant::now(),
@@ -144,7 +132,7 @@ impl GuardedStream {
         }
         self.watch.take(bytes).map_err(|offence| {
             Counters::count(&self.shared.counters.connections_refused);
-            tracing::debug!(?offence, port = ?self.port, "a connection is closed");
+            tracing::debug!(?offence, "a connection is closed");
             io::Error::new(io::ErrorKind::InvalidData, format!("{offence:?}"))
         })?;
         if self.watch.requested {
@@ -206,9 +194,7 @@ impl AsyncWrite for GuardedStream {
 
 impl Drop for GuardedStream {
     fn drop(&mut self) {
-        if self.port == Port::Clients {
-            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

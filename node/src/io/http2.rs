@@ -72,9 +72,6 @@ pub(super) async fn serve_http2<S>(
 pub(super) struct Http2Limits {
     /// Requests at once.
     pub(super) streams_max: u32,
-    /// What the other side may send before it is read, of a stream and of all together; `None` for the
-    /// library's default.
-    pub(super) window_bytes: Option<u32>,
 }
 
 impl Http2Limits {
@@ -85,8 +82,6 @@ impl Http2Limits {
             // Nobody reads it, and it would be made and sent with each answer.
             .auto_date_header(false)
             .max_concurrent_streams(self.streams_max)
-            .initial_stream_window_size(self.window_bytes)
-            .initial_connection_window_size(self.window_bytes)
             .max_local_error_reset_streams(RESETS_MAX)
             .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
             .max_header_list_size(HEADER_BYTES_MAX)

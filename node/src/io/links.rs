@@ -1,4 +1,4 @@
-//! One long-lived stream to every other node, from every loop: requests go up, answers come down.
+//! One long-lived link to every other node, from every loop: requests go up, answers come down.
 
 use std::{
     collections::BTreeMap,
@@ -7,27 +7,28 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use hyper_util::rt::TokioIo;
-use model::{ClusterId, NodeId, NodeIndex, OperationId};
+use model::{ClusterId, NodeId, OperationId};
 use proto::{
     CallError, Reason,
-    internal::{
-        Frame, Hello, peer_service_client::PeerServiceClient, peer_service_server::PeerService,
-    },
+    internal::{Frame, Hello},
 };
 use rand::RngExt;
 use tokio::{task::JoinSet, time::timeout};
-use tonic::{
-    Request, Response, Status, Streaming,
-    transport::{Endpoint, Uri},
-};
+use tonic::Status;
 
-use super::{gossip::Gossip, io_loop::IoLoop, serve::Caller};
+use super::{
+    gossip::Gossip,
+    io_loop::IoLoop,
+    link::{Link, LinkEnd},
+    serve::Caller,
+    world::BoxedStream,
+};
 use crate::{
+    counters::Counters,
     liveness::Peer,
     membership::Member,
     operation::Token,
-    outbox::{AnswerDrain, Drain, Outbox},
+    outbox::{FrameStamp, Outbox},
     shared::{PROTOCOL, Shared},
 };
 
@@ -107,10 +108,8 @@ impl Links {
     async fn run_join(self, io: Arc<IoLoop>, address: String) {
         let mut backoff = Backoff::default();
         loop {
-            let outbox = Outbox::new(0);
-            let opened = self.open(&io, &address, Arc::clone(&outbox), JOIN_IO_LOOP).await;
-            // The stream has said hello, which was all. It ends with what it sends.
-            outbox.close();
+            // The link has said hello, which was all.
+            let opened = self.open(&io, &address, JOIN_IO_LOOP).await;
             match opened.map(|(_, member)| member) {
                 Ok(member) if member.node() == io.shared.identity.node => return,
                 Ok(member) => {
@@ -133,12 +132,11 @@ impl Links {
         loop {
             let address = directory.borrow().get(&node).map(|it| it.peer_address.to_string());
             let Some(address) = address else { return };
-            let outbox = Outbox::new(io.shared.config.peer_queue_bytes_max);
-            match self.open(&io, &address, Arc::clone(&outbox), io.index).await {
-                Ok((frames, member)) if member.node() == node => {
+            match self.open(&io, &address, io.index).await {
+                Ok((link, member)) if member.node() == node => {
                     self.gossip.met(member);
-                    let status = self.run_frames(&io, node, Arc::clone(&outbox), frames).await;
-                    tracing::debug!(%node, %status, "link lost");
+                    let end = self.run_frames(&io, node, link).await;
+                    tracing::debug!(%node, %end, "link lost");
                     backoff = Backoff::default();
                 }
                 // Another node has taken the address; gossip tells where this one is now.
@@ -148,104 +146,67 @@ impl Links {
                     io.shared.witness_away(node);
                 }
             }
-            // Else the connection would wait for more to send, for ever.
-            outbox.close();
             backoff.wait(&io).await;
         }
     }
 
-    /// Opens a stream and exchanges hellos.
+    /// Opens a link and exchanges hellos.
     async fn open(
         &self,
         io: &Arc<IoLoop>,
         address: &str,
-        outbox: Arc<Outbox>,
         io_loop: usize,
-    ) -> Result<(Streaming<Frame>, Member), Status> {
+    ) -> Result<(Link, Member), Status> {
         let shared = &io.shared;
-        let hello = shared.hello(io_loop);
-        let drain = Drain::new(outbox, Arc::clone(shared), hello);
         let opening = async {
-            let mut client = connect(shared, address).await?;
-            let mut frames = client.link(Request::new(drain)).await?.into_inner();
-            let first = frames.message().await?;
-            let outlived = first.as_ref().map_or(0, |it| it.incarnation_heard);
-            let hello = first.and_then(|it| it.hello);
-            let hello = hello.ok_or_else(|| Status::failed_precondition("no hello"))?;
+            let failed = |error| Status::unavailable(format!("cannot connect: {error}"));
+            let stream = shared.world.network.connect(address.to_owned()).await.map_err(failed)?;
+            let broken = |end: LinkEnd| Status::unavailable(end.to_string());
+            let mut link = Link::new(stream);
+            let mut hello = shared.hello(io_loop);
+            shared.stamp_frame(&mut hello);
+            link.say(&hello).await.map_err(broken)?;
+            let first = link.hear().await.map_err(broken)?;
+            if let Some(refused) = first.refused {
+                return Err(Status::from(refused));
+            }
+            let hello = first.hello.ok_or_else(|| Status::failed_precondition("no hello"))?;
             let member = judge_hello(shared, &hello).map_err(Status::from)?;
+            link.trust(frame_bytes_max(shared));
             shared.hear_hello(member.node(), &hello);
-            self.gossip.outlived(outlived);
-            Ok((frames, member))
+            self.gossip.outlived(first.incarnation_heard);
+            Ok((link, member))
         };
         let late = |_| Status::deadline_exceeded("no hello in time");
         timeout(HELLO_TIMEOUT, opening).await.map_err(late)?
     }
 
-    /// Takes the answers of one link until it breaks.
-    async fn run_frames(
-        &self,
-        io: &Arc<IoLoop>,
-        node: NodeId,
-        outbox: Arc<Outbox>,
-        mut frames: Streaming<Frame>,
-    ) -> Status {
-        let status = io.shared.status(node);
+    /// Sends requests and takes the answers of one link until it breaks.
+    async fn run_frames(&self, io: &Arc<IoLoop>, node: NodeId, link: Link) -> LinkEnd {
+        let (status, outbox) =
+            (io.shared.status(node), Outbox::new(io.shared.config.peer_queue_bytes_max));
         status.last_heard_us.store(io.shared.elapsed_us(), Ordering::Relaxed);
         let peer = Arc::new(Peer { node, outbox, status });
         io.lock().peers.connected(Arc::clone(&peer), &io.shared.view.load());
         tracing::info!(%node, io_loop = io.index, "linked");
         io.greet(&peer);
-        let ended = loop {
-            match frames.message().await {
-                Ok(Some(mut frame)) => {
-                    peer.status.last_heard_us.store(io.shared.elapsed_us(), Ordering::Relaxed);
-                    if let Some(index) = io.shared.view.load().node_index(node) {
-                        io.peer_answers(index, &mut frame);
-                    }
-                    for control in frame.controls.drain(..) {
-                        io.control(node, &peer.outbox, control);
-                    }
-                }
-                Ok(None) => break Status::unavailable("closed by the peer"),
-                Err(status) => break status,
+        let take = |mut frame: Frame| {
+            peer.status.last_heard_us.store(io.shared.elapsed_us(), Ordering::Relaxed);
+            if let Some(index) = io.shared.view.load().node_index(node) {
+                io.peer_answers(index, &mut frame);
+            }
+            for control in frame.controls.drain(..) {
+                io.control(node, &peer.outbox, control);
             }
         };
+        let end = link.run(&peer.outbox, &*io.shared, take).await;
         peer.outbox.close();
         let was_current = io.lock().peers.disconnected(&peer, &io.shared.view.load());
         if was_current && let Some(index) = io.shared.view.load().node_index(node) {
             io.peer_lost(index);
         }
-        ended
+        end
     }
-}
-
-async fn connect(
-    shared: &Arc<Shared>,
-    address: &str,
-) -> Result<PeerServiceClient<tonic::transport::Channel>, Status> {
-    let invalid = |error| Status::invalid_argument(format!("{address}: {error}"));
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(invalid)?;
-    let endpoint = endpoint
-        .connect_timeout(HELLO_TIMEOUT)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES);
-    let network = Arc::clone(&shared.world.network);
-    let connector = tower::service_fn(move |uri: Uri| {
-        let network = Arc::clone(&network);
-        async move {
-            let host = uri.authority().map(ToString::to_string).unwrap_or_default();
-            network.connect(host).await.map(TokioIo::new)
-        }
-    });
-    let failed = |error| Status::unavailable(format!("cannot connect: {error}"));
-    let channel = endpoint.connect_with_connector(connector).await.map_err(failed)?;
-    let limit = frame_bytes_max(shared);
-    Ok(PeerServiceClient::new(channel)
-        .max_decoding_message_size(limit)
-        .max_encoding_message_size(limit))
 }
 
 /// The largest frame: a queue's frame, and the item that filled it.
@@ -300,65 +261,63 @@ fn member_of(hello: &Hello) -> Option<Member> {
     Some(Member::new(&description, hello.incarnation))
 }
 
-/// The interface between nodes, on one loop.
-pub(super) struct PeerApi {
-    /// The loop that serves.
-    pub io: Arc<IoLoop>,
-    /// What the node's links share.
-    pub links: Links,
-}
-
-#[tonic::async_trait]
-impl PeerService for PeerApi {
-    type LinkStream = AnswerDrain<Shared>;
-
-    async fn link(
-        &self,
-        request: Request<Streaming<Frame>>,
-    ) -> Result<Response<Self::LinkStream>, Status> {
-        let mut frames = request.into_inner();
-        let not_a_peer = |text: &str| Status::from(CallError::new(Reason::NotAPeer, text));
-        let late = |_| not_a_peer("no hello in time");
-        let first = timeout(HELLO_TIMEOUT, frames.message()).await.map_err(late)??;
-        let hello = first.and_then(|it| it.hello);
-        let hello = hello.ok_or_else(|| not_a_peer("the first frame has no hello"))?;
-        let shared = &self.io.shared;
-        let member = judge_hello(shared, &hello).map_err(Status::from)?;
-        let outbox = Outbox::new(shared.config.peer_queue_bytes_max);
+impl Links {
+    /// Serves a connection that was accepted, until it breaks.
+    pub(super) async fn serve(&self, io: &Arc<IoLoop>, stream: BoxedStream) {
+        let (shared, mut link) = (&io.shared, Link::new(stream));
+        let first = match timeout(HELLO_TIMEOUT, link.hear()).await {
+            Ok(Ok(first)) => first,
+            Ok(Err(error)) => {
+                Counters::count(&shared.counters.connections_refused);
+                tracing::debug!(%error, "a connection of nodes is closed");
+                return;
+            }
+            Err(_) => {
+                Counters::count(&shared.counters.connections_idle);
+                return link.refuse(not_a_peer("no hello in time")).await;
+            }
+        };
+        let hello = first.hello.ok_or_else(|| not_a_peer("the first frame has no hello"));
+        let judged = hello.and_then(|it| Ok((judge_hello(shared, &it)?, it)));
+        let (member, hello) = match judged {
+            Ok(judged) => judged,
+            Err(error) => return link.refuse(error).await,
+        };
         let node = member.node();
         shared.hear_hello(node, &hello);
-        let mut first = shared.hello(self.io.index);
+        let mut own = shared.hello(io.index);
         if node != shared.identity.node {
             // Said here too: a node that has moved as well is not found by any link of this one.
-            first.incarnation_heard = self.links.gossip.later_than(&member).unwrap_or(0);
-            self.links.gossip.met(member);
+            own.incarnation_heard = self.gossip.later_than(&member).unwrap_or(0);
+            self.gossip.met(member);
         }
-        self.links.origins.insert(node, hello.io_loop, &outbox);
-        let answers = Drain::new(Arc::clone(&outbox), Arc::clone(shared), first);
-        let (io, links) = (Arc::clone(&self.io), self.links.clone());
-        tokio::spawn(async move {
-            links.serve_frames(&io, node, &outbox, frames).await;
-            outbox.close();
-            links.origins.remove(node, hello.io_loop, &outbox);
-        });
-        Ok(Response::new(AnswerDrain(answers)))
+        shared.stamp_frame(&mut own);
+        if let Err(error) = link.say(&own).await {
+            tracing::debug!(%node, %error, "a peer has gone");
+            return;
+        }
+        link.trust(frame_bytes_max(shared));
+        let outbox = Outbox::new(shared.config.peer_queue_bytes_max);
+        self.origins.insert(node, hello.io_loop, &outbox);
+        let end = self.serve_frames(io, node, link, &outbox).await;
+        tracing::debug!(%node, %end, "a peer's link has ended");
+        outbox.close();
+        self.origins.remove(node, hello.io_loop, &outbox);
     }
-}
 
-impl Links {
     /// Serves the requests of one link until it breaks.
     async fn serve_frames(
         &self,
         io: &Arc<IoLoop>,
         node: NodeId,
+        link: Link,
         outbox: &Arc<Outbox>,
-        mut frames: Streaming<Frame>,
-    ) {
+    ) -> LinkEnd {
         let status = io.shared.status(node);
         let mut caller = Caller { index: None, outbox: Arc::clone(outbox) };
-        while let Ok(Some(mut frame)) = frames.message().await {
+        let take = |mut frame: Frame| {
             status.last_heard_us.store(io.shared.elapsed_us(), Ordering::Relaxed);
-            caller.index = index_of(io, node);
+            caller.index = io.shared.view.load().node_index(node);
             io.serve(&caller, &self.origins, &mut frame);
             for packet in frame.gossip.drain(..) {
                 self.gossip.packet(packet);
@@ -368,12 +327,13 @@ impl Links {
             for control in frame.controls.drain(..) {
                 io.control(node, outbox, control);
             }
-        }
+        };
+        link.run(outbox, &*io.shared, take).await
     }
 }
 
-fn index_of(io: &IoLoop, node: NodeId) -> Option<NodeIndex> {
-    io.shared.view.load().node_index(node)
+fn not_a_peer(text: &str) -> CallError {
+    CallError::new(Reason::NotAPeer, text)
 }
 
 /// Waits between attempts: longer each time, up to a second, and never in step with others.
@@ -397,8 +357,3 @@ const BACKOFF_MS_MIN: u64 = 25;
 const BACKOFF_MS_MAX: u64 = 1_000;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
 const JOIN_AGAIN: Duration = Duration::from_secs(10);
-/// A peer that does not answer a ping for so long has lost its link.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// What a peer may send before this node has read it: several frames.
-const WINDOW_BYTES: u32 = 4 << 20;

@@ -11,6 +11,8 @@
 //! it, for several keys may share it, and a key may stand in a batch twice: each change puts its row
 //! in and takes one of them back under one lock, and only the last one opens.
 
+mod joined;
+
 use std::hash::{BuildHasherDefault, Hasher};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,6 +22,8 @@ use model::Mutant;
 use quick_cache::Weighter;
 use quick_cache::unsync::{Cache, DefaultLifecycle};
 use xxhash_rust::xxh3::xxh3_64;
+
+use joined::joined;
 
 use super::{
     Change, Durability, RangePage, RangeRequest, Space, Storage, StorageError, StorageStatistics,
@@ -258,7 +262,7 @@ impl<S: Storage> Storage for CachedStorage<S> {
 
 impl Row {
     fn new(key: &[u8], value: &[u8]) -> Self {
-        Self { bytes: [key, value].concat().into(), key_bytes: key.len() }
+        Self { bytes: joined(key, value), key_bytes: key.len() }
     }
 
     /// The value, if the row is this key's and not another's with the same hash.

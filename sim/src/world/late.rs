@@ -4,18 +4,19 @@
 use std::{cell::RefCell, collections::VecDeque, rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use hyper_util::rt::TokioIo;
+use futures_util::{SinkExt, StreamExt};
 use model::{Hlc, Record, StorageKey};
 use node::{
     io::Node,
     replica::decode_stored,
     storage::{RangeRequest, Space},
 };
-use proto::internal::{
-    Frame, Hello, Mutation, MutationKind, peer_service_client::PeerServiceClient,
+use proto::{
+    internal::{Frame, Hello, Mutation, MutationKind},
+    link::{LinkCodec, LinkError},
 };
 use rand::{RngExt, seq::IndexedRandom};
-use tonic::transport::{Endpoint, Uri};
+use tokio_util::codec::Framed;
 
 use super::{World, host::PEER_PORT};
 
@@ -146,30 +147,22 @@ pub(crate) async fn carry(frames: LateFrames) {
 }
 
 /// Sends a frame, and reads until all of it was answered.
-async fn deliver(LateFrame { node, mut frame }: LateFrame) -> Result<(), tonic::Status> {
-    let endpoint = Endpoint::from_shared(format!("http://n{}:{PEER_PORT}", node + 1))
-        .expect("a simulated host's name makes a URI");
-    let connector = tower::service_fn(|uri: Uri| async move {
-        let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-        turmoil::net::TcpStream::connect(authority).await.map(TokioIo::new)
-    });
-    let gone = |_| tonic::Status::unavailable("the node is away");
-    let channel = endpoint.connect_with_connector(connector).await.map_err(gone)?;
+async fn deliver(LateFrame { node, mut frame }: LateFrame) -> Result<(), LinkError> {
+    let host = format!("n{}:{PEER_PORT}", node + 1);
+    let stream = turmoil::net::TcpStream::connect(host).await?;
+    let mut link = Framed::new(stream, LinkCodec::new(FRAME_BYTES_MAX));
     let hello = Frame { hello: frame.hello.take(), ..Frame::default() };
     let mut unanswered = frame.mutations.len();
-    // Open until the answers have come.
-    let (send, frames) = tokio::sync::mpsc::channel(2);
-    for it in [hello, frame] {
-        let _ = send.send(it).await;
-    }
-    let frames = tokio_stream::wrappers::ReceiverStream::new(frames);
-    let mut answers = PeerServiceClient::new(channel).link(frames).await?.into_inner();
+    link.feed(&hello).await?;
+    SinkExt::<&Frame>::send(&mut link, &frame).await?;
     while unanswered > 0 {
-        let Some(it) = answers.message().await? else { break };
+        let Some(heard) = link.next().await else { break };
+        let it = heard?.unwrap_or_default();
         unanswered = unanswered.saturating_sub(it.applied.len() + it.mutation_answers.len());
     }
     Ok(())
 }
 
+const FRAME_BYTES_MAX: usize = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);

@@ -1,25 +1,30 @@
 //! The port of nodes is an input too: strangers, other clusters, and peers that lie.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    net::SocketAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
 use model::{Hlc, Key, KeyspaceId, Record, RequestId, StorageKey, Token, Version};
-use proto::internal::{
-    Control, Frame, Hello, Mutation, MutationKind, Ping, Query, QueryAnswer, RangeAnswer,
-    RangeQuery, Refusal, control, peer_service_client::PeerServiceClient,
+use proto::{
+    internal::{
+        Control, Frame, Hello, Mutation, MutationKind, Ping, Query, QueryAnswer, RangeAnswer,
+        RangeQuery, Refusal, control,
+    },
+    link::{LinkCodec, PREFACE},
 };
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, Streaming};
+use tokio::net::TcpStream;
+use tokio_util::codec::Framed;
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use super::{
     raw,
     watch::{Books, Witness},
 };
-use crate::harness::{
-    Api, Cluster, Keyspace, Options, PATIENCE, Random, datacenters, level, within,
-};
+use crate::harness::{Cluster, Keyspace, Options, PATIENCE, Random, datacenters, level, within};
 use proto::v1::ConsistencyLevel as Wire;
 
 /// A stranger that presents itself soundly, with addresses where nobody listens.
@@ -45,34 +50,36 @@ fn hello() -> Hello {
 }
 
 /// A link to a node's peer port.
-struct Link {
-    send: mpsc::Sender<Frame>,
-    frames: Streaming<Frame>,
-}
+struct Link(Framed<TcpStream, LinkCodec>);
 
 impl Link {
-    async fn open(api: &Api, first: Frame) -> Result<Self, Status> {
-        let (send, frames) = mpsc::channel(64);
-        send.send(first).await.expect("there is room");
-        let mut client = PeerServiceClient::new(api.channel()).max_decoding_message_size(64 << 20);
-        let link = within("a link", PATIENCE, client.link(ReceiverStream::new(frames))).await?;
-        Ok(Self { send, frames: link.into_inner() })
+    /// Says a first frame, and hears the node's: a refusal is an error.
+    async fn open(peer: SocketAddr, first: Frame) -> Result<Self, Status> {
+        let mut link = Self(Framed::new(raw::connect(peer).await, LinkCodec::new(64 << 20)));
+        link.say(first).await;
+        match link.hear().await.refused {
+            Some(refused) => Err(refused.into()),
+            None => Ok(link),
+        }
     }
 
-    async fn hello(api: &Api, hello: Hello) -> Result<Self, Status> {
-        Self::open(api, Frame { hello: Some(hello), ..Frame::default() }).await
+    async fn hello(peer: SocketAddr, hello: Hello) -> Result<Self, Status> {
+        Self::open(peer, Frame { hello: Some(hello), ..Frame::default() }).await
     }
 
-    async fn say(&self, frame: Frame) {
-        within("the node takes a frame", PATIENCE, self.send.send(frame)).await.expect("a link");
+    async fn say(&mut self, frame: Frame) {
+        within("the node takes a frame", PATIENCE, self.0.send(&frame)).await.expect("a link");
+    }
+
+    async fn hear(&mut self) -> Frame {
+        let next = within("a frame", PATIENCE, self.0.next()).await;
+        next.expect("the link goes on").expect("the link stands").unwrap_or_default()
     }
 
     /// Reads until a frame answers.
     async fn answer<T>(&mut self, mut find: impl FnMut(Frame) -> Option<T>) -> T {
         loop {
-            let next = within("an answer", PATIENCE, self.frames.message()).await;
-            let frame = next.expect("the link stands").expect("the link goes on");
-            if let Some(found) = find(frame) {
+            if let Some(found) = find(self.hear().await) {
                 return found;
             }
         }
@@ -118,9 +125,9 @@ async fn hellos() {
     cluster.api(0).status().await.expect("connected");
     let books = Books::of(&cluster, 0).await;
     let witness = Witness::start(&cluster, "plain").await;
-    let api = Api::new(cluster.node(0).peer);
+    let peer = cluster.node(0).peer;
     for protocol in [0, 2, u32::MAX] {
-        let link = Link::hello(&api, Hello { protocol, ..hello() }).await;
+        let link = Link::hello(peer, Hello { protocol, ..hello() }).await;
         let status = refused("a protocol", link, Code::FailedPrecondition, "VERSION_MISMATCH");
         let details = status.get_error_details();
         let metadata = &details.error_info().expect("checked").metadata;
@@ -137,7 +144,7 @@ async fn hellos() {
         let what = format!("{wrong:?}");
         refused(
             &what,
-            Link::hello(&api, wrong).await,
+            Link::hello(peer, wrong).await,
             Code::FailedPrecondition,
             "CLUSTER_MISMATCH",
         );
@@ -155,29 +162,32 @@ async fn hellos() {
         Hello { capacity: u32::MAX, ..hello() },
     ] {
         let what = format!("{:.200}", format!("{wrong:?}"));
-        refused(&what, Link::hello(&api, wrong).await, Code::PermissionDenied, "NOT_A_PEER");
+        refused(&what, Link::hello(peer, wrong).await, Code::PermissionDenied, "NOT_A_PEER");
     }
     refused(
         "no hello",
-        Link::open(&api, Frame::default()).await,
+        Link::open(peer, Frame::default()).await,
         Code::PermissionDenied,
         "NOT_A_PEER",
     );
     // No first frame at all: the node does not wait for ever.
-    let (_silent, frames) = mpsc::channel::<Frame>(1);
-    let mut client = PeerServiceClient::new(api.channel());
-    let status =
-        within("silence is refused", PATIENCE, client.link(ReceiverStream::new(frames))).await;
-    assert_eq!(status.expect_err("let in").code(), Code::PermissionDenied);
-    // Bytes that are no frame, and a frame that claims four gigabytes.
-    let path = "/quorate.internal.v1.PeerService/Link";
-    let gigantic = Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]);
-    for body in [raw::message(&[0xff; 100]), gigantic, Bytes::from_static(&[9; 200])] {
-        raw::call(api.channel(), path, &[], vec![body]).await.expect_err("let in");
+    let mut silent = Link(Framed::new(raw::connect(peer).await, LinkCodec::new(64 << 20)));
+    let refused = silent.hear().await.refused.expect("silence is refused");
+    assert_eq!(Status::from(refused).code(), Code::PermissionDenied);
+    // Bytes that are no frame, a frame that claims four gigabytes, one that is damaged, and HTTP/2.
+    let gigantic = [0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4];
+    let no_message = [&9_u32.to_le_bytes()[..], &[0x64, 0x25, 0x0f, 0xe8], &[0xff; 9]].concat();
+    let damaged = [&9_u32.to_le_bytes()[..], &[0; 4], &[0x11, 7, 0, 0, 0, 0, 0, 0, 0]].concat();
+    for bytes in [&gigantic[..], &no_message, &damaged, &[9; 200]] {
+        let said = [PREFACE, bytes].concat();
+        let ended = raw::send_until_closed(raw::connect(peer).await, said).await;
+        assert_eq!(ended.bytes, 0, "{bytes:?}: let in");
     }
+    let ended = raw::send_until_closed(raw::connect(peer).await, raw::opening()).await;
+    assert_eq!(ended.bytes, 0, "HTTP/2 is let in");
     let nodes = cluster.api(0).status().await.expect("a status").nodes;
     assert_eq!(nodes.len(), 1, "a stranger was noted: {nodes:?}");
-    drop((api, client));
+    drop(silent);
     witness.finish().await;
     books.assert_balanced(&cluster).await;
 }
@@ -231,9 +241,9 @@ async fn lies() {
     let status = cluster.api(0).status().await.expect("a status");
     let books = Books::of(&cluster, 0).await;
     let witness = Witness::start(&cluster, "plain").await;
-    let api = Api::new(cluster.node(0).peer);
+    let peer = cluster.node(0).peer;
     let stranger = Hello { cluster_id: status.cluster_id.clone(), ..hello() };
-    let link = Link::hello(&api, stranger).await.expect("a sound hello");
+    let link = Link::hello(peer, stranger).await.expect("a sound hello");
     let layout_hash = status.layout_hash;
     let mut liar = Liar { link, layout_hash, keyspace: KeyspaceId(keyspace.id), operation: 100 };
     let (key, now) = (liar.storage_key("lie"), Hlc::from_ms(now_ms()));
@@ -300,7 +310,7 @@ async fn lies() {
     );
     assert!(after.counters["peer_messages_malformed"] > 0, "{:?}", after.counters);
     assert!(after.counters["checksum_failures"] > 0 && after.counters["clocks_refused"] > 0);
-    drop((liar, api));
+    drop(liar);
     witness.finish().await;
     books.assert_balanced(&cluster).await;
 }
