@@ -191,7 +191,7 @@ async fn create_keyspace(
 }
 
 /// Rows of one batch, and batches in flight, while loading.
-const BATCH_ROWS: usize = 250;
+const BATCH_ROWS: usize = 100;
 const BATCHES_IN_FLIGHT: usize = 8;
 
 async fn load(data: &DataSet, clients: &[Client], story: &mut Story) -> Result<(), Failure> {

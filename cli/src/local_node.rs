@@ -19,14 +19,14 @@ impl SharedResources {
         Self::new(RocksLimits::default())
     }
 
-    /// Sets them up for the many small nodes of a demo: half the memory of one serious node.
+    /// Sets them up for the many small nodes of a demo: a quarter of the memory of one serious node.
     pub(crate) fn for_demo() -> Result<Self, Failure> {
         let all = RocksLimits::default();
         Self::new(RocksLimits {
-            cache_bytes: all.cache_bytes / 2,
-            write_buffer_bytes: all.write_buffer_bytes / 2,
-            memtable_bytes: all.memtable_bytes / 8,
-            row_cache_bytes: all.row_cache_bytes / 64,
+            cache_bytes: all.cache_bytes / 4,
+            write_buffer_bytes: all.write_buffer_bytes / 4,
+            memtable_bytes: all.memtable_bytes / 16,
+            row_cache_bytes: all.row_cache_bytes / 128,
         })
     }
 
