@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // networks can carry every call. Ordered maps: equal messages have equal bytes.
     tonic_prost_build::configure()
         .build_transport(false)
+        .codec_path("crate::codec::CompactCodec")
         .bytes(".")
         .btree_map(".")
         .compile_fds(descriptors)?;
