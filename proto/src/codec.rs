@@ -43,7 +43,7 @@ fn settings() -> BufferSettings {
     BufferSettings::new(BUFFER_BYTES, YIELD_BYTES)
 }
 
-/// Where buffers begin; they grow as messages ask for it.
-const BUFFER_BYTES: usize = 1 << 10;
+/// Where buffers begin; they grow as messages ask for it. No power of two: see above.
+const BUFFER_BYTES: usize = 640;
 /// What a stream encodes before it hands it on: tonic's own.
 const YIELD_BYTES: usize = 32 << 10;
