@@ -122,7 +122,7 @@ counters! {
     calls_invalid,
     /// Client connections accepted.
     connections_accepted,
-    /// Client connections closed because there were too many.
+    /// Connections closed because there were too many, or because what came was of no client or node of ours.
     connections_refused,
     /// Connections closed because no request came in time.
     connections_idle,

@@ -6,7 +6,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
+    task::Context,
 };
 
 use futures_util::task::AtomicWaker;
@@ -110,12 +110,10 @@ impl Outbox {
         result
     }
 
-    /// Forgets what is queued and takes nothing more; the drain ends.
+    /// Forgets what is queued and takes nothing more: its link has ended.
     pub fn close(&self) {
         let mut queue = self.lock();
         *queue = Queue { closed: true, ..Queue::default() };
-        drop(queue);
-        self.waker.wake();
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -135,28 +133,18 @@ impl Outbox {
         self.waker.take();
     }
 
-    /// Wakes a task when something is queued, or the outbox closed, from now on.
+    /// Wakes a task when something is queued, from now on.
     pub(crate) fn wake(&self, context: &Context<'_>) {
         self.waker.register(context.waker());
     }
 
-    /// The next frame; `None` once the outbox is closed.
-    pub(crate) fn poll_frame(&self) -> Poll<Option<Frame>> {
+    /// The next frame, if anything is queued.
+    pub(crate) fn next_frame(&self) -> Option<Frame> {
         let mut queue = self.lock();
-        match queue.frames.pop_front() {
-            Some((frame, bytes)) => {
-                queue.bytes -= bytes;
-                queue.usual = Usual::of(&frame);
-                Poll::Ready(Some(frame))
-            }
-            None if queue.closed => Poll::Ready(None),
-            None => Poll::Pending,
-        }
-    }
-
-    /// True once it is closed.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.lock().closed
+        let (frame, bytes) = queue.frames.pop_front()?;
+        queue.bytes -= bytes;
+        queue.usual = Usual::of(&frame);
+        Some(frame)
     }
 }
 
@@ -193,14 +181,14 @@ mod tests {
     #[test]
     fn what_is_queued_goes_out_in_one_frame() {
         let outbox = Outbox::new(1_000);
-        assert!(outbox.poll_frame().is_pending());
+        assert!(outbox.next_frame().is_none());
         for operation in [1, 2, 3] {
             outbox.push(8, |frame| frame.applied.push(operation)).unwrap();
         }
-        let Poll::Ready(Some(frame)) = outbox.poll_frame() else { panic!("nothing queued") };
+        let frame = outbox.next_frame().expect("something is queued");
         assert_eq!(frame.applied, [1, 2, 3]);
         assert_eq!(outbox.bytes(), 0);
-        assert!(outbox.poll_frame().is_pending());
+        assert!(outbox.next_frame().is_none());
     }
 
     #[test]
@@ -209,13 +197,11 @@ mod tests {
         outbox.push(99, |frame| frame.applied.push(1)).unwrap();
         outbox.push(1_000, |frame| frame.applied.push(2)).expect("there was room for a byte");
         assert_eq!(outbox.push(1, |frame| frame.applied.push(3)), Err(NotQueued));
-        while outbox.poll_frame().is_ready() {}
+        while outbox.next_frame().is_some() {}
         outbox.push(1_000, |frame| frame.applied.push(4)).expect("it is empty again");
-        assert!(!outbox.is_closed());
         outbox.close();
-        assert!(outbox.is_closed());
         assert_eq!(outbox.push(1, |frame| frame.applied.push(5)), Err(NotQueued));
-        assert!(matches!(outbox.poll_frame(), Poll::Ready(None)));
+        assert!(outbox.next_frame().is_none());
     }
 
     #[test]
@@ -225,7 +211,7 @@ mod tests {
             outbox.push(FRAME_BYTES, |frame| frame.applied.push(operation)).unwrap();
         }
         let mut frames = 0;
-        while outbox.poll_frame().is_ready() {
+        while outbox.next_frame().is_some() {
             frames += 1;
         }
         assert_eq!(frames, 3);
@@ -250,13 +236,10 @@ mod tests {
             outbox.push(8, |frame| frame.applied.push(1)).unwrap();
         }
         assert_eq!(count(), 1, "for the first of them");
-        while outbox.poll_frame().is_ready() {}
+        while outbox.next_frame().is_some() {}
         outbox.wake(&Context::from_waker(&waker));
         outbox.wake_nobody();
         outbox.push(8, |frame| frame.applied.push(1)).unwrap();
         assert_eq!(count(), 1, "it looks by itself");
-        outbox.wake(&Context::from_waker(&waker));
-        outbox.close();
-        assert_eq!(count(), 2);
     }
 }

@@ -12,7 +12,7 @@ use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 /// part of the buffer, so that a value that waits for the disk kept all of it; and buffers so far apart fall
 /// into the same few places of the processor's cache.
 #[derive(Clone, Copy, Debug)]
-pub struct CompactCodec<T, U>(PhantomData<(T, U)>);
+pub(crate) struct CompactCodec<T, U>(PhantomData<(T, U)>);
 
 impl<T, U> Default for CompactCodec<T, U> {
     fn default() -> Self {

@@ -2,7 +2,7 @@
 //!
 //! Of all crates only this one knows both `model` and the generated types.
 
-pub mod codec;
+mod codec;
 mod convert;
 mod error;
 pub mod link;

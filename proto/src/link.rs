@@ -18,6 +18,8 @@ use crate::internal::{Frame, Refused};
 pub const PREFACE: &[u8; 8] = b"QUORATE\x01";
 
 const HEAD_BYTES: usize = 8;
+/// What is read at once.
+pub const READ_BYTES: usize = 16 << 10;
 /// A message that is longer gets its room as its bytes come, not as its length promises.
 const RESERVE_BYTES_MAX: usize = 64 << 10;
 
@@ -145,6 +147,12 @@ impl Decoder for LinkCodec {
         }
         bytes.advance(HEAD_BYTES);
         let message = bytes.split_to(length).freeze();
+        if length > RESERVE_BYTES_MAX {
+            // Else all its room would be kept for what comes next, until that has filled it.
+            let rest = bytes.split();
+            *bytes = BytesMut::with_capacity(READ_BYTES.max(rest.len()));
+            bytes.put_slice(&rest);
+        }
         if crc32c::crc32c(&message) != sum {
             return Err(LinkError::Damaged);
         }
@@ -266,6 +274,18 @@ mod tests {
         let before = bytes.clone();
         codec.encode(&frame(100), &mut bytes).unwrap_err();
         assert_eq!(bytes, before, "nothing of it is said");
+    }
+
+    #[test]
+    fn a_large_frame_leaves_a_buffer_of_the_usual_size() {
+        let large = Frame { gossip: vec![vec![7; 1 << 20].into()], ..Frame::default() };
+        let (mut codec, mut bytes) = (LinkCodec::new(2 << 20), BytesMut::new());
+        codec.encode(&large, &mut bytes).unwrap();
+        codec.encode(&frame(3), &mut bytes).unwrap();
+        let mut kept = vec![codec.decode(&mut bytes).unwrap().flatten().unwrap()];
+        assert!((READ_BYTES..2 * READ_BYTES).contains(&bytes.capacity()), "{}", bytes.capacity());
+        kept.push(codec.decode(&mut bytes).unwrap().flatten().unwrap());
+        assert_eq!(kept, [large, frame(3)]);
     }
 
     #[test]

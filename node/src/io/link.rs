@@ -15,7 +15,7 @@ use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use proto::{
     CallError,
     internal::{Frame, Refused},
-    link::{KeepAlive, LinkCodec, LinkError},
+    link::{KeepAlive, LinkCodec, LinkError, READ_BYTES},
 };
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tokio_util::codec::Framed;
@@ -28,6 +28,8 @@ use crate::outbox::{FrameStamp, Outbox};
 pub(super) struct Link {
     framed: Framed<BoxedStream, LinkCodec>,
     pulse: Pulse,
+    /// A large frame has made the buffer large that waits to be written.
+    wrote_large: bool,
 }
 
 /// Why a link has ended.
@@ -39,11 +41,8 @@ pub(super) enum LinkEnd {
     /// The peer has closed it.
     #[error("closed by the peer")]
     Closed,
-    /// Its queue was closed here.
-    #[error("closed here")]
-    ClosedHere,
-    /// The peer says nothing, not even that it is there.
-    #[error("nothing heard for {} s", SILENCE_TICKS_MAX)]
+    /// The peer says nothing, not even that it is there, or takes nothing.
+    #[error("the peer is silent")]
     Silent,
 }
 
@@ -51,7 +50,7 @@ impl Link {
     /// A connection of which nothing was said. Until it is [`trusted`](Self::trust), frames are short.
     pub(super) fn new(stream: BoxedStream) -> Self {
         let framed = Framed::with_capacity(stream, LinkCodec::new(HELLO_BYTES_MAX), READ_BYTES);
-        Self { framed, pulse: Pulse::new() }
+        Self { framed, pulse: Pulse::new(), wrote_large: false }
     }
 
     /// Takes frames of up to so many bytes from now on.
@@ -82,8 +81,7 @@ impl Link {
         }
     }
 
-    /// Sends what the outbox holds and gives what comes to `take`, until the link breaks or the outbox is
-    /// closed.
+    /// Sends what the outbox holds and gives what comes to `take`, until the link breaks.
     pub(super) async fn run(
         mut self,
         outbox: &Outbox,
@@ -104,10 +102,10 @@ impl Link {
         stamp: &impl FrameStamp,
         take: &mut impl FnMut(Frame),
     ) -> Result<(), LinkEnd> {
-        self.poll_pulse(context)?;
         // What is queued while frames are taken goes out below, without another poll.
         outbox.wake_nobody();
         self.poll_frames(context, take)?;
+        self.poll_pulse(context)?;
         self.poll_outbox(context, outbox, stamp)
     }
 
@@ -117,9 +115,7 @@ impl Link {
             if self.pulse.silent_ticks > SILENCE_TICKS_MAX {
                 return Err(LinkEnd::Silent);
             }
-            if !std::mem::take(&mut self.pulse.said)
-                && Sink::<KeepAlive>::poll_ready(Pin::new(&mut self.framed), context)?.is_ready()
-            {
+            if Sink::<KeepAlive>::poll_ready(Pin::new(&mut self.framed), context)?.is_ready() {
                 self.framed.start_send_unpin(KeepAlive)?;
             }
         }
@@ -140,7 +136,14 @@ impl Link {
                     }
                 }
                 Poll::Ready(None) => return Err(LinkEnd::Closed),
-                Poll::Pending => return Ok(()),
+                Poll::Pending => {
+                    // A part of a large frame is a sign of life as well.
+                    let buffered = self.framed.read_buffer().len();
+                    if std::mem::replace(&mut self.pulse.buffered_bytes, buffered) < buffered {
+                        self.pulse.silent_ticks = 0;
+                    }
+                    return Ok(());
+                }
             }
         }
         // There may be more, after the others of this loop have had their turn.
@@ -156,31 +159,16 @@ impl Link {
     ) -> Result<(), LinkEnd> {
         outbox.wake(context);
         while Sink::<&Frame>::poll_ready(Pin::new(&mut self.framed), context)?.is_ready() {
-            match outbox.poll_frame() {
-                Poll::Ready(Some(mut frame)) => {
-                    stamp.stamp_frame(&mut frame);
-                    self.framed.start_send_unpin(&frame)?;
-                    self.pulse.said = true;
-                }
-                Poll::Ready(None) => return Err(LinkEnd::ClosedHere),
-                Poll::Pending => break,
-            }
+            let Some(mut frame) = outbox.next_frame() else { break };
+            stamp.stamp_frame(&mut frame);
+            self.framed.start_send_unpin(&frame)?;
+            self.wrote_large |= self.framed.write_buffer().len() > KEPT_BYTES_MAX;
         }
-        if Sink::<&Frame>::poll_flush(Pin::new(&mut self.framed), context)?.is_ready() {
-            shrink(self.framed.write_buffer_mut());
-        } else if outbox.is_closed() {
-            // Not to be found out only once the peer takes more.
-            return Err(LinkEnd::ClosedHere);
+        let flushed = Sink::<&Frame>::poll_flush(Pin::new(&mut self.framed), context)?;
+        if flushed.is_ready() && std::mem::take(&mut self.wrote_large) {
+            *self.framed.write_buffer_mut() = BytesMut::new();
         }
-        shrink(self.framed.read_buffer_mut());
         Ok(())
-    }
-}
-
-/// Gives back what a large frame has taken.
-fn shrink(buffer: &mut BytesMut) {
-    if buffer.is_empty() && buffer.capacity() > KEPT_BYTES_MAX {
-        *buffer = BytesMut::new();
     }
 }
 
@@ -189,15 +177,15 @@ struct Pulse {
     interval: Interval,
     /// Since when nothing was heard.
     silent_ticks: u32,
-    /// Whether anything was said since the last tick.
-    said: bool,
+    /// What there was of a frame that had not come whole.
+    buffered_bytes: usize,
 }
 
 impl Pulse {
     fn new() -> Self {
         let mut interval = interval_at(Instant::now() + TICK, TICK);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { interval, silent_ticks: 0, said: false }
+        Self { interval, silent_ticks: 0, buffered_bytes: 0 }
     }
 }
 
@@ -207,14 +195,12 @@ const SILENCE_TICKS_MAX: u32 = 3;
 const SAY_TIMEOUT: Duration = Duration::from_secs(3);
 /// A hello, which names database directories by 40 bytes each.
 const HELLO_BYTES_MAX: usize = 1 << 20;
-/// What is read at once.
-const READ_BYTES: usize = 16 << 10;
 /// What is encoded before it is written.
 const WRITE_BYTES: usize = 64 << 10;
-/// What a buffer keeps while it is empty.
+/// What the buffer that is written keeps while it is empty.
 const KEPT_BYTES_MAX: usize = 256 << 10;
 /// What is taken before anybody else of the loop has a turn.
-const FRAMES_AT_ONCE: usize = 64;
+const FRAMES_AT_ONCE: u32 = 64;
 
 #[cfg(test)]
 mod tests {
@@ -224,9 +210,10 @@ mod tests {
     };
 
     use tokio::{
-        io::{AsyncReadExt, duplex},
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
         task::JoinHandle,
     };
+    use tokio_util::codec::Encoder;
 
     use super::*;
 
@@ -265,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn frames_go_both_ways_until_the_outbox_is_closed() {
+    async fn frames_go_both_ways_until_the_peer_closes() {
         let (one, mut other) = pair();
         let (outbox, taken, running) = run(one);
         for operation in [10, 20] {
@@ -278,19 +265,34 @@ mod tests {
         outbox.push(3 << 20, |frame| frame.gossip = gossip.clone()).expect("there is room");
         assert_eq!(other.hear().await.expect("a large frame").gossip, gossip);
         assert_eq!(taken.load(Ordering::Relaxed), 2);
-        outbox.close();
-        assert!(matches!(running.await, Ok(LinkEnd::ClosedHere)));
-        assert!(matches!(other.hear().await, Err(LinkEnd::Closed)));
+        drop(other);
+        assert!(matches!(running.await, Ok(LinkEnd::Closed)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_frames_than_are_taken_at_once_are_taken() {
+        let (one, mut other) = pair();
+        let (_outbox, taken, running) = run(one);
+        for operation in 0..10 * u64::from(FRAMES_AT_ONCE) {
+            let frame = Frame { applied: vec![operation], clock: 9, ..Frame::default() };
+            other.framed.feed(&frame).await.expect("it is taken");
+        }
+        let mut answers = 0;
+        SinkExt::<&Frame>::flush(&mut other.framed).await.expect("it is taken");
+        while answers < 10 * u64::from(FRAMES_AT_ONCE) {
+            answers += other.hear().await.expect("answers").applied.len() as u64;
+        }
+        assert_eq!(taken.load(Ordering::Relaxed), answers);
+        assert!(!running.is_finished());
     }
 
     #[tokio::test(start_paused = true)]
     async fn links_with_nothing_to_say_stand_for_ever() {
         let (one, other) = pair();
-        let ((outbox, _, one), (_, _, other)) = (run(one), run(other));
+        let ((_one, _, one), (_other, _, other)) = (run(one), run(other));
         tokio::time::sleep(Duration::from_secs(1_000)).await;
         assert!(!one.is_finished() && !other.is_finished());
-        outbox.close();
-        assert!(matches!(one.await, Ok(LinkEnd::ClosedHere)));
+        one.abort();
         assert!(matches!(other.await, Ok(LinkEnd::Closed)));
     }
 
@@ -308,22 +310,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stuck_link_ends_when_its_outbox_is_closed() {
-        let (ours, _theirs) = duplex(64);
-        let (outbox, _, running) = run(Link::new(Box::new(ours)));
-        outbox.push(8, |frame| frame.gossip.push(vec![1; 1_000].into())).expect("there is room");
-        tokio::task::yield_now().await;
-        let begun = Instant::now();
-        outbox.close();
-        assert!(matches!(running.await, Ok(LinkEnd::ClosedHere)));
-        assert_eq!(begun.elapsed(), Duration::ZERO, "it did not wait for the next tick");
+    async fn a_large_frame_may_come_slowly() {
+        let (ours, theirs) = duplex(1 << 20);
+        let (mut theirs_from, mut theirs_to) = tokio::io::split(theirs);
+        let mut link = Link::new(Box::new(ours));
+        link.trust(64 << 20);
+        let (_outbox, taken, running) = run(link);
+        let gossip = vec![vec![7; 100_000].into()];
+        let frame = Frame { applied: vec![1], clock: 9, gossip, ..Frame::default() };
+        let mut bytes = BytesMut::new();
+        Encoder::<&Frame>::encode(&mut LinkCodec::new(64 << 20), &frame, &mut bytes).unwrap();
+        for part in bytes.chunks(5_000) {
+            tokio::time::sleep(2 * TICK).await;
+            theirs_to.write_all(part).await.expect("the link stands");
+        }
+        let mut answer = [0; 1];
+        theirs_from.read_exact(&mut answer).await.expect("the link stands");
+        tokio::time::sleep(TICK / 2).await;
+        assert_eq!((taken.load(Ordering::Relaxed), running.is_finished()), (1, false));
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_no_frame_ends_the_link() {
         let (ours, mut theirs) = duplex(64);
         let (_outbox, _, running) = run(Link::new(Box::new(ours)));
-        tokio::io::AsyncWriteExt::write_all(&mut theirs, b"PRI * HTTP/2.0").await.expect("room");
+        theirs.write_all(b"PRI * HTTP/2.0").await.expect("room");
         let end = running.await.expect("no panic");
         assert!(matches!(end, LinkEnd::Error(LinkError::NotALink)), "{end}");
     }

@@ -267,6 +267,8 @@ impl Links {
         let (shared, mut link) = (&io.shared, Link::new(stream));
         let first = match timeout(HELLO_TIMEOUT, link.hear()).await {
             Ok(Ok(first)) => first,
+            // Somebody looked whether anybody listens.
+            Ok(Err(LinkEnd::Closed)) => return,
             Ok(Err(error)) => {
                 Counters::count(&shared.counters.connections_refused);
                 tracing::debug!(%error, "a connection of nodes is closed");
@@ -281,7 +283,11 @@ impl Links {
         let judged = hello.and_then(|it| Ok((judge_hello(shared, &it)?, it)));
         let (member, hello) = match judged {
             Ok(judged) => judged,
-            Err(error) => return link.refuse(error).await,
+            Err(error) => {
+                Counters::count(&shared.counters.connections_refused);
+                tracing::debug!(%error, "a node is not let in");
+                return link.refuse(error).await;
+            }
         };
         let node = member.node();
         shared.hear_hello(node, &hello);
@@ -292,14 +298,14 @@ impl Links {
             self.gossip.met(member);
         }
         shared.stamp_frame(&mut own);
-        if let Err(error) = link.say(&own).await {
-            tracing::debug!(%node, %error, "a peer has gone");
-            return;
-        }
-        link.trust(frame_bytes_max(shared));
         let outbox = Outbox::new(shared.config.peer_queue_bytes_max);
+        // Before the peer hears the hello: from then on others may pass on what it writes.
         self.origins.insert(node, hello.io_loop, &outbox);
-        let end = self.serve_frames(io, node, link, &outbox).await;
+        link.trust(frame_bytes_max(shared));
+        let end = match link.say(&own).await {
+            Ok(()) => self.serve_frames(io, node, link, &outbox).await,
+            Err(end) => end,
+        };
         tracing::debug!(%node, %end, "a peer's link has ended");
         outbox.close();
         self.origins.remove(node, hello.io_loop, &outbox);

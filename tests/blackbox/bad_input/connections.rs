@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use model::Key;
+use proto::link;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -117,6 +118,8 @@ async fn silence_and_dribbles() {
             (opening.clone(), 1),
             (opening.clone(), 1_000),
             ([&opening[..], &frame(SETTINGS, raw::ACK, 0, &[])].concat(), 250),
+            // The first bytes of a hello that never comes.
+            ([&link::PREFACE[..], &[100, 0, 0, 0]].concat(), 200),
             // The first bytes of a call that never comes.
             ([&opening[..], &[0, 1, 0, HEADERS]].concat(), 300),
         ] {

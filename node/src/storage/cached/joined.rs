@@ -34,7 +34,8 @@ impl<const N: usize> AsRef<[u8]> for Inline<N> {
 pub(super) fn joined(key: &[u8], value: &[u8]) -> Bytes {
     match key.len() + value.len() {
         0..=54 => Inline::<54>::join(key, value),
-        55..=86 => Inline::<86>::join(key, value),
+        55..=70 => Inline::<70>::join(key, value),
+        71..=86 => Inline::<86>::join(key, value),
         87..=118 => Inline::<118>::join(key, value),
         119..=150 => Inline::<150>::join(key, value),
         151..=182 => Inline::<182>::join(key, value),
@@ -42,7 +43,8 @@ pub(super) fn joined(key: &[u8], value: &[u8]) -> Bytes {
         215..=246 => Inline::<246>::join(key, value),
         247..=310 => Inline::<310>::join(key, value),
         311..=374 => Inline::<374>::join(key, value),
-        375..=502 => Inline::<502>::join(key, value),
+        375..=438 => Inline::<438>::join(key, value),
+        439..=502 => Inline::<502>::join(key, value),
         _ => [key, value].concat().into(),
     }
 }
