@@ -277,12 +277,13 @@ mod tests {
             let frame = Frame { applied: vec![operation], clock: 9, ..Frame::default() };
             other.framed.feed(&frame).await.expect("it is taken");
         }
-        let mut answers = 0;
+        let (mut answers, begun) = (0, Instant::now());
         SinkExt::<&Frame>::flush(&mut other.framed).await.expect("it is taken");
         while answers < 10 * u64::from(FRAMES_AT_ONCE) {
             answers += other.hear().await.expect("answers").applied.len() as u64;
         }
         assert_eq!(taken.load(Ordering::Relaxed), answers);
+        assert_eq!(begun.elapsed(), Duration::ZERO, "it did not wait for the next tick");
         assert!(!running.is_finished());
     }
 
