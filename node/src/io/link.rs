@@ -175,7 +175,7 @@ impl Link {
 /// How a link that carries nothing is known to stand.
 struct Pulse {
     interval: Interval,
-    /// Since when nothing was heard.
+    /// How often it has ticked since anything was heard.
     silent_ticks: u32,
     /// What there was of a frame that had not come whole.
     buffered_bytes: usize,
