@@ -380,10 +380,18 @@ impl Cluster {
 pub(crate) fn failure(status: &Status) -> Failure {
     let mut source = status.source();
     while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            let mut error = CallError::new(Reason::ConnectionLost, connect_message(status));
+        let why = if error.is::<tonic::ConnectError>() {
+            Some("cannot connect")
+        } else if error.downcast_ref().is_some_and(was_turned_away) {
+            Some("the node was closing the connection")
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            let message = format!("{why}: {}", innermost_message(status));
+            let mut error = CallError::new(Reason::ConnectionLost, message);
             error.outcome = CallOutcome::NotApplied;
-            return Failure { progress: Progress::NeverSent, error };
+            return Failure { progress: Progress::NeverTaken, error };
         }
         source = error.source();
     }
@@ -396,15 +404,23 @@ pub(crate) fn failure(status: &Status) -> Failure {
     Failure { progress: if lost { Progress::NoAnswer } else { Progress::Answered }, error }
 }
 
-/// What the operating system said of a failed connection: the innermost cause.
-fn connect_message(status: &Status) -> String {
+/// True if the peer says that it has not begun with a request, and will not. Source: RFC 9113, 6.8 (streams
+/// above the last one that a GOAWAY names) and 8.7 (REFUSED_STREAM). The library gives the error of a GOAWAY
+/// to no others.
+fn was_turned_away(error: &h2::Error) -> bool {
+    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    error.is_remote() && (error.is_go_away() || refused)
+}
+
+/// What the operating system or the library said first: the innermost cause.
+fn innermost_message(status: &Status) -> String {
     let mut innermost = status.message().to_owned();
     let mut source = status.source();
     while let Some(error) = source {
         innermost = error.to_string();
         source = error.source();
     }
-    format!("cannot connect: {innermost}")
+    innermost
 }
 
 pub(crate) fn no_answer_in_time(writes: bool, budget: Duration) -> CallError {

@@ -161,12 +161,18 @@ fn stopped() -> io::Error {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use tokio::sync::Semaphore;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+        sync::Semaphore,
+    };
+    use tonic::Status;
 
     use super::*;
     use crate::{
         ClientConfig,
-        connect::{Connecting, Connector, authority_of},
+        call::failure,
+        connect::{Connecting, Connection, Connector, authority_of},
+        retry::Progress,
     };
 
     /// Refuses each connection once it may.
@@ -183,6 +189,61 @@ mod tests {
                 may_end.acquire().await.expect("it is not closed").forget();
                 Err(io::Error::from(io::ErrorKind::ConnectionRefused))
             })
+        }
+    }
+
+    /// Connects to the other ends of pipes that were made before.
+    struct Piped(Mutex<Vec<DuplexStream>>);
+
+    impl Connector for Piped {
+        fn connect(&self, _: &str) -> Connecting {
+            let stream = self.0.lock().expect("nobody panics with it").pop();
+            Box::pin(async move {
+                let stream = stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+                Ok(Box::new(stream) as Box<dyn Connection>)
+            })
+        }
+    }
+
+    /// What becomes of a call whose request is answered with these bytes, and then with the end.
+    async fn answered_with(frames: &'static [u8]) -> Progress {
+        const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+        let (ours, mut theirs) = tokio::io::duplex(64 << 10);
+        let connector = Arc::new(Piped(Mutex::new(vec![ours])));
+        let config = ClientConfig { connector, ..ClientConfig::default() };
+        let authority = authority_of("127.0.0.1:1").expect("it is one");
+        let mut channel = Channel::new(authority, Arc::new(Dialer::new(&config)));
+        tokio::spawn(async move {
+            theirs.write_all(SETTINGS).await?;
+            let mut preface = [0; 24];
+            theirs.read_exact(&mut preface).await?;
+            loop {
+                let mut head = [0; 9];
+                theirs.read_exact(&mut head).await?;
+                let [high, middle, low, kind, ..] = head;
+                let length = u32::from_be_bytes([0, high, middle, low]);
+                tokio::io::copy(&mut (&mut theirs).take(length.into()), &mut tokio::io::sink())
+                    .await?;
+                if kind == 1 {
+                    theirs.write_all(frames).await?;
+                    return theirs.shutdown().await;
+                }
+            }
+        });
+        let error = channel.call(Request::new(Body::empty())).await.expect_err("no answer");
+        failure(&Status::from_error(error)).progress
+    }
+
+    #[tokio::test]
+    async fn what_a_node_turns_away_was_never_taken() {
+        const GOAWAY_BEFORE_IT: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        const GOAWAY_AFTER_IT: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        const REFUSED: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 7];
+        const CANCELLED: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
+        assert_eq!(answered_with(GOAWAY_BEFORE_IT).await, Progress::NeverTaken);
+        assert_eq!(answered_with(REFUSED).await, Progress::NeverTaken);
+        for taken in [GOAWAY_AFTER_IT, CANCELLED, b""] {
+            assert_ne!(answered_with(taken).await, Progress::NeverTaken, "{taken:?}");
         }
     }
 

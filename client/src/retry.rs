@@ -13,8 +13,8 @@ use tonic::Code;
 /// How far a call got before it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
-    /// No connection could be made, or none took it: no byte of it left this process.
-    NeverSent,
+    /// No node has taken it: no connection could be made, or the one it went by was being closed.
+    NeverTaken,
     /// It may have been sent, and nothing came back: the connection broke, or the time was up.
     NoAnswer,
     /// A node, or something between, answered with an error.
@@ -39,7 +39,7 @@ pub(crate) fn decide(
     error: &CallError,
     expected_to_exist: bool,
 ) -> Decision {
-    if progress == Progress::NeverSent {
+    if progress == Progress::NeverTaken {
         return Decision::Elsewhere;
     }
     if writes && error.outcome == CallOutcome::Unknown {
@@ -190,7 +190,7 @@ mod tests {
     fn what_was_never_sent_is_sent_elsewhere() {
         for writes in [false, true] {
             let error = CallError::new(Reason::ConnectionLost, "");
-            assert_eq!(decide(writes, Progress::NeverSent, &error, false), Decision::Elsewhere);
+            assert_eq!(decide(writes, Progress::NeverTaken, &error, false), Decision::Elsewhere);
         }
     }
 

@@ -17,6 +17,7 @@ use tokio::{
     sync::{Notify, Semaphore, watch},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock::NodeClock,
@@ -157,6 +158,8 @@ pub struct Shared {
     pub metadata_changed: Notify,
     /// No new operations are taken.
     pub draining: AtomicBool,
+    /// Cancelled when clients are to connect elsewhere: connections get a GOAWAY, and no more are accepted.
+    pub goaway: CancellationToken,
     /// Why the node stopped taking writes, if it did.
     failure: OnceLock<StopReason>,
     /// Wakes who waits for the node to fail.
@@ -226,6 +229,7 @@ impl Shared {
             changes: Changes::default(),
             metadata_changed: Notify::new(),
             draining: AtomicBool::new(false),
+            goaway: CancellationToken::new(),
             failure: OnceLock::new(),
             failed: Notify::new(),
             raising_ceiling: AtomicBool::new(false),

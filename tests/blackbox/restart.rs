@@ -10,7 +10,7 @@ use std::{
 
 use client::{ConsistencyLevel, WriteItem};
 use model::Key;
-use proto::v1;
+use proto::{Reason, v1};
 
 use crate::harness::{
     Cluster, Keyspace, Options, PATIENCE, datacenters, eventually, quorate, within,
@@ -39,7 +39,7 @@ async fn memory(
 
 /// One node after the other is killed or stopped while a client goes on: it never notices, and each
 /// node comes back as who it was.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn single_nodes_under_load() {
     let mut cluster = Cluster::start(&datacenters(&[3]), &Options::small_ring()).await;
     cluster.create(&Keyspace::named("plain")).await;
@@ -96,6 +96,51 @@ async fn single_nodes_under_load() {
     for key in &acknowledged {
         let read = keyspace.get(key.clone()).await.expect("all are up");
         assert_eq!(read.value.as_deref(), Some(key.as_bytes()), "{key}");
+    }
+}
+
+/// Whoever writes while one node after the other is stopped and started again loses no connection: a
+/// call that a node has taken is answered before it goes, and others never reach it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_loses_no_call() {
+    let mut cluster = Cluster::start(&datacenters(&[3]), &Options::small_ring()).await;
+    cluster.create(&Keyspace::named("plain")).await;
+    let client = cluster.client(&[0, 1, 2]).await;
+    let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let writer = |writer: usize| {
+        let (keyspace, stop) = (client.keyspace("plain"), Arc::clone(&stop));
+        let acknowledged = Arc::clone(&acknowledged);
+        tokio::spawn(async move {
+            let mut lost = Vec::new();
+            for number in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                match keyspace.put(format!("writer {writer} key {number}"), "value").await {
+                    Ok(_) => drop(acknowledged.fetch_add(1, Ordering::Relaxed)),
+                    Err(it) if it.reason() == Reason::ConnectionLost => lost.push(it.to_string()),
+                    // A busy machine: answered, but too late.
+                    Err(error) => println!("{error}"),
+                }
+            }
+            lost
+        })
+    };
+    let writers: Vec<_> = (0..16).map(writer).collect();
+    for at in [0, 1, 2, 0, 1, 2] {
+        let wanted = acknowledged.load(Ordering::Relaxed) + 1_000;
+        eventually("the load goes on", async || {
+            let count = acknowledged.load(Ordering::Relaxed);
+            if count >= wanted { Ok(()) } else { Err(format!("{count} of {wanted}")) }
+        })
+        .await;
+        assert!(cluster.stop(at).success());
+        cluster.restart(&[at]).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        let lost = within("a writer ends", PATIENCE, writer).await.expect("no panic");
+        assert!(lost.is_empty(), "{} calls: {lost:#?}", lost.len());
     }
 }
 
@@ -265,7 +310,7 @@ async fn identities(clusters: [&Cluster; 3]) -> Vec<(Vec<u8>, usize, Vec<String>
 }
 
 /// A graceful stop finishes what has begun: no write that was sent before is left unknown.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graceful_stop_finishes() {
     let mut cluster = Cluster::start(&datacenters(&[3]), &Options::small_ring()).await;
     cluster.create(&Keyspace::named("plain")).await;

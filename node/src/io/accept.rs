@@ -27,15 +27,21 @@ use super::{
 };
 use crate::counters::Counters;
 
-/// Accepts for as long as the node lives. `admit` turns a connection into what is served, or drops
-/// it.
+/// Accepts until `stop`, and then listens no more. `admit` turns a connection into what is served, or
+/// drops it.
 pub(super) async fn accept<T>(
     mut listener: Box<dyn Listener>,
     admitted: mpsc::Sender<T>,
+    stop: CancellationToken,
     admit: impl Fn(BoxedStream) -> Option<T>,
 ) {
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            it = listener.accept() => it,
+        };
+        match accepted {
             Ok((stream, _)) => {
                 if let Some(it) = admit(stream)
                     && admitted.send(it).await.is_err()
@@ -68,7 +74,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// Connections accepted and not yet served.
 const BACKLOG: usize = 64;
 
-/// Serves clients on one loop until `stop`, then lets open calls end.
+/// Serves clients on one loop until `stop`, then lets open calls end and tells connections to go away.
 pub(super) async fn serve_clients(
     io: Arc<IoLoop>,
     listener: Box<dyn Listener>,
@@ -79,7 +85,7 @@ pub(super) async fn serve_clients(
     let permits = Arc::new(Semaphore::new(shared.config.connections_max));
     let (admitted, incoming) = mpsc::channel(BACKLOG);
     let guarded = Arc::clone(&shared);
-    let accepting = tokio::spawn(accept(listener, admitted, move |stream| {
+    tokio::spawn(accept(listener, admitted, stop.clone(), move |stream| {
         let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
             Counters::count(&guarded.counters.connections_refused);
             return None;
@@ -118,7 +124,6 @@ pub(super) async fn serve_clients(
     let bounds = Http2Limits { streams_max };
     let service = service_fn(move |request| dispatch.answer(request));
     serve_http2(incoming, bounds, service, stop).await;
-    accepting.abort();
 }
 
 /// Serves the other nodes on one loop until `stop`.
@@ -131,7 +136,7 @@ pub(super) async fn serve_peers(
     let permits = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
     let (admitted, mut incoming) = mpsc::channel(BACKLOG);
     let guarded = Arc::clone(&io.shared);
-    let accepting = tokio::spawn(accept(listener, admitted, move |stream| {
+    tokio::spawn(accept(listener, admitted, stop.clone(), move |stream| {
         let Ok(permit) = Arc::clone(&permits).try_acquire_owned() else {
             Counters::count(&guarded.counters.connections_refused);
             return None;
@@ -154,7 +159,6 @@ pub(super) async fn serve_peers(
             drop(permit);
         });
     }
-    accepting.abort();
 }
 
 /// Far more nodes than a cluster has, each with a connection of every loop.

@@ -39,14 +39,13 @@ pub(super) async fn serve_metrics(
     let registry = Arc::new(metrics::registry(&shared));
     let scrapes = Arc::new(Scrapes { shared, registry, encoding: Semaphore::new(1) });
     let (admitted, mut incoming) = mpsc::channel(1);
-    let accepting = tokio::spawn(accept(listener, admitted, Some));
+    tokio::spawn(accept(listener, admitted, stop.clone(), Some));
     let mut connections = Connections::default();
     while let Some(stream) = next_admitted(&mut incoming, &stop).await {
         if connections.open(Arc::clone(&scrapes).serve(stream)) {
             Counters::count(&scrapes.shared.counters.connections_refused);
         }
     }
-    accepting.abort();
 }
 
 /// The connections open, oldest first. All are closed when it is dropped.

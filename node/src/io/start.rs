@@ -209,14 +209,16 @@ impl RunningNode {
         }
     }
 
-    /// Stops gracefully: takes no new calls, lets those in flight end, tells the others, and leaves
-    /// everything on disk so that the next start is fast.
+    /// Stops gracefully: takes no new calls, lets those in flight end, sends clients elsewhere, tells the
+    /// others, and leaves everything on disk so that the next start is fast.
     pub async fn stop(mut self) {
         self.shared.draining.store(true, Ordering::Relaxed);
         let deadline = Instant::now() + Duration::from_millis(self.shared.config.shutdown_grace_ms);
-        while self.in_flight() && Instant::now() < deadline {
-            tokio::time::sleep(DRAIN_POLL).await;
-        }
+        wait(deadline, || !self.in_flight()).await;
+        // Only now: who asks meanwhile, for a call or for the node's health, is answered.
+        self.shared.goaway.cancel();
+        let connections = &self.shared.connections;
+        wait(Instant::now() + GOAWAY_TIME, || connections.load(Ordering::Relaxed) == 0).await;
         self.gossip.leave().await;
         tokio::time::sleep(LEAVE_TIME).await;
         self.end(true).await;
@@ -259,8 +261,17 @@ impl RunningNode {
     }
 }
 
+/// Waits until something is so, but not for ever.
+async fn wait(deadline: Instant, is_so: impl Fn() -> bool) {
+    while !is_so() && Instant::now() < deadline {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+}
+
 /// How often a stop looks whether everything has ended.
 const DRAIN_POLL: Duration = Duration::from_millis(10);
+/// How long clients are waited for to read their last answers and close: some round trips.
+const GOAWAY_TIME: Duration = Duration::from_secs(1);
 /// What the last packets need to leave.
 const LEAVE_TIME: Duration = Duration::from_millis(100);
 
@@ -411,7 +422,14 @@ impl Node {
         tasks.spawn(async move { report_health(&shared, &reporter).await });
         let serving = serve_peers(Arc::clone(&io), self.links.clone(), peers, stop.clone());
         tasks.spawn(serving);
-        let served = serve_clients(io, clients, health, stop.clone());
+        let goaway = self.shared.goaway.clone();
+        let served = async {
+            serve_clients(io, clients, health, goaway.clone()).await;
+            if goaway.is_cancelled() {
+                // The other nodes are served until the end.
+                stop.cancelled().await;
+            }
+        };
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
