@@ -380,14 +380,7 @@ impl Cluster {
 pub(crate) fn failure(status: &Status) -> Failure {
     let mut source = status.source();
     while let Some(error) = source {
-        let why = if error.is::<tonic::ConnectError>() {
-            Some("cannot connect")
-        } else if error.downcast_ref().is_some_and(was_turned_away) {
-            Some("the node was closing the connection")
-        } else {
-            None
-        };
-        if let Some(why) = why {
+        if let Some(why) = never_taken(error) {
             let message = format!("{why}: {}", innermost_message(status));
             let mut error = CallError::new(Reason::ConnectionLost, message);
             error.outcome = CallOutcome::NotApplied;
@@ -404,12 +397,18 @@ pub(crate) fn failure(status: &Status) -> Failure {
     Failure { progress: if lost { Progress::NoAnswer } else { Progress::Answered }, error }
 }
 
-/// True if the peer says that it has not begun with a request, and will not. Source: RFC 9113, 6.8 (streams
-/// above the last one that a GOAWAY names) and 8.7 (REFUSED_STREAM). The library gives the error of a GOAWAY
-/// to no others.
-fn was_turned_away(error: &h2::Error) -> bool {
-    let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-    error.is_remote() && (error.is_go_away() || refused)
+/// Why an error proves that no node has begun with the call, if it does.
+///
+/// A GOAWAY turns away the streams above the last that it names (RFC 9113, 6.8). The library gives its
+/// error to one more call at most: one of which only the head has gone out, and hyper does not send its
+/// body any more, without which no node begins. A stream that was reset proves nothing: proxies use
+/// REFUSED_STREAM to have calls repeated that a node may have seen.
+fn never_taken(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    if error.is::<tonic::ConnectError>() {
+        return Some("cannot connect");
+    }
+    let turned_away = |it: &h2::Error| it.is_go_away() && it.is_remote();
+    error.downcast_ref().is_some_and(turned_away).then_some("the node was closing the connection")
 }
 
 /// What the operating system or the library said first: the innermost cause.

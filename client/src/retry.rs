@@ -1,8 +1,8 @@
 //! Decides whether a call that failed is tried again. Pure.
 //!
 //! Reads change nothing, so they are tried again unless the answer would be the same. A write is tried
-//! again only if it is certain that it did not happen and will not (X4 of `docs/protocol.md`): it was
-//! never sent, or a node said so, with a reason that another node or a moment may cure. A write of
+//! again only if it is certain that it did not happen and will not (X4 of `docs/protocol.md`): no node
+//! has taken it, or a node said so, with a reason that another node or a moment may cure. A write of
 //! unknown outcome is never sent twice: that would be a second write (X2).
 
 use std::time::Duration;
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_sent_is_sent_elsewhere() {
+    fn what_was_never_taken_is_sent_elsewhere() {
         for writes in [false, true] {
             let error = CallError::new(Reason::ConnectionLost, "");
             assert_eq!(decide(writes, Progress::NeverTaken, &error, false), Decision::Elsewhere);

@@ -27,6 +27,8 @@ pub struct Peer {
 pub struct PeerStatus {
     /// False while the membership protocol calls the node down.
     pub member: AtomicBool,
+    /// True once it has said that it is about to stop, until the next link to it.
+    pub leaving: AtomicBool,
     /// A moving average of the round trip, in microseconds.
     pub latency_us: AtomicU64,
     /// The metadata that it has said to be at.
@@ -43,6 +45,7 @@ impl Default for PeerStatus {
     fn default() -> Self {
         Self {
             member: AtomicBool::new(true),
+            leaving: AtomicBool::new(false),
             latency_us: AtomicU64::new(LATENCY_US_START),
             metadata_sequence: AtomicU64::new(0),
             storages_told: AtomicU64::new(0),
@@ -59,11 +62,13 @@ const LATENCY_US_START: u64 = 2_000;
 const HEARD_LATELY_US: u64 = 2_000_000;
 
 impl PeerStatus {
-    /// True unless the membership protocol calls the node down and it was not heard from lately.
+    /// True unless the membership protocol calls the node down and it was not heard from lately, or it
+    /// is about to stop by its own word.
     pub fn is_up(&self, now_us: u64) -> bool {
-        self.member.load(Ordering::Relaxed)
-            || !Mutant::DownForEver.is_on()
-                && now_us < self.last_heard_us.load(Ordering::Relaxed) + HEARD_LATELY_US
+        let heard_lately = || now_us < self.last_heard_us.load(Ordering::Relaxed) + HEARD_LATELY_US;
+        let believed =
+            self.member.load(Ordering::Relaxed) || !Mutant::DownForEver.is_on() && heard_lately();
+        believed && !self.leaving.load(Ordering::Relaxed)
     }
 
     /// True if requests to the node have a chance, from one loop at least.
@@ -92,6 +97,7 @@ impl Peers {
     /// Adds a link that is up, replacing any earlier one to the node.
     pub fn connected(&mut self, peer: Arc<Peer>, view: &View) {
         peer.status.links.fetch_add(1, Ordering::Relaxed);
+        peer.status.leaving.store(false, Ordering::Relaxed);
         if let Some(replaced) = self.by_node.insert(peer.node, peer) {
             replaced.status.links.fetch_sub(1, Ordering::Relaxed);
         }
@@ -195,6 +201,12 @@ mod tests {
         status.member.store(false, Ordering::Relaxed);
         assert!(!status.is_reachable(2 * HEARD_LATELY_US), "linked, and called down");
         status.member.store(true, Ordering::Relaxed);
+        status.leaving.store(true, Ordering::Relaxed);
+        assert!(!status.is_reachable(0), "linked, and about to stop");
+        first.connected(link(), &view);
+        assert!(status.is_reachable(0), "it was started again");
+        let again = Arc::clone(first.by_node(node).expect("linked"));
+        assert!(first.disconnected(&again, &view));
         assert!(second.disconnected(&other, &view) && !status.is_reachable(0));
     }
 }

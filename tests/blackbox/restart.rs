@@ -100,7 +100,8 @@ async fn single_nodes_under_load() {
 }
 
 /// Whoever writes while one node after the other is stopped and started again loses no connection: a
-/// call that a node has taken is answered before it goes, and others never reach it.
+/// call that a node has taken is answered before it goes, and others never reach it. Two threads, for the
+/// one that waits for the node sleeps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_loses_no_call() {
     let mut cluster = Cluster::start(&datacenters(&[3]), &Options::small_ring()).await;
@@ -118,7 +119,9 @@ async fn a_rolling_restart_loses_no_call() {
                 }
                 match keyspace.put(format!("writer {writer} key {number}"), "value").await {
                     Ok(_) => drop(acknowledged.fetch_add(1, Ordering::Relaxed)),
-                    Err(it) if it.reason() == Reason::ConnectionLost => lost.push(it.to_string()),
+                    Err(it) if it.is_unknown_write() && !it.is_answer() => {
+                        lost.push(it.to_string())
+                    }
                     // A busy machine: answered, but too late.
                     Err(error) => println!("{error}"),
                 }
@@ -141,6 +144,53 @@ async fn a_rolling_restart_loses_no_call() {
     for writer in writers {
         let lost = within("a writer ends", PATIENCE, writer).await.expect("no panic");
         assert!(lost.is_empty(), "{} calls: {lost:#?}", lost.len());
+    }
+}
+
+/// A node that is stopped answers the others, too, and is asked nothing more: writes that need it have
+/// happened, or are refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_leaves_no_write_at_all_unknown() {
+    let mut cluster = Cluster::start(&datacenters(&[3]), &Options::small_ring()).await;
+    cluster.create(&Keyspace::named("plain")).await;
+    for at in 0..3 {
+        let others: Vec<_> = (0..3).filter(|it| *it != at).collect();
+        let client = cluster.client(&others).await;
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let writer = |writer: usize| {
+            let (keyspace, stop) = (client.keyspace("plain"), Arc::clone(&stop));
+            let acknowledged = Arc::clone(&acknowledged);
+            tokio::spawn(async move {
+                let mut unknown = Vec::new();
+                for number in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let key = format!("writer {writer} key {number}");
+                    match keyspace.put(key, "value").consistency(ConsistencyLevel::All).await {
+                        Ok(_) => drop(acknowledged.fetch_add(1, Ordering::Relaxed)),
+                        // A busy machine: answered, but too late.
+                        Err(error) if error.reason() == Reason::WriteTimeout => println!("{error}"),
+                        Err(error) if error.is_unknown_write() => unknown.push(error.to_string()),
+                        Err(_refused) => tokio::task::yield_now().await,
+                    }
+                }
+                unknown
+            })
+        };
+        let writers: Vec<_> = (0..16).map(writer).collect();
+        eventually("the load is under way", async || {
+            let count = acknowledged.load(Ordering::Relaxed);
+            if count >= 500 { Ok(()) } else { Err(format!("{count} of 500")) }
+        })
+        .await;
+        assert!(cluster.stop(at).success());
+        stop.store(true, Ordering::Relaxed);
+        for writer in writers {
+            let unknown = within("a writer ends", PATIENCE, writer).await.expect("no panic");
+            assert!(unknown.is_empty(), "{} calls: {unknown:#?}", unknown.len());
+        }
+        cluster.restart(&[at]).await;
     }
 }
 

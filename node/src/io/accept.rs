@@ -27,20 +27,23 @@ use super::{
 };
 use crate::counters::Counters;
 
-/// Accepts until `stop`, and then listens no more. `admit` turns a connection into what is served, or
-/// drops it.
+/// Accepts until `stop`: takes those that have connected by then, and listens no more. `admit` turns a
+/// connection into what is served, or drops it.
 pub(super) async fn accept<T>(
     mut listener: Box<dyn Listener>,
     admitted: mpsc::Sender<T>,
     stop: CancellationToken,
     admit: impl Fn(BoxedStream) -> Option<T>,
 ) {
-    loop {
+    let mut left_after_stop = BACKLOG;
+    while left_after_stop > 0 {
         let accepted = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
             it = listener.accept() => it,
+            () = stop.cancelled() => return,
         };
+        let stopping = stop.is_cancelled();
+        left_after_stop -= usize::from(stopping);
         match accepted {
             Ok((stream, _)) => {
                 if let Some(it) = admit(stream)
@@ -49,6 +52,7 @@ pub(super) async fn accept<T>(
                     return;
                 }
             }
+            Err(_) if stopping => return,
             Err(error) => {
                 // Out of file descriptors, or a connection that was gone before it was accepted.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -71,7 +75,7 @@ pub(super) async fn next_admitted<T>(
 }
 
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
-/// Connections accepted and not yet served.
+/// Connections accepted and not yet served, and those that are taken after a stop.
 const BACKLOG: usize = 64;
 
 /// Serves clients on one loop until `stop`, then lets open calls end and tells connections to go away.

@@ -61,6 +61,7 @@ impl IoLoop {
                 shared.clock_measured(from, &pong);
             }
             Some(Kind::Storages(storages)) => shared.hear_storages(&storages.seen),
+            Some(Kind::Leaving(_)) => shared.status(from).leaving.store(true, Ordering::Relaxed),
             None => Counters::count(&shared.counters.peer_messages_malformed),
         }
     }
@@ -93,6 +94,13 @@ impl IoLoop {
             if send(&peer.outbox, Kind::Storages(storages)) {
                 peer.status.storages_told.store(hash, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// Tells every peer that this node is about to stop.
+    pub fn say_leaving(&self) {
+        for peer in self.lock().peers.iter() {
+            send(&peer.outbox, Kind::Leaving(true));
         }
     }
 

@@ -27,9 +27,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body};
 
-use super::{accept::next_admitted, guard::GuardedStream};
+use super::guard::GuardedStream;
 
-/// Serves connections until `stop`, then takes no more and lets the open calls end.
+/// Serves connections for as long as somebody accepts them. Then tells them to go away, if `stop` was why,
+/// and lets the open calls end: who connects again at once must not find a port that is about to close.
 pub(super) async fn serve_http2<S>(
     mut incoming: mpsc::Receiver<GuardedStream>,
     limits: Http2Limits,
@@ -41,15 +42,16 @@ pub(super) async fn serve_http2<S>(
     S::Future: Send + 'static,
 {
     let (builder, connections) = (limits.builder(), TaskTracker::new());
-    while let Some(stream) = next_admitted(&mut incoming, &stop).await {
+    let goaway = CancellationToken::new();
+    while let Some(stream) = incoming.recv().await {
         let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
-        let stop = stop.clone();
+        let goaway = goaway.clone();
         connections.spawn(async move {
             let mut connection = pin!(connection);
             let ended = tokio::select! {
                 biased;
                 ended = connection.as_mut() => ended,
-                () = stop.cancelled() => {
+                () = goaway.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }
@@ -59,9 +61,8 @@ pub(super) async fn serve_http2<S>(
             }
         });
     }
-    drop(incoming);
-    // Else whoever accepts is gone, and nobody has told the connections to end: not to be waited for.
     if stop.is_cancelled() {
+        goaway.cancel();
         connections.close();
         connections.wait().await;
     }

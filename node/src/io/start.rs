@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     accept::{serve_clients, serve_peers},
     gossip::{Gossip, GossipEvent},
-    io_loop::IoLoop,
+    io_loop::{IoLoop, LoopState},
     links::{Links, Origins},
     metrics_http::serve_metrics,
     real::{SystemClock, TcpNetwork, system_seed},
@@ -214,11 +214,17 @@ impl RunningNode {
     pub async fn stop(mut self) {
         self.shared.draining.store(true, Ordering::Relaxed);
         let deadline = Instant::now() + Duration::from_millis(self.shared.config.shutdown_grace_ms);
-        wait(deadline, || !self.in_flight()).await;
+        wait_until(deadline, || !self.in_flight()).await;
         // Only now: who asks meanwhile, for a call or for the node's health, is answered.
         self.shared.goaway.cancel();
-        let connections = &self.shared.connections;
-        wait(Instant::now() + GOAWAY_TIME, || connections.load(Ordering::Relaxed) == 0).await;
+        let patience = Instant::now() + GOAWAY_TIME;
+        wait_until(deadline.max(patience), || {
+            let all_gone = self.shared.connections.load(Ordering::Relaxed) == 0;
+            // A call that was taken just before has the time of all others; who is silent has not.
+            all_gone || Instant::now() >= patience && !self.in_flight()
+        })
+        .await;
+        self.loops.iter().for_each(|it| it.say_leaving());
         self.gossip.leave().await;
         tokio::time::sleep(LEAVE_TIME).await;
         self.end(true).await;
@@ -230,7 +236,8 @@ impl RunningNode {
     }
 
     fn in_flight(&self) -> bool {
-        self.loops.iter().any(|it| it.lock().operations.len() > 0)
+        let waits = |it: &LoopState| it.operations.len() > 0 || it.unanswered > 0;
+        self.loops.iter().any(|it| waits(&it.lock()))
     }
 
     async fn end(&mut self, flush: bool) {
@@ -262,7 +269,7 @@ impl RunningNode {
 }
 
 /// Waits until something is so, but not for ever.
-async fn wait(deadline: Instant, is_so: impl Fn() -> bool) {
+async fn wait_until(deadline: Instant, is_so: impl Fn() -> bool) {
     while !is_so() && Instant::now() < deadline {
         tokio::time::sleep(DRAIN_POLL).await;
     }
@@ -272,7 +279,7 @@ async fn wait(deadline: Instant, is_so: impl Fn() -> bool) {
 const DRAIN_POLL: Duration = Duration::from_millis(10);
 /// How long clients are waited for to read their last answers and close: some round trips.
 const GOAWAY_TIME: Duration = Duration::from_secs(1);
-/// What the last packets need to leave.
+/// What the last packets need to leave, and the last answers to other nodes.
 const LEAVE_TIME: Duration = Duration::from_millis(100);
 
 /// A node whose loops are run by the caller: on threads in `start`, as tasks in a simulation.

@@ -1,0 +1,116 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    sync::Semaphore,
+};
+use tonic::Status;
+
+use super::*;
+use crate::{
+    ClientConfig,
+    call::failure,
+    connect::{Connecting, Connection, Connector, authority_of},
+    retry::Progress,
+};
+
+/// Refuses each connection once it may.
+struct Refusing {
+    begun: AtomicUsize,
+    may_end: Arc<Semaphore>,
+}
+
+impl Connector for Refusing {
+    fn connect(&self, _: &str) -> Connecting {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        let may_end = Arc::clone(&self.may_end);
+        Box::pin(async move {
+            may_end.acquire().await.expect("it is not closed").forget();
+            Err(io::Error::from(io::ErrorKind::ConnectionRefused))
+        })
+    }
+}
+
+/// Connects to the other ends of pipes that were made before.
+struct Piped(Mutex<Vec<DuplexStream>>);
+
+impl Connector for Piped {
+    fn connect(&self, _: &str) -> Connecting {
+        let stream = self.0.lock().expect("nobody panics with it").pop();
+        Box::pin(async move {
+            let stream = stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+            Ok(Box::new(stream) as Box<dyn Connection>)
+        })
+    }
+}
+
+/// What becomes of a call whose request is answered with these bytes, and then with the end.
+async fn answered_with(frames: &'static [u8]) -> Progress {
+    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const HEADERS: u8 = 1;
+    let (ours, mut theirs) = tokio::io::duplex(64 << 10);
+    let connector = Arc::new(Piped(Mutex::new(vec![ours])));
+    let config = ClientConfig { connector, ..ClientConfig::default() };
+    let authority = authority_of("127.0.0.1:1").expect("it is one");
+    let mut channel = Channel::new(authority, Arc::new(Dialer::new(&config)));
+    tokio::spawn(async move {
+        theirs.write_all(SETTINGS).await?;
+        let mut preface = [0; 24];
+        theirs.read_exact(&mut preface).await?;
+        loop {
+            let mut head = [0; 9];
+            theirs.read_exact(&mut head).await?;
+            let [high, middle, low, kind, ..] = head;
+            let length = u32::from_be_bytes([0, high, middle, low]);
+            tokio::io::copy(&mut (&mut theirs).take(length.into()), &mut tokio::io::sink()).await?;
+            if kind == HEADERS {
+                theirs.write_all(frames).await?;
+                return theirs.shutdown().await;
+            }
+        }
+    });
+    let body = Body::new(String::from("a call"));
+    let error = channel.call(Request::new(body)).await.expect_err("no answer");
+    failure(&Status::from_error(error)).progress
+}
+
+#[tokio::test]
+async fn what_a_node_turns_away_was_never_taken() {
+    const GOAWAY_BEFORE_IT: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    const GOAWAY_AFTER_IT: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+    const REFUSED: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 7];
+    const CANCELLED: &[u8] = &[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
+    assert_eq!(answered_with(GOAWAY_BEFORE_IT).await, Progress::NeverTaken);
+    for frames in [GOAWAY_AFTER_IT, REFUSED, CANCELLED, b""] {
+        assert_eq!(answered_with(frames).await, Progress::NoAnswer, "{frames:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_to_connect_is_for_all_who_wait_and_outlives_who_began_it() {
+    let may_end = Arc::new(Semaphore::new(0));
+    let connector =
+        Arc::new(Refusing { begun: AtomicUsize::new(0), may_end: Arc::clone(&may_end) });
+    let config = ClientConfig { connector: connector.clone(), ..ClientConfig::default() };
+    let authority = authority_of("127.0.0.1:1").expect("it is one");
+    let channel = Channel::new(authority, Arc::new(Dialer::new(&config)));
+    let call = || {
+        let mut channel = channel.clone();
+        tokio::spawn(async move { channel.call(Request::new(Body::empty())).await })
+    };
+    let (first, others) = (call(), [call(), call()]);
+    while connector.begun.load(Ordering::Relaxed) == 0 {
+        tokio::task::yield_now().await;
+    }
+    first.abort();
+    assert!(first.await.is_err_and(|it| it.is_cancelled()));
+    may_end.add_permits(1);
+    for other in others {
+        let error = other.await.expect("it does not panic").expect_err("nobody listens");
+        assert!(error.is::<ConnectError>(), "{error}");
+    }
+    assert_eq!(connector.begun.load(Ordering::Relaxed), 1);
+    may_end.add_permits(1);
+    assert!(call().await.expect("it does not panic").is_err(), "another attempt ends too");
+    assert_eq!(connector.begun.load(Ordering::Relaxed), 2);
+}
