@@ -158,7 +158,8 @@ pub struct Shared {
     pub metadata_changed: Notify,
     /// No new operations are taken.
     pub draining: AtomicBool,
-    /// Cancelled when clients are to connect elsewhere: connections get a GOAWAY, and no more are accepted.
+    /// Cancelled when clients are to connect elsewhere, and other nodes to ask others: connections get a
+    /// GOAWAY, no more are accepted, and pings say so.
     pub goaway: CancellationToken,
     /// Why the node stopped taking writes, if it did.
     failure: OnceLock<StopReason>,

@@ -49,19 +49,16 @@ impl IoLoop {
             }
             Some(Kind::AgreementReply(bytes)) => shared.changes.replied(from, bytes),
             Some(Kind::Ping(ping)) => {
-                shared.clock_told(from, Hlc(ping.clock));
-                shared.hear_ping(from, &ping);
+                shared.take_ping(from, &ping);
                 send(outbox, Kind::Pong(shared.ping(ping.sent_us)));
             }
             Some(Kind::Pong(pong)) => {
-                shared.clock_told(from, Hlc(pong.clock));
-                shared.hear_ping(from, &pong);
+                shared.take_ping(from, &pong);
                 let round_trip_us = shared.elapsed_us().saturating_sub(pong.sent_us);
                 shared.status(from).measured(round_trip_us);
                 shared.clock_measured(from, &pong);
             }
             Some(Kind::Storages(storages)) => shared.hear_storages(&storages.seen),
-            Some(Kind::Leaving(_)) => shared.status(from).leaving.store(true, Ordering::Relaxed),
             None => Counters::count(&shared.counters.peer_messages_malformed),
         }
     }
@@ -97,10 +94,10 @@ impl IoLoop {
         }
     }
 
-    /// Tells every peer that this node is about to stop.
-    pub fn say_leaving(&self) {
+    /// Tells every peer at once what a ping tells.
+    pub fn ping_all(&self) {
         for peer in self.lock().peers.iter() {
-            send(&peer.outbox, Kind::Leaving(true));
+            send(&peer.outbox, Kind::Ping(self.shared.ping(self.shared.elapsed_us())));
         }
     }
 
@@ -154,6 +151,12 @@ pub(super) fn send(outbox: &Outbox, kind: Kind) -> bool {
 }
 
 impl Shared {
+    fn take_ping(self: &Arc<Self>, from: NodeId, ping: &Ping) {
+        self.clock_told(from, Hlc(ping.clock));
+        self.hear_ping(from, ping);
+        self.status(from).leaving.store(ping.leaving, Ordering::Relaxed);
+    }
+
     fn ping(&self, sent_us: u64) -> Ping {
         Ping {
             sent_us,
@@ -161,6 +164,7 @@ impl Shared {
             clock_ceiling: self.clock.ceiling().0,
             clock: self.clock.highest().0,
             storage_id: Bytes::copy_from_slice(&self.storage_id().to_bytes()),
+            leaving: self.goaway.is_cancelled(),
         }
     }
 
