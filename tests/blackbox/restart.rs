@@ -8,9 +8,10 @@ use std::{
     },
 };
 
-use client::{ConsistencyLevel, WriteItem};
+use client::{Client, ConsistencyLevel, WriteItem};
 use model::Key;
 use proto::{Reason, v1};
+use tokio::task::JoinHandle;
 
 use crate::harness::{
     Cluster, Keyspace, Options, PATIENCE, datacenters, eventually, quorate, within,
@@ -99,52 +100,76 @@ async fn single_nodes_under_load() {
     }
 }
 
-/// Whoever writes while one node after the other is stopped and started again loses no connection: a
-/// call that a node has taken is answered before it goes, and others never reach it. Two threads, for the
-/// one that waits for the node sleeps.
+/// Sixteen writers, each of its own keys, that go on whatever they are told.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicU64>,
+    tasks: Vec<JoinHandle<Vec<String>>>,
+}
+
+impl Writers {
+    fn start(client: &Client, level: ConsistencyLevel) -> Self {
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let writer = |writer: usize| {
+            let (keyspace, stop) = (client.keyspace("plain"), Arc::clone(&stop));
+            let acknowledged = Arc::clone(&acknowledged);
+            tokio::spawn(async move {
+                let mut lost = Vec::new();
+                for number in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let key = format!("writer {writer} key {number}");
+                    match keyspace.put(key, "value").consistency(level).await {
+                        Ok(_) => drop(acknowledged.fetch_add(1, Ordering::Relaxed)),
+                        // A busy machine: answered, but too late.
+                        Err(it) if it.reason() == Reason::WriteTimeout && it.is_answer() => {}
+                        Err(it) if it.is_unknown_write() => lost.push(it.to_string()),
+                        Err(_refused) => tokio::task::yield_now().await,
+                    }
+                }
+                lost
+            })
+        };
+        let tasks = (0..16).map(writer).collect();
+        Self { stop, acknowledged, tasks }
+    }
+
+    /// Waits for so many more acknowledged writes.
+    async fn go_on(&self, more: u64) {
+        let wanted = self.acknowledged.load(Ordering::Relaxed) + more;
+        eventually("the load goes on", async || {
+            let count = self.acknowledged.load(Ordering::Relaxed);
+            if count >= wanted { Ok(()) } else { Err(format!("{count} of {wanted}")) }
+        })
+        .await;
+    }
+
+    /// Stops them. Panics if they do not know of a write whether it happened.
+    async fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            let lost = within("a writer ends", PATIENCE, task).await.expect("no panic");
+            assert!(lost.is_empty(), "{} calls: {lost:#?}", lost.len());
+        }
+    }
+}
+
+/// Whoever writes while one node after the other is stopped and started again notices nothing: a call
+/// that a node has taken is answered before it goes, and others never reach it. Two threads, for the one
+/// that waits for the node sleeps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_loses_no_call() {
     let mut cluster = Cluster::start(&datacenters(&[3]), &Options::small_ring()).await;
     cluster.create(&Keyspace::named("plain")).await;
     let client = cluster.client(&[0, 1, 2]).await;
-    let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-    let writer = |writer: usize| {
-        let (keyspace, stop) = (client.keyspace("plain"), Arc::clone(&stop));
-        let acknowledged = Arc::clone(&acknowledged);
-        tokio::spawn(async move {
-            let mut lost = Vec::new();
-            for number in 0.. {
-                if stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                match keyspace.put(format!("writer {writer} key {number}"), "value").await {
-                    Ok(_) => drop(acknowledged.fetch_add(1, Ordering::Relaxed)),
-                    Err(it) if it.is_unknown_write() && !it.is_answer() => {
-                        lost.push(it.to_string())
-                    }
-                    // A busy machine: answered, but too late.
-                    Err(error) => println!("{error}"),
-                }
-            }
-            lost
-        })
-    };
-    let writers: Vec<_> = (0..16).map(writer).collect();
+    let writers = Writers::start(&client, ConsistencyLevel::Quorum);
     for at in [0, 1, 2, 0, 1, 2] {
-        let wanted = acknowledged.load(Ordering::Relaxed) + 1_000;
-        eventually("the load goes on", async || {
-            let count = acknowledged.load(Ordering::Relaxed);
-            if count >= wanted { Ok(()) } else { Err(format!("{count} of {wanted}")) }
-        })
-        .await;
+        writers.go_on(1_000).await;
         assert!(cluster.stop(at).success());
         cluster.restart(&[at]).await;
     }
-    stop.store(true, Ordering::Relaxed);
-    for writer in writers {
-        let lost = within("a writer ends", PATIENCE, writer).await.expect("no panic");
-        assert!(lost.is_empty(), "{} calls: {lost:#?}", lost.len());
-    }
+    writers.end().await;
 }
 
 /// A node that is stopped answers the others, too, and is asked nothing more: writes that need it have
@@ -155,41 +180,10 @@ async fn a_stop_leaves_no_write_at_all_unknown() {
     cluster.create(&Keyspace::named("plain")).await;
     for at in 0..3 {
         let others: Vec<_> = (0..3).filter(|it| *it != at).collect();
-        let client = cluster.client(&others).await;
-        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let writer = |writer: usize| {
-            let (keyspace, stop) = (client.keyspace("plain"), Arc::clone(&stop));
-            let acknowledged = Arc::clone(&acknowledged);
-            tokio::spawn(async move {
-                let mut unknown = Vec::new();
-                for number in 0.. {
-                    if stop.load(Ordering::Relaxed) {
-                        break;
-                    }
-                    let key = format!("writer {writer} key {number}");
-                    match keyspace.put(key, "value").consistency(ConsistencyLevel::All).await {
-                        Ok(_) => drop(acknowledged.fetch_add(1, Ordering::Relaxed)),
-                        // A busy machine: answered, but too late.
-                        Err(error) if error.reason() == Reason::WriteTimeout => println!("{error}"),
-                        Err(error) if error.is_unknown_write() => unknown.push(error.to_string()),
-                        Err(_refused) => tokio::task::yield_now().await,
-                    }
-                }
-                unknown
-            })
-        };
-        let writers: Vec<_> = (0..16).map(writer).collect();
-        eventually("the load is under way", async || {
-            let count = acknowledged.load(Ordering::Relaxed);
-            if count >= 500 { Ok(()) } else { Err(format!("{count} of 500")) }
-        })
-        .await;
+        let writers = Writers::start(&cluster.client(&others).await, ConsistencyLevel::All);
+        writers.go_on(500).await;
         assert!(cluster.stop(at).success());
-        stop.store(true, Ordering::Relaxed);
-        for writer in writers {
-            let unknown = within("a writer ends", PATIENCE, writer).await.expect("no panic");
-            assert!(unknown.is_empty(), "{} calls: {unknown:#?}", unknown.len());
-        }
+        writers.end().await;
         cluster.restart(&[at]).await;
     }
 }

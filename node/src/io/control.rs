@@ -94,10 +94,15 @@ impl IoLoop {
         }
     }
 
-    /// Tells every peer at once what a ping tells.
-    pub fn ping_all(&self) {
-        for peer in self.lock().peers.iter() {
-            send(&peer.outbox, Kind::Ping(self.shared.ping(self.shared.elapsed_us())));
+    /// Says the same to every peer, and how it is with this node by now.
+    pub fn greet_all(&self) {
+        let peers: Vec<_> = {
+            let mut state = self.lock();
+            state.peers.follow(&self.shared.view.load());
+            state.peers.iter().cloned().collect()
+        };
+        for peer in peers {
+            self.greet(&peer);
         }
     }
 
@@ -119,14 +124,7 @@ impl IoLoop {
                 () = self.shared.metadata_changed.notified() => {}
                 () = tokio::time::sleep(interval) => {}
             }
-            let peers: Vec<_> = {
-                let mut state = self.lock();
-                state.peers.follow(&self.shared.view.load());
-                state.peers.iter().cloned().collect()
-            };
-            for peer in peers {
-                self.greet(&peer);
-            }
+            self.greet_all();
             self.mark_again();
         }
     }

@@ -217,7 +217,7 @@ impl RunningNode {
         wait_until(deadline, || !self.in_flight()).await;
         // Only now: who asks meanwhile, for a call or for the node's health, is answered.
         self.shared.goaway.cancel();
-        self.loops.iter().for_each(|it| it.ping_all());
+        self.loops.iter().for_each(|it| it.greet_all());
         let patience = Instant::now() + GOAWAY_TIME;
         wait_until(deadline.max(patience), || {
             let all_gone = self.shared.connections.load(Ordering::Relaxed) == 0;
