@@ -33,7 +33,6 @@ pub struct History<'a> {
 /// `hash` is any fixed hash of the key.
 pub fn receive(
     hash: u64,
-    key: &[u8],
     stored: Option<&Stored>,
     incoming: Version,
     recent: &mut RecentVersions,
@@ -42,7 +41,7 @@ pub fn receive(
         return (WriteAnswer::Applied, Some(Hlc::ZERO));
     };
     let current = record.version();
-    let Remembered { versions, before } = recent.of(hash, key, current);
+    let Remembered { versions, before } = recent.of(hash, current);
     let history = History { current, previous: *previous, recent: versions, before_recent: before };
     let answer = judge(Some(history), incoming);
     if incoming <= current {
@@ -51,7 +50,7 @@ pub fn receive(
     if Mutant::PreviousLost.is_on() {
         return (answer, Some(Hlc::ZERO));
     }
-    recent.replace(hash, key, *previous, current, incoming);
+    recent.replace(hash, *previous, current, incoming);
     (answer, Some(current.hlc))
 }
 

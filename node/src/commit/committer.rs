@@ -299,7 +299,7 @@ impl<S: Storage> Committer<S> {
         };
         let version = record.version();
         let recent = &mut self.recent;
-        let (answer, newest) = receive(hash, key.as_bytes(), stored.as_ref(), version, recent);
+        let (answer, newest) = receive(hash, stored.as_ref(), version, recent);
         if let Some(previous) = newest {
             if !self.stage_record(hash, key, stored, Stored { record, previous }) {
                 return (WriteAnswer::Refused(Refusal::NotReady), None);

@@ -197,8 +197,8 @@ impl State {
     ) -> (WriteAnswer, Option<Record>) {
         let before = &self.replicas[replica].held;
         let (there, mut recent) = (before.record().cloned(), before.recent.clone());
-        let (key, version) = (storage_key().as_bytes(), record.version());
-        let (answer, newest) = receive(0, key, before.stored.as_ref(), version, &mut recent);
+        let version = record.version();
+        let (answer, newest) = receive(0, before.stored.as_ref(), version, &mut recent);
         if let Some(previous) = newest {
             let stored = Some(Stored { record: record.clone(), previous });
             self.replicas[replica].held = Hashed::new(match bounds.memory {
