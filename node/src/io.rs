@@ -32,6 +32,7 @@ mod real;
 mod recall;
 mod recount;
 mod request;
+mod running;
 mod scan;
 mod scan_range;
 mod scrub;
@@ -48,7 +49,8 @@ pub use gossip::{Directory, Gossip, GossipEvent};
 pub(crate) use handoff::HandoffBoard;
 pub use io_loop::IoLoop;
 pub use real::{SystemClock, TcpNetwork};
-pub use start::{Node, RunningNode, StartError, start};
+pub use running::RunningNode;
+pub use start::{Node, StartError, start};
 pub use witness::WitnessBoard;
 pub use world::{
     Blocking, Boxed, BoxedStream, DiskPace, Listener, Network, Stream, WallClock, World,

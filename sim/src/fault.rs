@@ -48,6 +48,11 @@ pub enum Fault {
         /// How.
         kind: EndKind,
     },
+    /// A process is asked to stop, as for an upgrade, and starts again when the fault ends.
+    Stop {
+        /// The node.
+        node: usize,
+    },
     /// A process ends at an exact point of a group of commits.
     EndAt {
         /// The node.
@@ -173,6 +178,7 @@ impl Fault {
             Self::Resets { .. } => "broken connections",
             Self::End { kind: EndKind::Crash, .. } => "crash",
             Self::End { kind: EndKind::PowerLoss, .. } => "power loss",
+            Self::Stop { .. } => "stop",
             Self::EndAt { .. } => "crash at a point",
             Self::DatacenterEnd { .. } => "datacenter lost",
             Self::SlowDisk { .. } => "slow disk",
@@ -201,6 +207,7 @@ impl Fault {
         "broken connections",
         "crash",
         "power loss",
+        "stop",
         "crash at a point",
         "datacenter lost",
         "slow disk",

@@ -304,6 +304,16 @@ impl World {
         self.links.heal(&self.sim, id);
     }
 
+    /// Asks a node to stop, as its operator does, if it runs. It ends by itself. False if it did not run.
+    pub fn stop_node(&self, index: usize) -> bool {
+        let node = &self.nodes[index];
+        if node.running {
+            node.controls.ask_to_stop();
+            self.say(format_args!("{} is asked to stop", node.name));
+        }
+        node.running
+    }
+
     /// Ends a node's process, if it runs.
     pub fn end_node(&mut self, index: usize, kind: EndKind) {
         let node = &mut self.nodes[index];

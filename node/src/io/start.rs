@@ -1,4 +1,4 @@
-//! Starts a node and stops it.
+//! Starts a node.
 
 mod error;
 
@@ -10,18 +10,19 @@ use std::{
     time::Duration,
 };
 
-use model::{Metadata, NodeId};
-use tokio::{sync::mpsc, time::Instant};
+use model::Metadata;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     accept::{serve_clients, serve_peers},
     gossip::{Gossip, GossipEvent},
-    io_loop::{IoLoop, LoopState},
+    io_loop::IoLoop,
     links::{Links, Origins},
     metrics_http::serve_metrics,
     real::{SystemClock, TcpNetwork, system_seed},
     recall::{open_identity, open_witness, sweep_dropped_keyspaces},
+    running::RunningNode,
     serve::deliver,
     world::{Blocking, Listener, Network, World},
 };
@@ -31,7 +32,7 @@ use crate::{
     commit::{CommitQueue, CommitSettings, CommitStage, Committer, run_as_task, run_on_thread},
     config::NodeConfig,
     membership::Member,
-    shared::{Shared, StopReason, system_key},
+    shared::{Shared, system_key},
     snapshot::{SnapshotFolder, forget_restored, is_restored},
     storage::{
         Space, Storage, StorageError,
@@ -40,16 +41,6 @@ use crate::{
     },
     view::View,
 };
-
-/// A node that runs on threads of its own.
-pub struct RunningNode {
-    shared: Arc<Shared>,
-    gossip: Arc<Gossip>,
-    stop: CancellationToken,
-    loops: Vec<Arc<IoLoop>>,
-    threads: Vec<JoinHandle<()>>,
-    commits: Option<JoinHandle<Committer<Arc<dyn Storage>>>>,
-}
 
 /// Starts a node in its data directory. Returns when it listens. May be called from anywhere, async
 /// code included: it blocks for as long as the database takes to open.
@@ -118,8 +109,7 @@ fn start_here(config: NodeConfig, resources: &RocksShared) -> Result<RunningNode
         };
         threads.push(spawn(&format!("io-{index}"), run)?);
     }
-    let Node { shared, gossip, loops, .. } = node;
-    Ok(RunningNode { shared, gossip, stop, loops, threads, commits: Some(commits) })
+    Ok(RunningNode { node, stop, threads, commits: Some(commits) })
 }
 
 /// Waits until the others would believe this node's clock (C5): it resumes at its durable ceiling,
@@ -160,7 +150,7 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the threads of a node that runs by itself")]
-fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(name.to_owned()).spawn(run)
 }
 
@@ -177,117 +167,12 @@ const BLOCKING_THREADS_MAX: usize = 16;
 /// How long reads under way are waited for when a node ends.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-impl RunningNode {
-    /// The node's id.
-    pub fn node_id(&self) -> NodeId {
-        self.shared.identity.node
-    }
-
-    /// Where clients connect.
-    pub fn client_address(&self) -> SocketAddr {
-        self.shared.identity.client_address
-    }
-
-    /// Where nodes connect.
-    pub fn peer_address(&self) -> SocketAddr {
-        self.shared.identity.peer_address
-    }
-
-    /// Where Prometheus asks for metrics, if they are served.
-    pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.shared.config.metrics_listen
-    }
-
-    /// Waits until the node ends by itself, and tells why.
-    pub async fn stopped(&mut self) -> Result<(), StopReason> {
-        loop {
-            let failed = self.shared.failed.notified();
-            if let Some(reason) = self.shared.failure() {
-                return Err(reason.clone());
-            }
-            failed.await;
-        }
-    }
-
-    /// Stops gracefully: takes no new calls, lets those in flight end, sends clients elsewhere, tells the
-    /// others, and leaves everything on disk so that the next start is fast.
-    pub async fn stop(mut self) {
-        self.shared.draining.store(true, Ordering::Relaxed);
-        let deadline = Instant::now() + Duration::from_millis(self.shared.config.shutdown_grace_ms);
-        wait_until(deadline, || !self.in_flight()).await;
-        // Only now: who asks meanwhile, for a call or for the node's health, is answered.
-        self.shared.goaway.cancel();
-        self.loops.iter().for_each(|it| it.greet_all());
-        let patience = Instant::now() + GOAWAY_TIME;
-        wait_until(deadline.max(patience), || {
-            let all_gone = self.shared.connections.load(Ordering::Relaxed) == 0;
-            // A call that was taken just before has the time of all others; who is silent has not.
-            all_gone || Instant::now() >= patience && !self.in_flight()
-        })
-        .await;
-        self.gossip.leave().await;
-        tokio::time::sleep(LEAVE_TIME).await;
-        self.end(true).await;
-    }
-
-    /// Ends the node at once, as a crash of its process would: connections break, nothing is said.
-    pub async fn abort(mut self) {
-        self.end(false).await;
-    }
-
-    fn in_flight(&self) -> bool {
-        let waits = |it: &LoopState| it.operations.len() > 0 || it.unanswered > 0;
-        self.loops.iter().any(|it| waits(&it.lock()))
-    }
-
-    async fn end(&mut self, flush: bool) {
-        self.stop.cancel();
-        self.shared.commits.close();
-        let threads = std::mem::take(&mut self.threads);
-        let commits = self.commits.take();
-        let shared = Arc::clone(&self.shared);
-        let join = move || {
-            // A panic there has been reported by the panic hook.
-            for thread in threads {
-                let _ = thread.join();
-            }
-            let _ = commits.map(JoinHandle::join);
-            if flush && let Err(error) = shared.world.storage.flush() {
-                tracing::error!(%error, "the last flush failed; the log still has everything");
-            }
-        };
-        let (done, joined) = tokio::sync::oneshot::channel();
-        let spawned = spawn("stop", move || {
-            join();
-            let _ = done.send(());
-        });
-        if spawned.is_ok() {
-            // The thread always sends before it ends.
-            let _ = joined.await;
-        }
-    }
-}
-
-/// Waits until something is so, but not for ever.
-async fn wait_until(deadline: Instant, is_so: impl Fn() -> bool) {
-    while !is_so() && Instant::now() < deadline {
-        tokio::time::sleep(DRAIN_POLL).await;
-    }
-}
-
-/// How often a stop looks whether everything has ended.
-const DRAIN_POLL: Duration = Duration::from_millis(10);
-/// How long clients are waited for to read their last answers and close: some round trips.
-const GOAWAY_TIME: Duration = Duration::from_secs(1);
-/// What the last packets need to leave, and the last answers to other nodes.
-const LEAVE_TIME: Duration = Duration::from_millis(100);
-
 /// A node whose loops are run by the caller: on threads in `start`, as tasks in a simulation.
 #[derive(Clone)]
 pub struct Node {
     /// What its loops share.
     pub shared: Arc<Shared>,
-    gossip: Arc<Gossip>,
+    pub(super) gossip: Arc<Gossip>,
     links: Links,
     /// Its loops.
     pub loops: Vec<Arc<IoLoop>>,

@@ -152,6 +152,7 @@ impl ActiveFault {
         match &self.fault {
             Fault::Cut(cut) => world.cut(self.id * IDS, cut.clone()),
             Fault::End { node, kind } => return self.end_process(world, *node, *kind),
+            Fault::Stop { node } => return world.stop_node(*node),
             Fault::EndAt { node, stage, groups, .. } => {
                 world.nodes[*node].controls.freeze_at(self.id, *stage, *groups);
                 return false;
@@ -260,7 +261,7 @@ impl ActiveFault {
     /// The nodes that it ends, and that start when it is over.
     fn downs(&self, world: &World) -> Vec<usize> {
         match self.fault {
-            Fault::End { node, .. } | Fault::Wipe { node } => vec![node],
+            Fault::End { node, .. } | Fault::Stop { node } | Fault::Wipe { node } => vec![node],
             Fault::EndAt { node, .. } | Fault::RollBack { node } if self.has_struck => vec![node],
             // A failed write ends the node.
             Fault::DiskErrors { node, .. } => vec![node],

@@ -88,7 +88,7 @@ fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
             _ => Fault::Rot { node, rows: 10 },
         };
     }
-    match random.random_range(0..21) {
+    match random.random_range(0..22) {
         0..=3 => Fault::Cut(draw_cut(random, shape)),
         4 => draw_swizzle(random, places.len()),
         5 => {
@@ -124,6 +124,7 @@ fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
         },
         18 => Fault::Pause { node },
         19 => Fault::Late { node, rows: 20 },
+        20 => Fault::Stop { node },
         _ => Fault::Overload,
     }
 }

@@ -17,7 +17,7 @@ use node::replica::{RecentVersions, Stored, receive};
 
 use super::{
     Bounds, Memory,
-    operation::{Event, Machine, READ_AT, Reply, Running, storage_key},
+    operation::{Event, Machine, READ_AT, Reply, Running},
 };
 
 /// The replicas of the key: a quorum is two.

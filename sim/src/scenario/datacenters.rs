@@ -108,6 +108,7 @@ fn impaired() -> Vec<Scenario> {
     let restarts = (0..9).map(|node| {
         lasting(600 + node as u64 * 1_200, 700, Fault::End { node, kind: EndKind::Crash })
     });
+    let stops = (0..9).map(|node| lasting(600 + node as u64 * 2_000, 1_500, Fault::Stop { node }));
     vec![
         scenario(
             "datacenter-flapping",
@@ -155,6 +156,13 @@ fn impaired() -> Vec<Scenario> {
             "All nine nodes are killed and started, one after another.",
             restarts.collect(),
             Judged { faults_ms: 12_000, judged_ms: (0, 12_000), ..Judged::loosely(LOCAL) },
+        ),
+        scenario(
+            "rolling-stop",
+            "All nine nodes are stopped, as for an upgrade, and started, one after another. Nobody notices \
+             but who asks for all replicas.",
+            stops.collect(),
+            Judged { faults_ms: 20_000, judged_ms: (0, 20_000), ..Judged::loosely(ALL_BUT_ALL) },
         ),
     ]
 }

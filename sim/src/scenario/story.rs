@@ -135,6 +135,7 @@ fn died_with_its_coordinator(probe: &Probe, failure: &Failure, report: &Report) 
 
 fn judge(failure: &Failure, availability: &[Availability]) -> Vec<Violation> {
     let mut violations = silent(failure, availability);
+    let all_say_so = failure.faults.iter().all(|it| matches!(it.fault, Fault::Stop { .. }));
     for it in availability {
         let goes_on = if it.inside { failure.inside_goes_on } else { failure.outside_goes_on };
         let (answered, called) = (it.writes.0 + it.reads.0, it.writes.1 + it.reads.1);
@@ -153,6 +154,11 @@ fn judge(failure: &Failure, availability: &[Availability]) -> Vec<Violation> {
             } else if it.unknown > 0 && !goes_on.is_empty() {
                 violated(format!("{} writes of unknown outcome, and nothing is sent", it.unknown));
             }
+        } else if all_say_so && it.unknown > 0 {
+            violated(format!(
+                "{} writes of unknown outcome, and who stopped had said so",
+                it.unknown
+            ));
         }
     }
     violations

@@ -18,6 +18,7 @@ use node::{
     },
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio_util::sync::CancellationToken;
 
 use super::network::Connections;
 
@@ -49,6 +50,7 @@ struct Inner {
     node: Option<Node>,
     ended: Option<String>,
     replaces: Option<NodeId>,
+    stop: CancellationToken,
 }
 
 impl Controls {
@@ -71,6 +73,7 @@ impl Controls {
                 node: None,
                 ended: None,
                 replaces: None,
+                stop: CancellationToken::new(),
             }),
         })
     }
@@ -105,6 +108,18 @@ impl Controls {
     /// Whose place the node takes.
     pub fn replaces(&self) -> Option<NodeId> {
         self.lock().replaces
+    }
+
+    /// A new life begins, which nobody has asked to stop. Says when somebody does.
+    pub fn begin(&self) -> CancellationToken {
+        let stop = CancellationToken::new();
+        self.lock().stop = stop.clone();
+        stop
+    }
+
+    /// Asks the node to stop, as its operator does.
+    pub fn ask_to_stop(&self) {
+        self.lock().stop.cancel();
     }
 
     /// Notes why the node ended by itself.

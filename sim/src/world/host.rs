@@ -3,6 +3,7 @@
 use std::{
     io,
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -61,6 +62,8 @@ enum HostError {
     Storage(#[from] StorageError),
     #[error("{0}")]
     Stopped(String),
+    #[error("it was asked to stop")]
+    Asked,
 }
 
 /// Runs a node on its host until the simulation ends it, or it ends itself: then the controls say
@@ -74,34 +77,9 @@ pub(crate) async fn run_host(settings: HostSettings) {
 }
 
 async fn live(settings: HostSettings) -> Result<(), HostError> {
-    let controls = settings.controls;
-    let address = |port| SocketAddr::new(turmoil::lookup(settings.name.as_str()), port);
-    let mut no_hints_for = vec![settings.datacenter.clone()];
-    no_hints_for.retain(|_| settings.bounds.no_hints);
-    let config = NodeConfig {
-        listen: address(CLIENT_PORT),
-        peer_listen: address(PEER_PORT),
-        datacenter: settings.datacenter,
-        rack: settings.rack,
-        join: settings.join.iter().map(|it| format!("{it}:{PEER_PORT}")).collect(),
-        operations_in_flight_max: settings.bounds.operations,
-        peer_queue_bytes_max: settings.bounds.peer_queue_bytes,
-        hint_bytes_per_target_max: settings.bounds.hint_bytes,
-        hint_age_ms_max: settings.bounds.hint_age_ms,
-        any_hint_bytes_max: settings.bounds.any_hint_bytes,
-        commit_queue: QueueLimits {
-            items_max: settings.bounds.commit_queue_items,
-            ..QueueLimits::default()
-        },
-        no_hints_for,
-        replace: controls.replaces(),
-        exchange_interval_ms: settings.bounds.exchange_interval_ms,
-        exchange_settle_ms: settings.bounds.exchange_settle_ms,
-        fence_lag_ms: settings.bounds.fence_lag_ms,
-        purge_interval_ms: settings.bounds.purge_interval_ms,
-        scrub_interval_ms: settings.bounds.scrub_interval_ms,
-        ..NodeConfig::default()
-    };
+    let controls = Arc::clone(&settings.controls);
+    let asked = controls.begin();
+    let config = config(&settings, &controls);
     let world = World {
         clock: Arc::new(SimClock(Arc::clone(&controls))),
         network: Arc::new(SimNetwork(Some(Arc::clone(&controls)))),
@@ -121,7 +99,12 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
     let commits = node.clone().run_commits(async move |stage| pacing.pace(stage).await);
     let stop = CancellationToken::new();
     let (shared, loops) = (Arc::clone(&node.shared), node.loops.clone());
-    let serving = node.run_loop(0, clients, peers, Some(events), stop);
+    let leaving = node.clone();
+    let serving = node.run_loop(0, clients, peers, Some(events), stop.clone());
+    let stopping = async {
+        asked.cancelled().await;
+        leaving.leave().await;
+    };
     let watching = async {
         loop {
             let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
@@ -134,13 +117,51 @@ async fn live(settings: HostSettings) -> Result<(), HostError> {
             tokio::time::sleep(WATCH_INTERVAL).await;
         }
     };
+    let (mut commits, mut serving) = (pin!(commits), pin!(serving));
     tokio::select! {
         biased;
-        result = commits => result?,
-        () = serving => {}
+        result = &mut commits => result?,
+        () = &mut serving => {}
         reason = watching => return Err(HostError::Stopped(reason)),
+        () = stopping => {
+            stop.cancel();
+            shared.commits.close();
+            serving.await;
+            commits.await?;
+            return Err(HostError::Asked);
+        }
     }
     Err(HostError::Stopped("its loop has ended".to_owned()))
+}
+
+fn config(settings: &HostSettings, controls: &Controls) -> NodeConfig {
+    let address = |port| SocketAddr::new(turmoil::lookup(settings.name.as_str()), port);
+    let mut no_hints_for = vec![settings.datacenter.clone()];
+    no_hints_for.retain(|_| settings.bounds.no_hints);
+    NodeConfig {
+        listen: address(CLIENT_PORT),
+        peer_listen: address(PEER_PORT),
+        datacenter: settings.datacenter.clone(),
+        rack: settings.rack.clone(),
+        join: settings.join.iter().map(|it| format!("{it}:{PEER_PORT}")).collect(),
+        operations_in_flight_max: settings.bounds.operations,
+        peer_queue_bytes_max: settings.bounds.peer_queue_bytes,
+        hint_bytes_per_target_max: settings.bounds.hint_bytes,
+        hint_age_ms_max: settings.bounds.hint_age_ms,
+        any_hint_bytes_max: settings.bounds.any_hint_bytes,
+        commit_queue: QueueLimits {
+            items_max: settings.bounds.commit_queue_items,
+            ..QueueLimits::default()
+        },
+        no_hints_for,
+        replace: controls.replaces(),
+        exchange_interval_ms: settings.bounds.exchange_interval_ms,
+        exchange_settle_ms: settings.bounds.exchange_settle_ms,
+        fence_lag_ms: settings.bounds.fence_lag_ms,
+        purge_interval_ms: settings.bounds.purge_interval_ms,
+        scrub_interval_ms: settings.bounds.scrub_interval_ms,
+        ..NodeConfig::default()
+    }
 }
 
 /// How much later than a deadline its alarm may ring.
