@@ -144,6 +144,23 @@ fn batches_apply_in_order(storage: &impl Storage) {
     let found =
         ["a", "b", "c", "d", "dd"].map(|it| get(storage, Space::Data, it).unwrap_or_default());
     assert_eq!(found, ["2", "3", "", "", "6"]);
+
+    // Each key three times, and what comes last is not what sorts last.
+    let mut batch = WriteBatch::new();
+    for round in 0..3_u8 {
+        for key in (0..40_u8).rev() {
+            match (key + round) % 3 {
+                0 => batch.delete(Space::Data, &[key % 5, key]),
+                _ => batch.put(Space::Data, &[key % 5, key], [&[9 - round][..]]),
+            }
+        }
+    }
+    storage.write(&batch, Durability::Synced).unwrap();
+    for key in 0..40_u8 {
+        let expected = ((key + 2) % 3 > 0).then(|| vec![7]);
+        let found = storage.get(Space::Data, &[key % 5, key]).unwrap();
+        assert_eq!(found.map(Vec::from), expected, "key {key}");
+    }
     clear(storage);
 }
 
