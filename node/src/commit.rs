@@ -271,6 +271,8 @@ pub struct CommitSettings {
     pub floors: Arc<Floors>,
     /// Which records are known to be damaged.
     pub damage: Arc<DamageBoard>,
+    /// Another one in each life of a node: then nobody can choose keys that share a hash.
+    pub hash_seed: u64,
 }
 
 impl Default for CommitSettings {
@@ -285,6 +287,7 @@ impl Default for CommitSettings {
             trees: None,
             floors: Arc::default(),
             damage: Arc::default(),
+            hash_seed: 0,
         }
     }
 }

@@ -30,7 +30,7 @@ pub struct History<'a> {
 
 /// Takes in a mutation: judges its version and, if it is the newest, notes that it replaces what is
 /// stored. Then the caller has to store it, with the clock that comes back as its `previous`.
-/// `hash` is any fixed hash of the key.
+/// `hash` is a hash of the key that nobody outside can foresee.
 pub fn receive(
     hash: u64,
     stored: Option<&Stored>,

@@ -284,7 +284,7 @@ impl World {
             if self.nodes[index].running
                 && let Some(why) = self.nodes[index].controls.take_ended()
             {
-                self.say(format_args!("{} ended by itself: {why}", self.nodes[index].name));
+                self.say(format_args!("{} has ended: {why}", self.nodes[index].name));
                 self.end_node(index, EndKind::Crash);
             }
         }
@@ -312,6 +312,13 @@ impl World {
             self.say(format_args!("{} is asked to stop", node.name));
         }
         node.running
+    }
+
+    /// Ends a node that was asked to stop and has not yet: a supervisor does not wait for ever.
+    pub fn end_stopping(&mut self, index: usize) {
+        if self.nodes[index].controls.stop().is_cancelled() {
+            self.end_node(index, EndKind::Crash);
+        }
     }
 
     /// Ends a node's process, if it runs.
@@ -348,7 +355,7 @@ impl World {
             return;
         }
         node.running = true;
-        node.controls.thaw();
+        node.controls.begin();
         self.sim.bounce(node.name.as_str());
         let name = node.name.clone();
         self.say(format_args!("{name} starts"));

@@ -12,7 +12,7 @@ use model::{
     Hlc, KeyspaceId, Mutant, NodeId, PartitionIndex, Record, Refusal, StorageKey, Version,
     WriteAnswer,
 };
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::dues;
 use super::floors::FloorStage;
@@ -292,7 +292,7 @@ impl<S: Storage> Committer<S> {
             CommitCounters::add(&self.counters.below_fence, 1);
             return (WriteAnswer::Refused(refusal), None);
         }
-        let hash = xxh3_64(key.as_bytes());
+        let hash = self.hash(key);
         let stored = match self.stored(hash, key) {
             Ok(stored) => stored,
             Err(refusal) => return (WriteAnswer::Refused(refusal), None),
@@ -355,7 +355,7 @@ impl<S: Storage> Committer<S> {
 
     /// Removes a record that the partition's floor covers (F6).
     fn stage_purge(&mut self, key: &StorageKey) {
-        let (hash, partition) = (xxh3_64(key.as_bytes()), self.partition(key));
+        let (hash, partition) = (self.hash(key), self.partition(key));
         // One that cannot be read stays, and is met again.
         let Ok(Some(stored)) = self.stored(hash, key) else { return };
         let floor = self.floors.of(key.keyspace(), partition).floor;
@@ -366,7 +366,7 @@ impl<S: Storage> Committer<S> {
 
     /// Removes a record that no source holds, while its partition is being filled (F7).
     fn stage_discard(&mut self, key: &StorageKey, version: Version) {
-        let (hash, partition) = (xxh3_64(key.as_bytes()), self.partition(key));
+        let (hash, partition) = (self.hash(key), self.partition(key));
         if self.floors.counts(key.keyspace(), partition) {
             return;
         }
@@ -391,6 +391,10 @@ impl<S: Storage> Committer<S> {
             self.group.records.set(hash, key.as_bytes(), None);
         }
         true
+    }
+
+    fn hash(&self, key: &StorageKey) -> u64 {
+        xxh3_64_with_seed(key.as_bytes(), self.settings.hash_seed)
     }
 
     fn partition(&self, key: &StorageKey) -> PartitionIndex {

@@ -11,7 +11,10 @@ use model::NodeId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{io_loop::LoopState, start::Node, start::spawn};
+use super::{
+    io_loop::LoopState,
+    start::{Node, spawn},
+};
 use crate::{
     commit::Committer,
     shared::{Shared, StopReason},
@@ -105,7 +108,7 @@ impl RunningNode {
 impl Node {
     /// The first half of a graceful stop: takes no new calls, lets those in flight end, sends clients
     /// elsewhere and tells the others. Then its loops can be ended, and its commits closed. Takes the grace
-    /// of its configuration at most, and little more than a second if nothing is in flight.
+    /// of its configuration and little more than a second at most.
     pub async fn leave(&self) {
         let shared = &self.shared;
         shared.draining.store(true, Ordering::Relaxed);

@@ -248,6 +248,7 @@ impl Node {
             trees,
             floors: Arc::clone(&self.shared.floors),
             damage: Arc::clone(&self.shared.damage),
+            hash_seed: self.shared.world.seed,
             ..CommitSettings::default()
         };
         let committer = Committer::open(storage, settings)?;

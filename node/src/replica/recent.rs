@@ -16,6 +16,7 @@ const CONTENDED_MS: u64 = 10_000;
 
 const SETS: usize = 512;
 const WAYS: usize = 8;
+const _: () = assert!(size_of::<List>() == 64 && size_of::<Set>() * SETS == 320 << 10);
 
 /// Lists for at most 4,096 contended keys. A set-associative table: a new key replaces the least
 /// recently used of the eight it shares its place with. It takes 320 KiB from the first contended write,
@@ -36,12 +37,13 @@ struct Set {
     lists: [List; WAYS],
 }
 
-/// Two versions or more. It does not name its key: lists are used for what they end in, and a version is
-/// that of one request for one key.
+/// Two versions or more. It does not name its key: it is used for what it ends in, which another key of
+/// the same hash would have to hold too, written in the same batch under the same request id.
 ///
 /// A store under uniform load begins one for nearly every write, and hardly any of them grows: they lie
-/// in the table, in one line of the processor's cache.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// in the table, each in one line of the processor's cache.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+#[repr(align(64))]
 struct List {
     /// The clock of the version that the oldest of them replaced.
     before: Hlc,
@@ -79,7 +81,7 @@ impl RecentVersions {
 
     /// The versions remembered for a key; none unless they end in `current`, the version stored for
     /// it: a write that did not become durable leaves a list that does not, and so does another key of
-    /// the same hash. `hash` is any fixed hash of the key.
+    /// the same hash. `hash` is a hash of the key that nobody outside can foresee.
     pub fn of(&self, hash: u64, current: Version) -> Remembered<'_> {
         let list = self.find(hash).filter(|it| it.newest() == current);
         list.map_or(Remembered { versions: &[], before: Hlc::ZERO }, |it| Remembered {
@@ -127,12 +129,6 @@ impl RecentVersions {
 impl Set {
     fn way(&self, hash: u64) -> Option<usize> {
         (0..WAYS).find(|way| self.hashes[*way] == hash && self.used[*way] > 0)
-    }
-}
-
-impl Default for List {
-    fn default() -> Self {
-        Self { before: Hlc::ZERO, two: [Version::ABSENT; 2], many: Vec::new() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The engine of a real node: one RocksDB database.
 //!
-//! Decides RocksDB's settings and what its errors mean, nothing else. Settings that are not named
+//! Decides RocksDB's settings, the order in which a batch is written and what its errors mean, nothing else. Settings that are not named
 //! here are RocksDB's defaults, because measurements showed no gain from others. The database's
 //! own log of events goes to the file `LOG` in its folder.
 
@@ -212,9 +212,9 @@ impl Storage for RocksStorage {
     }
 }
 
-/// The changes of a batch, those of one key in their order. A skip list that is given the neighbour of the
-/// key before finds its place in a part of the time. A batch that removes a range stays as it is: that
-/// concerns keys it does not name.
+/// The changes of a batch in the order of their keys, those of one key in their own: RocksDB's skip list
+/// looks for a key's place from where it put the last one. A batch that removes a range stays as it is, for
+/// that concerns keys it does not name.
 fn in_key_order(batch: &WriteBatch) -> Vec<(Space, Change<'_>)> {
     let mut changes: Vec<_> = batch.changes().collect();
     if changes.iter().all(|it| !matches!(it.1, Change::DeleteRange { .. })) {

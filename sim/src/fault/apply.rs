@@ -248,6 +248,7 @@ impl ActiveFault {
                 world.nodes[*node].controls.forget_freeze(self.id);
                 world.heal(self.id * IDS);
             }
+            Fault::Stop { node } => world.end_stopping(*node),
             Fault::ClockJump { node, jump_ms } => {
                 world.nodes[*node].controls.clock_offset_ms.fetch_sub(*jump_ms, Ordering::Relaxed);
             }

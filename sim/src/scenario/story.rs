@@ -135,6 +135,7 @@ fn died_with_its_coordinator(probe: &Probe, failure: &Failure, report: &Report) 
 
 fn judge(failure: &Failure, availability: &[Availability]) -> Vec<Violation> {
     let mut violations = silent(failure, availability);
+    // Who is asked to stop finishes what it has taken.
     let all_say_so = failure.faults.iter().all(|it| matches!(it.fault, Fault::Stop { .. }));
     for it in availability {
         let goes_on = if it.inside { failure.inside_goes_on } else { failure.outside_goes_on };

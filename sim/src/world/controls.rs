@@ -110,11 +110,9 @@ impl Controls {
         self.lock().replaces
     }
 
-    /// A new life begins, which nobody has asked to stop. Says when somebody does.
-    pub fn begin(&self) -> CancellationToken {
-        let stop = CancellationToken::new();
-        self.lock().stop = stop.clone();
-        stop
+    /// Says when this life of the node is asked to stop.
+    pub fn stop(&self) -> CancellationToken {
+        self.lock().stop.clone()
     }
 
     /// Asks the node to stop, as its operator does.
@@ -148,9 +146,11 @@ impl Controls {
         self.lock().frozen_by
     }
 
-    /// A new life begins: its commit path moves.
-    pub fn thaw(&self) {
-        self.lock().frozen_by = None;
+    /// A new life begins: its commit path moves, and nobody has asked it to stop.
+    pub fn begin(&self) {
+        let mut inner = self.lock();
+        inner.frozen_by = None;
+        inner.stop = CancellationToken::new();
     }
 
     /// True if a connection breaks now.

@@ -78,7 +78,7 @@ pub(crate) async fn run_host(settings: HostSettings) {
 
 async fn live(settings: HostSettings) -> Result<(), HostError> {
     let controls = Arc::clone(&settings.controls);
-    let asked = controls.begin();
+    let asked = controls.stop();
     let config = config(&settings, &controls);
     let world = World {
         clock: Arc::new(SimClock(Arc::clone(&controls))),
