@@ -1,8 +1,8 @@
 //! The engine of a real node: one RocksDB database.
 //!
-//! Decides RocksDB's settings, the order in which a batch is written and what its errors mean, nothing else. Settings that are not named
-//! here are RocksDB's defaults, because measurements showed no gain from others. The database's
-//! own log of events goes to the file `LOG` in its folder.
+//! Decides RocksDB's settings, the order in which a batch is written and what its errors mean, nothing
+//! else. Settings that are not named here are RocksDB's defaults, because measurements showed no gain from
+//! others. The database's own log of events goes to the file `LOG` in its folder.
 
 mod settings;
 

@@ -123,7 +123,8 @@ impl RocksShared {
         // written would keep old logs alive for ever, hence the bound over all of them.
         options.set_write_buffer_size(self.memtable_bytes);
         options.set_write_buffer_manager(&self.write_buffers);
-        // There is one writer, unsorted memtables take no more, and it alone looks for places from the last one.
+        // There is one writer, unsorted memtables take no more, and only for one does a skip list look
+        // for places from the last one.
         options.set_allow_concurrent_memtable_write(false);
         options.set_max_total_wal_size(2 * self.memtable_bytes as u64);
 
