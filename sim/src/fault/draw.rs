@@ -88,7 +88,7 @@ fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
             _ => Fault::Rot { node, rows: 10 },
         };
     }
-    match random.random_range(0..22) {
+    match random.random_range(0..23) {
         0..=3 => Fault::Cut(draw_cut(random, shape)),
         4 => draw_swizzle(random, places.len()),
         5 => {
@@ -109,7 +109,8 @@ fn draw(random: &mut StdRng, shape: &Shape) -> Fault {
         }
         12 => Fault::SlowDisk { node, disk_ms: random.random_range(50..=1_500) },
         13 => Fault::FullDisk { node, per_mille: *[100, 1_000].choose(random).expect("some") },
-        14 => match random.random_range(0..5) {
+        // Twice: what a failed sync has lost shows only where no other replica has it.
+        14 | 21 => match random.random_range(0..5) {
             0 => Fault::DiskErrors { node, reads: 50, writes: 0, syncs: 0 },
             1 => Fault::DiskErrors { node, reads: 0, writes: 20, syncs: 0 },
             _ => Fault::DiskErrors { node, reads: 0, writes: 0, syncs: 100 },
