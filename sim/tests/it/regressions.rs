@@ -5,7 +5,7 @@ use sim::{
     fault::{Fault, TimedFault},
     replay,
     run::{RunSettings, run},
-    shape::Shape,
+    shape::{Bounds, Shape},
 };
 
 fn clean(test: &str, shape: Shape, faults: Vec<TimedFault>) {
@@ -49,4 +49,16 @@ fn every_reading_looks_whether_the_clock_has_jumped() {
     let nodes = [0, 2, 1, 3, 0, 2].into_iter().zip(0..);
     let faults = nodes.map(|(node, nth)| jump(node, nth * 900)).collect();
     clean("every_reading_looks_whether_the_clock_has_jumped", shape, faults);
+}
+
+/// A lost disk was filled by blocks of records; what of a block found no room in the queue of commits was
+/// refused, and the whole partition tried again a second later.
+#[test]
+fn a_fill_waits_for_room_in_a_small_queue() {
+    let bounds = Bounds { commit_queue_items: 19, exchange_interval_ms: 900, ..Bounds::default() };
+    let load = Shape { sessions: 4, think_ms: 10, loses_disk: true, ..Shape::default() };
+    let shape = Shape { datacenters: vec![3, 2], partitions: 16, bounds, ..load };
+    let fault = Fault::Wipe { node: 0 };
+    let faults = vec![TimedFault { at_ms: 4_300, for_ms: 1_200, fault }];
+    clean("a_fill_waits_for_room_in_a_small_queue", shape, faults);
 }

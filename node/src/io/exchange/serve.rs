@@ -155,14 +155,29 @@ impl IoLoop {
                 want_newest: false,
             });
         }
-        if let Err(rejected) = shared.commits.push(|queue| queue.extend(items)) {
-            refused += u32::try_from(rejected.items.len()).unwrap_or(u32::MAX);
-        }
+        refused += self.queue_all(items).await?;
         let written = self.settled().await && self.groups_not_written() == not_written_before;
         // The commit path has looked once more. What it refused to others meanwhile counts too: then these
         // records are only taken for less certain than they are.
         refused += u32::try_from(self.refused() - refused_before).unwrap_or(u32::MAX);
         written.then_some(refused)
+    }
+
+    /// Queues records, waiting for room as long as each wait brings some. How many found none, because
+    /// clients fill the queue, who go first; `None` if the node ends.
+    async fn queue_all(&self, mut items: Vec<CommitItem<Destination>>) -> Option<u32> {
+        loop {
+            let offered = items.len();
+            let pushed = self.shared.commits.push(|queue| queue.extend(items));
+            let Err(rejected) = pushed else { return Some(0) };
+            items = rejected.items;
+            if rejected.refusal != Refusal::Overloaded || items.len() == offered {
+                return Some(u32::try_from(items.len()).unwrap_or(u32::MAX));
+            }
+            if !self.settled().await {
+                return None;
+            }
+        }
     }
 
     /// Mutations that the commit path has refused so far for their own sake.
