@@ -254,6 +254,19 @@ pub enum CommitAnswerKind {
     HintRefused(Refusal),
 }
 
+impl CommitAnswer {
+    /// Turns the answer of a group that was not written into a refusal.
+    fn refuse(&mut self, refusal: Refusal) {
+        self.newest = None;
+        self.kind = match self.kind {
+            CommitAnswerKind::Mutation(_) => {
+                CommitAnswerKind::Mutation(WriteAnswer::Refused(refusal))
+            }
+            _ => CommitAnswerKind::HintRefused(refusal),
+        };
+    }
+}
+
 /// What a [`Committer`] is told once.
 #[derive(Clone)]
 pub struct CommitSettings {

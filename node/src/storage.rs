@@ -51,6 +51,10 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Forgets rows that are kept in memory before the engine: the disk was found to hold other ones.
     fn forget_rows(&self) {}
+
+    /// Says that rows of [`Space::Data`] are about to be read: whoever keeps rows in memory may have the
+    /// processor look for all of them at once. Changes nothing.
+    fn announce(&self, _keys: &[&[u8]]) {}
 }
 
 /// A shared engine is an engine.
@@ -86,7 +90,30 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
     fn forget_rows(&self) {
         (**self).forget_rows();
     }
+
+    fn announce(&self, keys: &[&[u8]]) {
+        (**self).announce(keys);
+    }
 }
+
+/// Announces the rows of the first of some items, one alone excepted. How many items that were: no more than
+/// have their rows, and what leads to them, fit the nearer caches of a processor, or the first would
+/// be gone again before they are read.
+pub fn announce_first<T>(
+    storage: &impl Storage,
+    items: &[T],
+    key: impl Fn(&T) -> Option<&Bytes>,
+) -> usize {
+    let first = &items[..items.len().min(ANNOUNCED_MAX)];
+    if first.len() > 1 {
+        let mut keys: Vec<&[u8]> = Vec::with_capacity(first.len());
+        keys.extend(first.iter().filter_map(key).map(|it| &it[..]));
+        storage.announce(&keys);
+    }
+    first.len()
+}
+
+const ANNOUNCED_MAX: usize = 256;
 
 /// The separate key spaces of a node. Keys of different spaces never meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::replica::{RecentVersions, Stored, receive};
 use crate::shared::system_key;
-use crate::storage::{Durability, Space, Storage, StorageError, WriteBatch};
+use crate::storage::{Durability, Space, Storage, StorageError, WriteBatch, announce_first};
 use hinting::Kept;
 
 /// The one writer of a storage.
@@ -137,9 +137,15 @@ impl<S: Storage> Committer<S> {
 
         let first_answer = answers.len();
         self.group.alone = group.len() == 1;
-        for item in group.drain(..) {
-            self.stage(item, answers);
+        let mut items = group.drain(..);
+        while !items.as_slice().is_empty() {
+            let announced = announce_first(&self.storage, items.as_slice(), |it| match it {
+                CommitItem::Mutation { key, .. } => Some(key.as_bytes()),
+                _ => None,
+            });
+            items.by_ref().take(announced).for_each(|it| self.stage(it, answers));
         }
+        drop(items);
         if self.has_room && !self.group.batch.is_empty() {
             self.stage_owed();
         }
@@ -466,19 +472,6 @@ impl<S: Storage> Committer<S> {
             tracing::error!(%error, "storage has failed; this node accepts no more writes");
             self.failure = Some(error.clone());
         }
-    }
-}
-
-impl CommitAnswer {
-    /// Turns the answer of a group that was not written into a refusal.
-    fn refuse(&mut self, refusal: Refusal) {
-        self.newest = None;
-        self.kind = match self.kind {
-            CommitAnswerKind::Mutation(_) => {
-                CommitAnswerKind::Mutation(WriteAnswer::Refused(refusal))
-            }
-            _ => CommitAnswerKind::HintRefused(refusal),
-        };
     }
 }
 

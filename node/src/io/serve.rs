@@ -19,7 +19,7 @@ use crate::{
     operation::NO_ANSWER,
     outbox::{NotQueued, Outbox, OutboxBatch},
     shared::{Destination, Shared},
-    storage::{RangeRequest, Space},
+    storage::{RangeRequest, Space, announce_first},
     view::View,
 };
 
@@ -50,9 +50,15 @@ impl IoLoop {
             }
         }
         add(&shared.counters.queries_served, frame.queries.len());
-        for query in frame.queries.drain(..) {
-            self.serve_query(caller, query, refusal, &mut answers);
+        let mut queries = frame.queries.drain(..);
+        while !queries.as_slice().is_empty() {
+            let storage = &shared.world.storage;
+            let announced = announce_first(storage, queries.as_slice(), |it| Some(&it.key));
+            for query in queries.by_ref().take(announced) {
+                self.serve_query(caller, query, refusal, &mut answers);
+            }
         }
+        drop(queries);
         for query in frame.range_queries.drain(..) {
             self.serve_range(caller, query, refusal, &mut answers);
         }

@@ -12,6 +12,7 @@
 //! in and takes one of them back under one lock, and only the last one opens.
 
 mod joined;
+mod near;
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::path::Path;
@@ -24,6 +25,7 @@ use quick_cache::unsync::{Cache, DefaultLifecycle};
 use xxhash_rust::xxh3::xxh3_64;
 
 use joined::joined;
+use near::bring_near;
 
 use super::{
     Change, Durability, RangePage, RangeRequest, Space, Storage, StorageError, StorageStatistics,
@@ -98,8 +100,7 @@ impl<S: Storage> CachedStorage<S> {
     }
 
     fn shard(&self, hash: u64) -> Option<MutexGuard<'_, Shard>> {
-        let index = usize::try_from(hash >> 58).expect("six bits");
-        self.shards.get(index).map(lock)
+        self.shards.get(shard_of(hash)).map(lock)
     }
 
     /// Looks a row up; `Err` with what its door shows if it is not here.
@@ -258,6 +259,13 @@ impl<S: Storage> Storage for CachedStorage<S> {
         self.shards.iter().for_each(|it| lock(it).rows.clear());
         self.inner.forget_rows();
     }
+
+    fn announce(&self, keys: &[&[u8]]) {
+        if !self.shards.is_empty() {
+            let hashes: Vec<u64> = keys.iter().map(|it| xxh3_64(it)).collect();
+            bring_near(&self.shards, &hashes);
+        }
+    }
 }
 
 impl Row {
@@ -297,6 +305,10 @@ impl Hasher for Prehashed {
         // The upper bits are the same for a whole shard, and the table looks at both ends.
         self.0 = hash.rotate_left(32);
     }
+}
+
+fn shard_of(hash: u64) -> usize {
+    usize::try_from(hash >> 58).expect("six bits")
 }
 
 fn door(hash: u64) -> usize {

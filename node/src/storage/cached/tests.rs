@@ -177,3 +177,23 @@ fn a_row_too_large_to_keep_takes_the_old_one_along() {
     assert_eq!(get(&storage).unwrap(), large);
     assert!(storage.find(xxh3_64(KEY), KEY).is_err(), "not kept");
 }
+
+#[test]
+fn what_is_announced_stays_as_it_is() {
+    let keys: Vec<Vec<u8>> = (0..1_000_u32).map(|it| it.to_be_bytes().to_vec()).collect();
+    let announced: Vec<&[u8]> = keys.iter().map(|it| &it[..]).chain([KEY, KEY]).collect();
+    for bytes_max in [0, 40 << 10, 8 << 20] {
+        let storage = CachedStorage::new(MemoryStorage::new(), bytes_max);
+        let mut batch = WriteBatch::new();
+        keys.iter().step_by(2).for_each(|it| batch.put(Space::Data, it, [&it[..]]));
+        storage.announce(&announced);
+        storage.write(&batch, Durability::Synced).unwrap();
+        let kept = storage.statistics();
+        storage.announce(&announced);
+        assert_eq!(storage.statistics(), kept);
+        for (at, key) in keys.iter().enumerate() {
+            let value = (at % 2 == 0).then(|| Bytes::copy_from_slice(key));
+            assert_eq!(storage.get(Space::Data, key).unwrap(), value);
+        }
+    }
+}
