@@ -28,6 +28,7 @@ mod link;
 mod links;
 mod metrics_http;
 mod outlet;
+mod own_reads;
 mod real;
 mod recall;
 mod recount;

@@ -487,5 +487,5 @@ const HINT_REPLACED_US: u64 = 2_000_000;
 const HINTS_AT_ONCE: usize = 256;
 /// How many more operations than may be unanswered a node may hold, for the hints of slow replicas.
 const ANSWERED_FACTOR: usize = 4;
-const TASKS_OF_A_NODE: usize = 23;
+const TASKS_OF_A_NODE: usize = 24;
 const TASKS_OF_A_LINK: usize = 9;

@@ -12,6 +12,7 @@ use proto::internal::{Frame, QueryAnswer};
 use super::{
     effects::VERSION_QUERY,
     io_loop::{IoLoop, LoopState},
+    own_reads::expiry_clock,
     recount::Storages,
 };
 use crate::{
@@ -367,28 +368,6 @@ impl IoLoop {
         }
     }
 
-    /// Reads this node's own replica: at once if memory knows, else behind the caller's back.
-    pub fn read_own(
-        &self,
-        from: ReplicaIndex,
-        operation: OperationId,
-        read_at: Hlc,
-        key: &StorageKey,
-    ) -> Option<ReadEvent> {
-        let event = move |shared: &Shared, (read, floor): ReadAt| match read {
-            Ok(record) => {
-                let clock = expiry_clock(read_at, shared.clock.highest());
-                ReadEvent::Answer { from, read_at, record, clock, floor }
-            }
-            Err(refusal) => ReadEvent::Refused { from, refusal },
-        };
-        let (token, _) = Token::of(operation);
-        let read = self.read_here(key, move |this, state, read| {
-            this.read_event(state, token, event(&this.shared, read));
-        })?;
-        Some(event(&self.shared, read))
-    }
-
     /// What this node holds of a key, if memory knows; else `later` is told once the disk has been
     /// asked, on a thread that may wait for it.
     pub(super) fn read_here(
@@ -420,11 +399,6 @@ impl IoLoop {
         });
         None
     }
-}
-
-/// The answering node's clock, by which a read judges whether a record has expired meanwhile (G3).
-fn expiry_clock(read_at: Hlc, clock: Hlc) -> Hlc {
-    if Mutant::ExpiryByOwnClock.is_on() { read_at } else { clock }
 }
 
 /// Marks that are written at a time.

@@ -13,10 +13,7 @@ use super::{
     kv::{KvApi, WriteItem, WriteLevel, found, stopped_read, stopped_write},
     request::MeasuredRequest,
 };
-use crate::{
-    reply::{Batch, ReplyTo},
-    storage::announce_first,
-};
+use crate::reply::{Batch, ReplyTo};
 
 impl KvApi {
     pub(super) async fn batch_write_call(
@@ -109,9 +106,6 @@ impl KvApi {
             let reads: Vec<_> = (planned.by_ref().take(wave).enumerate())
                 .map(|(position, it)| (it, ReplyTo::Batch { batch: Arc::clone(&batch), position }))
                 .collect();
-            // What is here of more than that is looked for one by one.
-            let _ =
-                announce_first(&call.shared.world.storage, &reads, |it| Some(it.0.key.as_bytes()));
             self.io.start_reads(reads.into_iter(), call.deadline_us)?;
             for done in results_of.await.map_err(stopped_read)? {
                 let position = positions.next().expect("one for each that was planned");

@@ -8,6 +8,7 @@ use model::{
 use super::{
     io_loop::{IoLoop, LoopState},
     outlet::Outlet,
+    own_reads::OwnRead,
 };
 use crate::{
     counters::Counters,
@@ -215,11 +216,7 @@ impl IoLoop {
             }
             if let Some((from, operation, read_at)) = own {
                 let key = read.key.clone();
-                if let Some(event) = self.read_own(from, operation, read_at, &key)
-                    && let Some(Operation::Read(read)) = state.operations.get_mut(token)
-                {
-                    read.machine.handle(event, effects);
-                }
+                self.read_own_soon(state, OwnRead { from, operation, read_at, key });
             }
         }
         self.forget_if_finished(state, token);

@@ -16,7 +16,7 @@ use tokio::{
     time::{Duration, Instant, sleep_until},
 };
 
-use super::serve::send_answers;
+use super::{own_reads::OwnRead, serve::send_answers};
 use crate::{
     commit::{CommitItem, DirtyMark},
     latency::UsualLatency,
@@ -34,6 +34,8 @@ pub struct IoLoop {
     pub index: usize,
     state: Mutex<LoopState>,
     timer: Notify,
+    /// Rung when the first of the loop's own reads is to be done.
+    pub own_reads: Notify,
     started: Instant,
     /// Itself, for the tasks that it spawns.
     pub this: Weak<Self>,
@@ -63,6 +65,8 @@ pub struct LoopState {
     pub contended: BTreeMap<PartitionIndex, u64>,
     /// This loop's randomness.
     pub random: StdRng,
+    /// Reads of this node's own replicas that are done together, in this turn.
+    pub own_reads: Vec<OwnRead>,
     /// Items for this node's own replicas, pushed together when an event has been handled.
     pub local: Vec<CommitItem<Destination>>,
     /// Scratch space.
@@ -102,16 +106,17 @@ impl IoLoop {
             read_latency: UsualLatency::default(),
             contended: BTreeMap::new(),
             random,
+            own_reads: Vec::new(),
             local: Vec::new(),
             write_effects: Vec::new(),
             read_effects: Vec::new(),
             order: Vec::new(),
         };
-        let timer = Notify::new();
+        let (timer, own_reads) = (Notify::new(), Notify::new());
         let started = shared.started();
         Arc::new_cyclic(|this| {
             let this = Weak::clone(this);
-            Self { shared, index, state: Mutex::new(state), timer, started, this }
+            Self { shared, index, state: Mutex::new(state), timer, own_reads, started, this }
         })
     }
 

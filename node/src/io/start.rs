@@ -294,6 +294,7 @@ impl Node {
         let io = Arc::clone(&self.loops[index]);
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(Arc::clone(&io).run_answers());
+        tasks.spawn(Arc::clone(&io).run_own_reads());
         tasks.spawn(Arc::clone(&io).run_alarms());
         tasks.spawn(Arc::clone(&io).run_pings());
         if index == 0 {

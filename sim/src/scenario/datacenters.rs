@@ -305,11 +305,20 @@ async fn restart(it: Script) -> Result<(), String> {
     ensure(read.as_deref() == Some(b"of two"), format!("\"of two\" was lost: {read:?}"))?;
     lose(3..6).await;
     it.put_soon(0, "of one", L::LocalQuorum).await?;
+    // Several: which of them a disk would lose that has not synced them is chance.
+    let keys = (0..8).map(|number| format!("key {number}"));
+    for key in keys.clone() {
+        works("put", it.put(0, &key, "of one", L::LocalQuorum).await)?;
+    }
     lose(0..3).await;
     for node in 0..3 {
         it.start(node).await;
     }
     let read = it.get_soon(1, "key", L::LocalQuorum).await?;
     ensure(read.as_deref() == Some(b"of one"), format!("\"of one\" was lost: {read:?}"))?;
+    for key in keys {
+        let read = it.get_soon(1, &key, L::LocalQuorum).await?;
+        ensure(read.as_deref() == Some(b"of one"), format!("\"of one\" was lost: {read:?}"))?;
+    }
     it.put_soon(2, "after", L::LocalQuorum).await
 }
