@@ -41,6 +41,9 @@ pub struct CachedStorage<S> {
 /// Rows are spread over shards so that loops and the commit thread hardly ever meet in one.
 const SHARDS: usize = 64;
 
+/// Of more rows than these some are no longer near when the engine has written them.
+const NEAR_UNTIL_WRITTEN: usize = 128;
+
 /// Doors of one shard. A key shares its door with every 4,096th other.
 const DOORS: usize = 64;
 
@@ -143,6 +146,9 @@ impl<S: Storage> CachedStorage<S> {
     /// Takes over what was written, if it was accepted, and opens the doors.
     fn after_write(&self, batch: &WriteBatch, hashes: Vec<u64>, accepted: bool) {
         let accepted = accepted && !Mutant::RowCacheStale.is_on();
+        if hashes.len() > NEAR_UNTIL_WRITTEN {
+            bring_near(&self.shards, &hashes);
+        }
         let mut hashes = hashes.into_iter();
         let mut hash = || hashes.next().expect("one for each key");
         for change in self.changes(batch) {
