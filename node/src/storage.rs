@@ -10,6 +10,7 @@
 //! disk holds, and a repeated one may report success for pages that the kernel has dropped
 //! (Rebello et al., "Can Applications Recover from fsync Failures?", 2020). Reads may go on.
 
+mod announced;
 mod batch;
 pub mod cached;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 
+pub use announced::announce_first;
 pub use batch::{Change, WriteBatch};
 pub use format::{FORMAT_VERSION, LANES, OpenError, check_format};
 
@@ -95,25 +97,6 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
         (**self).announce(keys);
     }
 }
-
-/// Announces the rows of the first of some items, one alone excepted. How many items that were: no more than
-/// have their rows, and what leads to them, fit the nearer caches of a processor, or the first would
-/// be gone again before they are read.
-pub fn announce_first<T>(
-    storage: &impl Storage,
-    items: &[T],
-    key: impl Fn(&T) -> Option<&Bytes>,
-) -> usize {
-    let first = &items[..items.len().min(ANNOUNCED_MAX)];
-    if first.len() > 1 {
-        let mut keys: Vec<&[u8]> = Vec::with_capacity(first.len());
-        keys.extend(first.iter().filter_map(key).map(|it| &it[..]));
-        storage.announce(&keys);
-    }
-    first.len()
-}
-
-const ANNOUNCED_MAX: usize = 256;
 
 /// The separate key spaces of a node. Keys of different spaces never meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -145,7 +145,6 @@ impl<S: Storage> Committer<S> {
             });
             items.by_ref().take(announced).for_each(|it| self.stage(it, answers));
         }
-        drop(items);
         if self.has_room && !self.group.batch.is_empty() {
             self.stage_owed();
         }

@@ -12,7 +12,6 @@ use proto::internal::{Frame, QueryAnswer};
 use super::{
     effects::VERSION_QUERY,
     io_loop::{IoLoop, LoopState},
-    own_reads::expiry_clock,
     recount::Storages,
 };
 use crate::{
@@ -399,6 +398,11 @@ impl IoLoop {
         });
         None
     }
+}
+
+/// The answering node's clock, by which a read judges whether a record has expired meanwhile (G3).
+pub(super) fn expiry_clock(read_at: Hlc, clock: Hlc) -> Hlc {
+    if Mutant::ExpiryByOwnClock.is_on() { read_at } else { clock }
 }
 
 /// Marks that are written at a time.

@@ -35,7 +35,7 @@ pub struct IoLoop {
     state: Mutex<LoopState>,
     timer: Notify,
     /// Rung when the first of the loop's own reads is to be done.
-    pub own_reads: Notify,
+    pub own_reads_due: Notify,
     started: Instant,
     /// Itself, for the tasks that it spawns.
     pub this: Weak<Self>,
@@ -65,7 +65,7 @@ pub struct LoopState {
     pub contended: BTreeMap<PartitionIndex, u64>,
     /// This loop's randomness.
     pub random: StdRng,
-    /// Reads of this node's own replicas that are done together, in this turn.
+    /// Reads of this node's own replicas that are about to be done together.
     pub own_reads: Vec<OwnRead>,
     /// Items for this node's own replicas, pushed together when an event has been handled.
     pub local: Vec<CommitItem<Destination>>,
@@ -112,11 +112,11 @@ impl IoLoop {
             read_effects: Vec::new(),
             order: Vec::new(),
         };
-        let (timer, own_reads) = (Notify::new(), Notify::new());
+        let (timer, own_reads_due) = (Notify::new(), Notify::new());
         let started = shared.started();
         Arc::new_cyclic(|this| {
             let this = Weak::clone(this);
-            Self { shared, index, state: Mutex::new(state), timer, own_reads, started, this }
+            Self { shared, index, state: Mutex::new(state), timer, own_reads_due, started, this }
         })
     }
 

@@ -8,9 +8,12 @@
 use std::sync::Arc;
 
 use coordinator::ReadEvent;
-use model::{Hlc, Mutant, OperationId, ReplicaIndex, StorageKey};
+use model::{Hlc, OperationId, ReplicaIndex, StorageKey};
 
-use super::io_loop::{IoLoop, LoopState};
+use super::{
+    answers::expiry_clock,
+    io_loop::{IoLoop, LoopState},
+};
 use crate::{local_read::ReadAt, operation::Token, shared::Shared, storage::announce_first};
 
 /// One that is to be done.
@@ -26,30 +29,37 @@ pub struct OwnRead {
 }
 
 impl IoLoop {
-    /// Has this node's own replica read as soon as what else can go on now has.
+    /// Has this node's own replica read as soon as what else can go on now has, or right behind those that
+    /// are being read.
     pub(super) fn read_own_soon(&self, state: &mut LoopState, read: OwnRead) {
         if state.own_reads.is_empty() {
-            self.own_reads.notify_one();
+            self.own_reads_due.notify_one();
         }
         state.own_reads.push(read);
     }
 
     /// Reads this node's own replicas, for as long as the node lives.
     pub(super) async fn run_own_reads(self: Arc<Self>) {
-        let mut reads = Vec::new();
+        let (storage, mut reads) = (&self.shared.world.storage, Vec::new());
         loop {
-            self.own_reads.notified().await;
-            // Votes are counted by the directories that are known now (F12).
-            self.follow_storages();
-            let mut state = self.lock();
-            std::mem::swap(&mut reads, &mut state.own_reads);
+            self.own_reads_due.notified().await;
+            std::mem::swap(&mut reads, &mut self.lock().own_reads);
             let mut left = reads.drain(..);
             while !left.as_slice().is_empty() {
-                let (storage, slice) = (&self.shared.world.storage, left.as_slice());
-                let announced = announce_first(storage, slice, |it| Some(it.key.as_bytes()));
-                left.by_ref().take(announced).for_each(|it| self.read_own(&mut state, it));
+                // Votes are counted by the directories that are known now (F12).
+                self.follow_storages();
+                {
+                    let mut state = self.lock();
+                    let slice = left.as_slice();
+                    let announced = announce_first(storage, slice, |it| Some(it.key.as_bytes()));
+                    left.by_ref().take(announced).for_each(|it| self.read_own(&mut state, it));
+                    self.push_local(&mut state);
+                }
+                if !left.as_slice().is_empty() {
+                    // So many at once that others have to have their turn.
+                    tokio::task::yield_now().await;
+                }
             }
-            self.push_local(&mut state);
         }
     }
 
@@ -64,6 +74,10 @@ impl IoLoop {
             Err(refusal) => ReadEvent::Refused { from, refusal },
         };
         let (token, _) = Token::of(operation);
+        if state.operations.get_mut(token).is_none() {
+            // It has ended meanwhile.
+            return;
+        }
         let read = self.read_here(&key, move |this, state, read| {
             this.read_event(state, token, event(&this.shared, read));
         });
@@ -71,9 +85,4 @@ impl IoLoop {
             self.read_event(state, token, event(&self.shared, read));
         }
     }
-}
-
-/// The answering node's clock, by which a read judges whether a record has expired meanwhile (G3).
-pub(super) fn expiry_clock(read_at: Hlc, clock: Hlc) -> Hlc {
-    if Mutant::ExpiryByOwnClock.is_on() { read_at } else { clock }
 }

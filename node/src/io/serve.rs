@@ -58,7 +58,6 @@ impl IoLoop {
                 self.serve_query(caller, query, refusal, &mut answers);
             }
         }
-        drop(queries);
         for query in frame.range_queries.drain(..) {
             self.serve_range(caller, query, refusal, &mut answers);
         }

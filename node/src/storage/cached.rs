@@ -41,7 +41,8 @@ pub struct CachedStorage<S> {
 /// Rows are spread over shards so that loops and the commit thread hardly ever meet in one.
 const SHARDS: usize = 64;
 
-/// Of more rows than these some are no longer near when the engine has written them.
+/// Of more rows than these some are no longer near when the engine has written them: so many at a time are
+/// brought near again before they are replaced.
 const NEAR_UNTIL_WRITTEN: usize = 128;
 
 /// Doors of one shard. A key shares its door with every 4,096th other.
@@ -146,11 +147,17 @@ impl<S: Storage> CachedStorage<S> {
     /// Takes over what was written, if it was accepted, and opens the doors.
     fn after_write(&self, batch: &WriteBatch, hashes: Vec<u64>, accepted: bool) {
         let accepted = accepted && !Mutant::RowCacheStale.is_on();
-        if hashes.len() > NEAR_UNTIL_WRITTEN {
-            bring_near(&self.shards, &hashes);
-        }
-        let mut hashes = hashes.into_iter();
-        let mut hash = || hashes.next().expect("one for each key");
+        let far = hashes.len() > NEAR_UNTIL_WRITTEN;
+        let (mut hashes, mut near) = (hashes.into_iter(), 0_usize);
+        let mut hash = || {
+            if far && near == 0 {
+                let next = hashes.as_slice();
+                near = next.len().min(NEAR_UNTIL_WRITTEN);
+                bring_near(&self.shards, &next[..near]);
+            }
+            near = near.saturating_sub(1);
+            hashes.next().expect("one for each key")
+        };
         for change in self.changes(batch) {
             match change {
                 Change::Put { key, value } if accepted => {

@@ -163,21 +163,33 @@ impl IoLoop {
         written.then_some(refused)
     }
 
-    /// Queues records, waiting for room as long as each wait brings some. How many found none, because
-    /// clients fill the queue, who go first; `None` if the node ends.
+    /// Queues records, those that find no room once what was before them is written, for a while. How many
+    /// were not taken; `None` if the node ends.
     async fn queue_all(&self, mut items: Vec<CommitItem<Destination>>) -> Option<u32> {
-        loop {
+        let (count, until_us) = (items.len(), self.now_us() + ROOM_TIMEOUT_US);
+        let mut taken = 0;
+        while !items.is_empty() {
             let offered = items.len();
             let pushed = self.shared.commits.push(|queue| queue.extend(items));
-            let Err(rejected) = pushed else { return Some(0) };
+            let Err(rejected) = pushed else { return u32::try_from(count - taken - offered).ok() };
             items = rejected.items;
-            if rejected.refusal != Refusal::Overloaded || items.len() == offered {
-                return Some(u32::try_from(items.len()).unwrap_or(u32::MAX));
+            taken += offered - items.len();
+            if rejected.refusal != Refusal::Overloaded || self.now_us() >= until_us {
+                break;
             }
             if !self.settled().await {
                 return None;
             }
+            let view = self.shared.view.load();
+            // Behind the end of their keyspace they would stay until the next start.
+            items.retain(|it| match (it, view.metadata()) {
+                (CommitItem::Mutation { key, .. }, Some(known)) => {
+                    !known.was_dropped(key.keyspace())
+                }
+                _ => true,
+            });
         }
+        u32::try_from(count - taken).ok()
     }
 
     /// Mutations that the commit path has refused so far for their own sake.
@@ -277,6 +289,9 @@ impl Shared {
         ExchangeAnswer { compared: compared.collect(), ..ExchangeAnswer::default() }
     }
 }
+
+/// How long a block waits for room: well below the time after which nobody waits for its answer.
+const ROOM_TIMEOUT_US: u64 = 3_000_000;
 
 fn send(outbox: &Outbox, shared: &Shared, operation: u64, mut answer: ExchangeAnswer) {
     (answer.operation, answer.pressure) = (OperationId(operation).0, shared.pressure());

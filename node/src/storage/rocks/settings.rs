@@ -107,10 +107,11 @@ impl RocksShared {
         options.set_env(&self.env);
         options.set_block_based_table_factory(&tables);
         // Young files are soon rewritten. While a database is small its bottom is young too: hence
-        // by level, counted from the first that is filled, and nothing special for the bottommost.
+        // by level, counted from the first that is filled and takes a quarter of a GiB at most, and
+        // nothing special for the bottommost.
         options.set_compression_per_level(&[
             DBCompressionType::None,
-            DBCompressionType::Lz4,
+            DBCompressionType::None,
             DBCompressionType::Lz4,
             DBCompressionType::Zstd,
         ]);
