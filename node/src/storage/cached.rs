@@ -38,7 +38,8 @@ pub struct CachedStorage<S> {
     shards: Vec<Mutex<Shard>>,
 }
 
-/// Rows are spread over shards so that loops and the commit thread hardly ever meet in one.
+/// Rows are spread over shards so that loops and the commit thread hardly ever meet in one, but for the
+/// microseconds in which one of them brings rows near.
 const SHARDS: usize = 64;
 
 /// Of more rows than these some are no longer near when the engine has written them: so many at a time are

@@ -166,21 +166,19 @@ impl IoLoop {
     /// Queues records, those that find no room once what was before them is written, for a while. How many
     /// were not taken; `None` if the node ends.
     async fn queue_all(&self, mut items: Vec<CommitItem<Destination>>) -> Option<u32> {
-        let (count, until_us) = (items.len(), self.now_us() + ROOM_TIMEOUT_US);
-        let mut taken = 0;
-        while !items.is_empty() {
-            let offered = items.len();
+        let (mut dropped, until_us) = (0, self.now_us() + ROOM_TIMEOUT_US);
+        loop {
             let pushed = self.shared.commits.push(|queue| queue.extend(items));
-            let Err(rejected) = pushed else { return u32::try_from(count - taken - offered).ok() };
+            let Err(rejected) = pushed else { break };
             items = rejected.items;
-            taken += offered - items.len();
             if rejected.refusal != Refusal::Overloaded || self.now_us() >= until_us {
+                dropped += items.len();
                 break;
             }
             if !self.settled().await {
                 return None;
             }
-            let view = self.shared.view.load();
+            let (view, offered) = (self.shared.view.load(), items.len());
             // Behind the end of their keyspace they would stay until the next start.
             items.retain(|it| match (it, view.metadata()) {
                 (CommitItem::Mutation { key, .. }, Some(known)) => {
@@ -188,8 +186,9 @@ impl IoLoop {
                 }
                 _ => true,
             });
+            dropped += offered - items.len();
         }
-        u32::try_from(count - taken).ok()
+        Some(u32::try_from(dropped).unwrap_or(u32::MAX))
     }
 
     /// Mutations that the commit path has refused so far for their own sake.
@@ -290,9 +289,6 @@ impl Shared {
     }
 }
 
-/// How long a block waits for room: well below the time after which nobody waits for its answer.
-const ROOM_TIMEOUT_US: u64 = 3_000_000;
-
 fn send(outbox: &Outbox, shared: &Shared, operation: u64, mut answer: ExchangeAnswer) {
     (answer.operation, answer.pressure) = (OperationId(operation).0, shared.pressure());
     let bytes = answer.encoded_len();
@@ -300,3 +296,6 @@ fn send(outbox: &Outbox, shared: &Shared, operation: u64, mut answer: ExchangeAn
         Counters::count(&shared.counters.peer_answers_dropped);
     }
 }
+
+/// How long a block waits for room: well below the time after which nobody waits for its answer.
+const ROOM_TIMEOUT_US: u64 = 3_000_000;
