@@ -30,6 +30,12 @@ impl Default for QueueLimits {
     }
 }
 
+impl QueueLimits {
+    fn half(self) -> Self {
+        Self { items_max: self.items_max / 2, bytes_max: self.bytes_max / 2 }
+    }
+}
+
 /// What a queue did not take, for the caller to answer. Nothing of it was written.
 pub struct Rejected<D> {
     /// Why: `Overloaded`, or `Failed` when the queue is closed.
@@ -78,11 +84,28 @@ impl<D> CommitQueue<D> {
     /// `fill` must only push. Mutations and hints beyond the limits come back, and so does
     /// everything when the queue is closed.
     pub fn push(&self, fill: impl FnOnce(&mut VecDeque<CommitItem<D>>)) -> Result<(), Rejected<D>> {
+        self.push_within(self.limits, fill)
+    }
+
+    /// As [`CommitQueue::push`], for what no client waits for: it finds half of the room only, so that
+    /// clients' writes find the other half.
+    pub fn push_background(
+        &self,
+        fill: impl FnOnce(&mut VecDeque<CommitItem<D>>),
+    ) -> Result<(), Rejected<D>> {
+        self.push_within(self.limits.half(), fill)
+    }
+
+    fn push_within(
+        &self,
+        limits: QueueLimits,
+        fill: impl FnOnce(&mut VecDeque<CommitItem<D>>),
+    ) -> Result<(), Rejected<D>> {
         let (rejected, sleeper) = {
             let mut state = self.lock();
             let before = state.items.len();
             fill(&mut state.items);
-            let rejected = state.admit(before, self.limits);
+            let rejected = state.admit(before, limits);
             let ready = !state.items.is_empty();
             (rejected, if ready { state.take_sleeper() } else { Sleeper::Nobody })
         };
@@ -308,6 +331,23 @@ mod tests {
         assert!(queue.take_blocking(&mut group));
         let three = vec![hint(6_000), hint(6_000), hint(0)];
         assert_eq!(push(&queue, three), (Some(Refusal::Overloaded), 1), "the small one still fits");
+    }
+
+    #[test]
+    fn what_no_client_waits_for_leaves_room() {
+        let queue = CommitQueue::new(QueueLimits { items_max: 4, bytes_max: usize::MAX });
+        let background = |count: usize| {
+            let items = std::iter::repeat_with(|| hint(0)).take(count);
+            queue.push_background(|it| it.extend(items)).map_or_else(|it| it.items.len(), |()| 0)
+        };
+        assert_eq!(background(3), 1);
+        assert_eq!(push(&queue, vec![hint(0), hint(0)]), (None, 0), "the other half");
+        assert_eq!(background(1), 1);
+        assert_eq!(push(&queue, vec![hint(0)]), (Some(Refusal::Overloaded), 1));
+
+        let narrow = CommitQueue::new(QueueLimits { items_max: 1, bytes_max: 1 });
+        let alone = narrow.push_background(|it| it.push_back(hint(0)));
+        assert!(alone.is_ok(), "one item always fits");
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl IoLoop {
     async fn queue_all(&self, mut items: Vec<CommitItem<Destination>>) -> Option<u32> {
         let (mut dropped, until_us) = (0, self.now_us() + ROOM_TIMEOUT_US);
         loop {
-            let pushed = self.shared.commits.push(|queue| queue.extend(items));
+            let pushed = self.shared.commits.push_background(|queue| queue.extend(items));
             let Err(rejected) = pushed else { break };
             items = rejected.items;
             if rejected.refusal != Refusal::Overloaded || self.now_us() >= until_us {
