@@ -45,7 +45,7 @@ lint: $(ROCKSDB) ## Formatting, clippy, documentation and dependencies; a warnin
 deny: prepare ## Licences, bans and sources of all dependencies.
 	.ci/deny
 
-tuned: $(ROCKSDB) ## Builds the binary `quorate` as it is released: laid out by what it runs under load.
+tuned: prepare ## Builds the binary `quorate` as it is released: laid out by what it runs under load.
 	.ci/tuned
 
 bench: tuned ## The bars of docs/performance.md, measured on this machine.
