@@ -54,12 +54,15 @@ pub struct NodeConfig {
     pub request_timeout_ms: u64,
     /// How far ahead of this node's clock a reading may lie before it is refused, in milliseconds.
     pub clock_offset_max_ms: u64,
-    /// Client connections at once; more are closed as they come.
+    /// Client connections of each loop at once; more are closed as they come.
     pub connections_max: usize,
     /// Streams of one connection at once. HTTP/2 makes a client wait for a free one.
     pub streams_per_connection_max: u32,
-    /// Operations at once; more are refused with OVERLOADED. An operation holds about 1 KiB.
+    /// Operations of each loop at once; more are refused with OVERLOADED. An operation holds about 1 KiB.
     pub operations_in_flight_max: usize,
+    /// Reads of calls that wait for the disk at once, in the node; more are refused, and their
+    /// coordinators turn to other replicas. What a slow disk does in some seconds; each holds about 1 KiB.
+    pub disk_reads_max: usize,
     /// Scans under way in the node: each holds a few pages of up to `scan_bytes_max`.
     pub scans_max: usize,
     /// Bytes queued for one peer, which the last message may pass; with so many the peer counts as
@@ -134,6 +137,7 @@ impl Default for NodeConfig {
             connections_max: 4_096,
             streams_per_connection_max: 1_024,
             operations_in_flight_max: 65_536,
+            disk_reads_max: 4_096,
             scans_max: 64,
             peer_queue_bytes_max: 64 << 20,
             hint_bytes_per_target_max: CommitSettings::default().hint_bytes_per_target_max,

@@ -100,8 +100,10 @@ counters! {
     mutations_served,
     /// Queries answered for other coordinators.
     queries_served,
-    /// Reads that missed the block cache.
+    /// Reads of calls that memory does not answer, pages of scans among them.
     reads_from_disk,
+    /// Those of them that were not done: too many waited, or their turn came too late.
+    reads_from_disk_refused,
     /// Records that failed their checksum, here or on arrival.
     checksum_failures,
     /// Requests of peers refused.

@@ -36,6 +36,7 @@ mod request;
 mod running;
 mod scan;
 mod scan_range;
+mod scan_stream;
 mod scrub;
 mod serve;
 mod start;

@@ -158,7 +158,26 @@ impl OutboxBatch<'_> {
     /// Queues one item of about `bytes` bytes. The last one may pass the bound: a large one would never be
     /// sent otherwise while there are small ones.
     pub fn add(&mut self, bytes: usize, fill: impl FnOnce(&mut Frame)) -> Result<(), NotQueued> {
-        if self.queue.closed || self.queue.bytes >= self.bytes_max {
+        self.add_below(self.bytes_max, bytes, fill)
+    }
+
+    /// As [`add`](Self::add), for the few bytes that end somebody's wait: they may pass the bound once
+    /// more, for without them a call that was served waits for its deadline.
+    pub fn add_answer(
+        &mut self,
+        bytes: usize,
+        fill: impl FnOnce(&mut Frame),
+    ) -> Result<(), NotQueued> {
+        self.add_below(self.bytes_max.saturating_mul(2), bytes, fill)
+    }
+
+    fn add_below(
+        &mut self,
+        bytes_max: usize,
+        bytes: usize,
+        fill: impl FnOnce(&mut Frame),
+    ) -> Result<(), NotQueued> {
+        if self.queue.closed || self.queue.bytes >= bytes_max {
             return Err(NotQueued);
         }
         self.queue.bytes += bytes;
@@ -202,6 +221,22 @@ mod tests {
         outbox.close();
         assert_eq!(outbox.push(1, |frame| frame.applied.push(5)), Err(NotQueued));
         assert!(outbox.next_frame().is_none());
+    }
+
+    #[test]
+    fn an_answer_of_a_few_bytes_passes_the_bound() {
+        let outbox = Outbox::new(100);
+        let answer = |operation| {
+            let add = |frame: &mut Frame| frame.applied.push(operation);
+            outbox.push_many(|batch| batch.add_answer(8, add))
+        };
+        outbox.push(150, |_| {}).unwrap();
+        assert_eq!(outbox.push(8, |_| {}), Err(NotQueued));
+        let queued = (0..100).take_while(|it| answer(*it).is_ok()).count();
+        assert_eq!(queued, 7, "up to twice the bound");
+        assert_eq!(outbox.next_frame().map(|it| it.applied.len()), Some(7));
+        outbox.close();
+        assert_eq!(answer(9), Err(NotQueued));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What all loops of a node share. Of all this a request locks the commit
 //! queue, and of the cache of rows the shard of its key.
 
+mod blocking;
 mod done;
 mod stop;
 
@@ -28,7 +29,7 @@ use crate::{
     damage::DamageBoard,
     exchange::ExchangeBoard,
     foreground::Foreground,
-    io::{Blocking, Changes, ClockGate, Directory, FillBoard, HandoffBoard, WitnessBoard, World},
+    io::{Changes, ClockGate, Directory, FillBoard, HandoffBoard, WitnessBoard, World},
     liveness::PeerStatus,
     metrics::LoopMetrics,
     outbox::{FrameStamp, Outbox},
@@ -150,6 +151,8 @@ pub struct Shared {
     pub ceiling_raised: Notify,
     /// Permits for scans.
     pub scans: Arc<Semaphore>,
+    /// Permits for reads that somebody waits for and memory does not answer.
+    disk_reads: Arc<Semaphore>,
     /// Client connections open.
     pub connections: AtomicU64,
     /// The agreement on metadata.
@@ -197,6 +200,7 @@ impl Shared {
         let start = Reading { wall: world.clock.now(), elapsed_us: 0 };
         let clock_gate = ClockGate::new(config.clock_offset_max_ms, start);
         let scans = Arc::new(Semaphore::new(config.scans_max));
+        let disk_reads = Arc::new(Semaphore::new(config.disk_reads_max));
         let done = std::iter::repeat_with(DoneQueue::default).take(config.io_threads).collect();
         let loop_metrics =
             std::iter::repeat_with(LoopMetrics::default).take(config.io_threads).collect();
@@ -226,6 +230,7 @@ impl Shared {
             done,
             ceiling_raised: Notify::new(),
             scans,
+            disk_reads,
             connections: AtomicU64::new(0),
             changes: Changes::default(),
             metadata_changed: Notify::new(),
@@ -419,27 +424,6 @@ impl Shared {
         if news && self.clock.wanted_ceiling(wall).is_some() {
             self.records_shown.store(written, Ordering::Relaxed);
             self.raise_ceiling(wall);
-        }
-    }
-
-    /// Runs work that blocks where it may: in the pool, or in the simulated time of a simulation.
-    #[expect(clippy::disallowed_methods, reason = "the one seam to the blocking pool")]
-    pub async fn blocking<T: Send + 'static>(
-        self: Arc<Self>,
-        work: impl FnOnce(&Self) -> Result<T, model::Refusal> + Send + 'static,
-    ) -> Result<T, model::Refusal> {
-        match &self.world.blocking {
-            Blocking::Simulated(pace) => {
-                pace.read().await;
-                let done = work(&self);
-                pace.read().await;
-                done
-            }
-            Blocking::Threads => {
-                let joined = tokio::task::spawn_blocking(move || work(&self)).await;
-                // The pool ends only with the node.
-                joined.unwrap_or(Err(model::Refusal::Failed))
-            }
         }
     }
 

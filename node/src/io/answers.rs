@@ -19,7 +19,7 @@ use crate::{
     counters::Counters,
     local_read::{LocalRead, ReadAt},
     operation::{HintAnswer, Operation, ReadRound, Token},
-    shared::{Destination, Shared},
+    shared::Destination,
 };
 
 impl IoLoop {
@@ -374,16 +374,14 @@ impl IoLoop {
         key: &StorageKey,
         later: impl FnOnce(&Self, &mut LoopState, ReadAt) + Send + 'static,
     ) -> Option<ReadAt> {
-        match self.shared.replica_inline(key) {
-            (LocalRead::Here(read), floor) => return Some((read, floor)),
-            (LocalRead::WouldBlock, _) => Counters::count(&self.shared.counters.reads_from_disk),
+        if let (LocalRead::Here(read), floor) = self.shared.replica_inline(key) {
+            return Some((read, floor));
         }
         let shared = Arc::clone(&self.shared);
         let this = self.this.upgrade()?;
         let key = key.clone();
         tokio::spawn(async move {
-            let work = move |it: &Shared| Ok(it.replica_blocking(&key));
-            let read = shared.blocking(work).await;
+            let read = shared.read_from_disk(move |it| it.replica_blocking(&key)).await;
             let read = read.unwrap_or_else(|refusal| (Err(refusal), Hlc::ZERO));
             {
                 // Its vote is counted by the directories that are known now (F12).

@@ -22,7 +22,7 @@ use super::{
     coordinate::{PlannedRead, PlannedWrite},
     io_loop::IoLoop,
     request::MeasuredRequest,
-    scan::ScanStream,
+    scan_stream::ScanStream,
 };
 use crate::{
     counters::Counters,

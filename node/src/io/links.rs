@@ -80,7 +80,8 @@ pub(super) struct Links {
 
 impl Links {
     /// Keeps this loop's links up for as long as the node lives: one to every node of the directory
-    /// and of the layout, and until somebody is met, tries the addresses to join.
+    /// and of the layout, and until somebody is met, tries the addresses to join. Returns early if one of
+    /// its tasks has panicked: its node would count as linked, and never be reached.
     pub(super) async fn run(self, io: Arc<IoLoop>) {
         let mut tasks = JoinSet::new();
         if io.index == 0 {
@@ -97,8 +98,18 @@ impl Links {
                     tasks.spawn(self.clone().run_link(Arc::clone(&io), node));
                 }
             }
-            if directory.changed().await.is_err() {
-                return;
+            tokio::select! {
+                biased;
+                changed = directory.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                Some(ended) = tasks.join_next() => {
+                    if ended.is_err_and(|it| it.is_panic()) {
+                        return;
+                    }
+                }
             }
         }
     }

@@ -1,14 +1,9 @@
 //! Scans: page by page, each merged from the replicas that the level requires (S1 to S4).
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use coordinator::{Covered, Direction, MergedRow, PageLimits, ReadReply, ReplicaPage, merge_pages};
-use futures_util::Stream;
 use model::{
     ConsistencyLevel, Hlc, Key, Mutant, PartitionIndex, Record, Refusal, ReplicaIndex, ReplicaMask,
     Requirement, StorageKey,
@@ -18,12 +13,14 @@ use proto::{
     internal::{RangeAnswer, RangeQuery},
     v1,
 };
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    time::timeout,
+};
 use tonic::{Status, metadata::MetadataMap};
 
 use super::{
     call::{Call, RETRY, level_error, level_of, overlap_error},
-    coordinate::Full,
     coordinate::PlannedRead,
     io_loop::{Alarm, IoLoop},
     kv::stopped_read,
@@ -43,23 +40,8 @@ use crate::{
     view::KeyspaceView,
 };
 
-/// The answer stream of a scan. Dropping it ends the scan before its next page.
-pub(super) struct ScanStream {
-    pages: mpsc::Receiver<Result<v1::ScanResponse, Status>>,
-    /// A scan holds pages for as long as its client does not take them: hence a bound for the node.
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Stream for ScanStream {
-    type Item = Result<v1::ScanResponse, Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.pages.poll_recv(context)
-    }
-}
-
 /// A scan under way.
-struct Scan {
+pub(super) struct Scan {
     io: Arc<IoLoop>,
     keyspace: Arc<KeyspaceView>,
     level: ConsistencyLevel,
@@ -75,27 +57,8 @@ struct Scan {
     timeout_us: u64,
 }
 
-impl ScanStream {
-    /// Checks a scan and starts it.
-    pub(super) fn start(
-        io: Arc<IoLoop>,
-        metadata: &MetadataMap,
-        request: v1::ScanRequest,
-    ) -> Result<Self, CallError> {
-        let shared = Arc::clone(&io.shared);
-        let Ok(permit) = Arc::clone(&shared.scans).try_acquire_owned() else {
-            Counters::count(&shared.counters.calls_overloaded);
-            return Err(Full { what: "scans under way", limit: shared.config.scans_max }.into());
-        };
-        let scan = Scan::new(&io, metadata, request)?;
-        let (sender, pages) = mpsc::channel(1);
-        tokio::spawn(scan.run(sender));
-        Ok(Self { pages, _permit: permit })
-    }
-}
-
 impl Scan {
-    fn new(
+    pub(super) fn new(
         io: &Arc<IoLoop>,
         metadata: &MetadataMap,
         request: v1::ScanRequest,
@@ -142,7 +105,11 @@ impl Scan {
         })
     }
 
-    async fn run(mut self, sender: mpsc::Sender<Result<v1::ScanResponse, Status>>) {
+    pub(super) async fn run(
+        mut self,
+        sender: mpsc::Sender<Result<v1::ScanResponse, Status>>,
+        _permit: Arc<OwnedSemaphorePermit>,
+    ) {
         let io = Arc::clone(&self.io);
         loop {
             let mut measured = MeasuredRequest::start(&io, RequestKind::Scan);
@@ -379,8 +346,11 @@ impl Scan {
         let mut state = self.io.lock();
         if state.peers.own() == Some(node) {
             drop(state);
+            let deadline_us = call.deadline_us;
             return Box::pin(async move {
-                let read = Arc::clone(&shared).blocking(move |it| Ok(it.range_answer(query))).await;
+                let left_us = deadline_us.saturating_sub(shared.elapsed_us());
+                let read = Arc::clone(&shared).read_from_disk(move |it| it.range_answer(query));
+                let read = timeout(Duration::from_micros(left_us), read).await.ok()?;
                 Some((read.ok()?, shared.clock.highest()))
             });
         }

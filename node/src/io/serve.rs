@@ -205,18 +205,15 @@ impl IoLoop {
             answers.queries.push(query_answer(operation, Err(refusal), false, Hlc::ZERO));
             return;
         }
-        match self.shared.replica_inline(&key) {
-            (LocalRead::Here(read), floor) => {
-                answers.queries.push(query_answer(operation, read, query.version_only, floor));
-                return;
-            }
-            (LocalRead::WouldBlock, _) => Counters::count(&self.shared.counters.reads_from_disk),
+        if let (LocalRead::Here(read), floor) = self.shared.replica_inline(&key) {
+            answers.queries.push(query_answer(operation, read, query.version_only, floor));
+            return;
         }
         let shared = Arc::clone(&self.shared);
         let outbox = Arc::clone(&caller.outbox);
         tokio::spawn(async move {
-            let work = move |it: &Shared| Ok(it.replica_blocking(&key));
-            let read = Arc::clone(&shared).blocking(work).await;
+            let work = move |it: &Shared| it.replica_blocking(&key);
+            let read = Arc::clone(&shared).read_from_disk(work).await;
             let (read, floor) = read.unwrap_or_else(|refusal| (Err(refusal), Hlc::ZERO));
             let mut answers = Answers::default();
             answers.queries.push(query_answer(operation, read, query.version_only, floor));
@@ -232,23 +229,17 @@ impl IoLoop {
         answers: &mut Answers,
     ) {
         if let Some(refusal) = refusal {
-            answers.ranges.push(RangeAnswer {
-                operation: query.operation,
-                refusal: proto::internal::Refusal::from(refusal).into(),
-                ..RangeAnswer::default()
-            });
+            answers.ranges.push(range_refused(query.operation, refusal));
             return;
         }
         let (shared, outbox) = (Arc::clone(&self.shared), Arc::clone(&caller.outbox));
         // A page is many reads: it never runs on the loop.
         tokio::spawn(async move {
             let operation = query.operation;
-            let work = move |it: &Shared| Ok(it.range_answer(query));
-            let read = Arc::clone(&shared).blocking(work).await;
-            let refusal = proto::internal::Refusal::Failed.into();
-            let failed = |_| RangeAnswer { operation, refusal, ..RangeAnswer::default() };
+            let work = move |it: &Shared| it.range_answer(query);
+            let read = Arc::clone(&shared).read_from_disk(work).await;
             let mut answers = Answers::default();
-            answers.ranges.push(read.unwrap_or_else(failed));
+            answers.ranges.push(read.unwrap_or_else(|it| range_refused(operation, it)));
             answers.send(&outbox, &shared);
         });
     }
@@ -314,6 +305,11 @@ fn query_answer(
     answer
 }
 
+fn range_refused(operation: u64, refusal: Refusal) -> RangeAnswer {
+    let refusal = proto::internal::Refusal::from(refusal).into();
+    RangeAnswer { operation, refusal, ..RangeAnswer::default() }
+}
+
 /// Answers that need no commit, collected so that a frame costs one lock.
 #[derive(Default)]
 struct Answers {
@@ -348,22 +344,18 @@ impl Answers {
         if !self.queries.is_empty() || !self.ranges.is_empty() {
             let sent = outbox.push_many(|batch| {
                 for answer in self.queries {
-                    let bytes = answer.record.len() + ANSWER_BYTES;
-                    dropped +=
-                        usize::from(batch.add(bytes, |it| it.query_answers.push(answer)).is_err());
+                    dropped += usize::from(add_query_answer(batch, answer).is_err());
                 }
                 for answer in self.ranges {
-                    let rows = answer.keys.iter().chain(&answer.records);
-                    let bytes = rows.map(Bytes::len).sum::<usize>() + ANSWER_BYTES;
-                    dropped +=
-                        usize::from(batch.add(bytes, |it| it.range_answers.push(answer)).is_err());
+                    dropped += usize::from(add_range_answer(batch, answer).is_err());
                 }
                 Ok(())
             });
             dropped += usize::from(sent.is_err());
         }
         for operation in self.not_passed_on {
-            let sent = outbox.push(8, |frame| frame.not_passed_on.push(operation.0));
+            let add = |frame: &mut Frame| frame.not_passed_on.push(operation.0);
+            let sent = outbox.push_many(|batch| batch.add_answer(8, add));
             dropped += usize::from(sent.is_err());
         }
         for (outbox, operation, refusal) in self.refused {
@@ -378,6 +370,26 @@ impl Answers {
 /// What an answer takes in a queue beyond what it carries.
 const ANSWER_BYTES: usize = 40;
 
+/// Where there is no room for a record the caller is told so: it turns to another replica.
+fn add_query_answer(batch: &mut OutboxBatch<'_>, answer: QueryAnswer) -> Result<(), NotQueued> {
+    let (operation, bytes) = (answer.operation, answer.record.len());
+    let whole = batch.add(bytes + ANSWER_BYTES, |frame| frame.query_answers.push(answer));
+    whole.or_else(|NotQueued| {
+        let refused = query_answer(operation, Err(Refusal::Overloaded), false, Hlc::ZERO);
+        batch.add_answer(ANSWER_BYTES, |frame| frame.query_answers.push(refused))
+    })
+}
+
+fn add_range_answer(batch: &mut OutboxBatch<'_>, answer: RangeAnswer) -> Result<(), NotQueued> {
+    let rows = answer.keys.iter().chain(&answer.records);
+    let (operation, bytes) = (answer.operation, rows.map(Bytes::len).sum::<usize>());
+    let whole = batch.add(bytes + ANSWER_BYTES, |frame| frame.range_answers.push(answer));
+    whole.or_else(|NotQueued| {
+        let refused = range_refused(operation, Refusal::Overloaded);
+        batch.add_answer(ANSWER_BYTES, |frame| frame.range_answers.push(refused))
+    })
+}
+
 fn add_answer(
     batch: &mut OutboxBatch<'_>,
     operation: OperationId,
@@ -385,10 +397,19 @@ fn add_answer(
     newest: Bytes,
 ) -> Result<(), NotQueued> {
     if answer == WriteAnswer::Applied {
-        return batch.add(8, |frame| frame.applied.push(operation.0));
+        return batch.add_answer(8, |frame| frame.applied.push(operation.0));
     }
-    batch.add(ANSWER_BYTES + newest.len(), |frame| {
-        frame.mutation_answers.push(MutationAnswer::from_answer(operation.0, answer, newest));
+    let add = |answer, newest| {
+        move |frame: &mut Frame| {
+            frame.mutation_answers.push(MutationAnswer::from_answer(operation.0, answer, newest));
+        }
+    };
+    if newest.is_empty() {
+        return batch.add_answer(ANSWER_BYTES, add(answer, newest));
+    }
+    batch.add(ANSWER_BYTES + newest.len(), add(answer, newest)).or_else(|NotQueued| {
+        let refused = WriteAnswer::Refused(Refusal::Overloaded);
+        batch.add_answer(ANSWER_BYTES, add(refused, Bytes::new()))
     })
 }
 

@@ -1,13 +1,22 @@
 //! A node whose disk refuses, or takes its time.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use model::NodeId;
 use node::{
     commit::hints_for,
     config::NodeConfig,
-    io::{Blocking, Network, Node, SystemClock, TcpNetwork, World},
-    storage::memory::{Access, Fault, MemoryStorage},
+    io::{
+        Blocking, Boxed, BoxedStream, DiskPace, Listener, Network, Node, SystemClock, TcpNetwork,
+        World,
+    },
+    storage::{
+        Space,
+        memory::{Access, Fault, MemoryStorage},
+    },
 };
 use proto::{
     CallError, CallOutcome, Reason,
@@ -21,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{get, put};
+use super::{get, level, put};
 
 /// A cluster of one, whose keyspace "test" takes ANY.
 pub(super) struct Alone {
@@ -36,6 +45,10 @@ pub(super) struct Alone {
 impl Alone {
     /// Runs it on the present thread, for as long as the test does.
     pub(super) async fn start(config: NodeConfig) -> Self {
+        Self::start_on(Blocking::Threads, config).await
+    }
+
+    async fn start_on(blocking: Blocking, config: NodeConfig) -> Self {
         let network = Arc::new(TcpNetwork { shared_ports: false });
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let clients = network.listen(any).await.unwrap();
@@ -49,7 +62,7 @@ impl Alone {
             storage: Arc::new(disk.clone()),
             snapshots: None,
             seed: 1,
-            blocking: Blocking::Threads,
+            blocking,
         };
         let (node, events) = Node::open(config, world).unwrap();
         let (stalled, held) = watch::channel(false);
@@ -161,4 +174,149 @@ async fn no_stamp_to_be_had() {
 #[tokio::test]
 async fn calls_that_wait_for_a_stamp_are_bounded() {
     LocalSet::new().run_until(no_stamp_to_be_had()).await;
+}
+
+/// A disk whose reads take as long as the test wants.
+struct Slow(watch::Receiver<bool>);
+
+impl DiskPace for Slow {
+    fn read(&self) -> Boxed<'static, ()> {
+        let mut held = self.0.clone();
+        Box::pin(async move {
+            let _ = held.wait_for(|it| !it).await;
+        })
+    }
+}
+
+/// A node that has "x" on its disk alone, and what holds up its reads.
+async fn with_a_slow_disk(config: NodeConfig) -> (Alone, watch::Sender<bool>) {
+    let (slow, held) = watch::channel(false);
+    let mut it = Alone::start_on(Blocking::Simulated(Arc::new(Slow(held))), config).await;
+    it.kv.put(put("x", "v", v1::ConsistencyLevel::One)).await.unwrap();
+    it.disk.set_faults(Some(Box::new(|access| match access {
+        Access::TryGet(Space::Data, _) => Some(Fault::WouldBlock),
+        _ => None,
+    })));
+    slow.send_replace(true);
+    (it, slow)
+}
+
+async fn more_reads_than_the_disk_does() {
+    let config = NodeConfig { disk_reads_max: PLACES, ..NodeConfig::default() };
+    let (mut it, slow) = with_a_slow_disk(config).await;
+    let one = v1::ConsistencyLevel::One;
+    let (answer, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    for _ in 0..3 * PLACES {
+        let (mut kv, answer) = (it.kv.clone(), answer.clone());
+        tokio::task::spawn_local(async move {
+            let read = kv.get(get("x", one)).await;
+            let _ = answer.send(read.map_err(|status| CallError::from(&status)));
+        });
+    }
+    for _ in 0..2 * PLACES {
+        let error = answers.recv().await.unwrap().unwrap_err();
+        assert_eq!((error.reason, error.outcome), (Reason::ReadFailed, CallOutcome::NotApplied));
+    }
+    slow.send_replace(false);
+    for _ in 0..PLACES {
+        assert!(answers.recv().await.unwrap().unwrap().get_ref().found);
+    }
+    assert!(it.kv.get(get("x", one)).await.unwrap().get_ref().found, "and no place is lost");
+}
+
+#[tokio::test]
+async fn reads_that_wait_for_the_disk_are_bounded() {
+    LocalSet::new().run_until(more_reads_than_the_disk_does()).await;
+}
+
+async fn a_read_nobody_waits_for() {
+    let config = NodeConfig { request_timeout_ms: 200, ..NodeConfig::default() };
+    let (mut it, slow) = with_a_slow_disk(config).await;
+    let late = it.kv.get(get("x", v1::ConsistencyLevel::One)).await.unwrap_err();
+    assert_eq!(CallError::from(&late).reason, Reason::ReadTimeout);
+    let counters = &it.node.shared.counters;
+    assert_eq!(counters.reads_from_disk_refused.load(Ordering::Relaxed), 0, "it waits still");
+    let ended_us = it.node.shared.elapsed_us();
+    eventually("no call waits any more", async || it.node.shared.elapsed_us() > ended_us + 200_000)
+        .await;
+    slow.send_replace(false);
+    eventually("its turn comes, and it is not done", async || {
+        counters.reads_from_disk_refused.load(Ordering::Relaxed) == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_read_whose_call_has_ended_is_not_done() {
+    LocalSet::new().run_until(a_read_nobody_waits_for()).await;
+}
+
+async fn scans_that_are_given_up() {
+    let config = NodeConfig { scans_max: 1, ..NodeConfig::default() };
+    let (mut it, slow) = with_a_slow_disk(config).await;
+    let scan = || v1::ScanRequest {
+        keyspace: "test".to_owned(),
+        range: Some(v1::scan_request::Range::Tokens(v1::TokenScan::default())),
+        consistency: level(v1::ConsistencyLevel::One),
+        ..v1::ScanRequest::default()
+    };
+    let connections = || it.node.shared.connections.load(Ordering::Relaxed);
+    let before = connections();
+    let other = Endpoint::from_shared(format!("http://{}", it.node.shared.config.listen)).unwrap();
+    let mut other = KvServiceClient::new(other.connect().await.unwrap());
+    let given_up = other.scan(scan()).await.unwrap();
+    drop((given_up, other));
+    eventually("its client has gone", async || connections() == before).await;
+    let refused = it.kv.scan(scan()).await.unwrap_err();
+    assert_eq!(CallError::from(&refused).reason, Reason::Overloaded);
+    slow.send_replace(false);
+    eventually("its page has ended", async || it.kv.scan(scan()).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_scan_that_was_given_up_counts_until_its_page_ends() {
+    LocalSet::new().run_until(scans_that_are_given_up()).await;
+}
+
+/// A network on which no connection can even be tried.
+struct Broken(TcpNetwork);
+
+impl Network for Broken {
+    fn listen(&self, address: SocketAddr) -> Boxed<'_, std::io::Result<Box<dyn Listener>>> {
+        self.0.listen(address)
+    }
+
+    fn connect(&self, _: String) -> Boxed<'_, std::io::Result<BoxedStream>> {
+        panic!("a bug in a link");
+    }
+}
+
+async fn a_link_that_panics() {
+    let network = Arc::new(Broken(TcpNetwork { shared_ports: false }));
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let clients = network.listen(any).await.unwrap();
+    let peers = network.listen(any).await.unwrap();
+    let config = NodeConfig {
+        listen: clients.local_address().unwrap(),
+        peer_listen: peers.local_address().unwrap(),
+        join: vec!["127.0.0.1:1".to_owned()],
+        ..NodeConfig::default()
+    };
+    let world = World {
+        clock: Arc::new(SystemClock),
+        network,
+        storage: Arc::new(MemoryStorage::new()),
+        snapshots: None,
+        seed: 1,
+        blocking: Blocking::Threads,
+    };
+    let (node, events) = Node::open(config, world).unwrap();
+    let stop = CancellationToken::new();
+    tokio::task::spawn_local(node.clone().run_loop(0, clients, peers, Some(events), stop));
+    eventually("the node stops", async || node.shared.failure().is_some()).await;
+}
+
+#[tokio::test]
+async fn a_panic_in_a_link_stops_the_node() {
+    LocalSet::new().run_until(a_link_that_panics()).await;
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{NodeId, Refusal};
+use model::{NodeId, Refusal, Version};
 
 use super::PAGE_HINTS;
 use crate::{
@@ -27,6 +27,9 @@ impl IoLoop {
     pub(super) async fn run_aging(self: Arc<Self>, target: NodeId, until_ms: u64) {
         let (mut after, mut aged) = (None, 0_usize);
         while let Some(page) = self.hint_page(target, after).await {
+            for key in page.damaged {
+                self.queue(CommitItem::DropHint { target, key, version: Version::ABSENT });
+            }
             for hint in page.hints {
                 let version = hint.record.version();
                 if hint.class == HintClass::Ordinary && version.hlc.ms() < until_ms {
