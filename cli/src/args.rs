@@ -18,7 +18,7 @@ use crate::{
 const EXIT_CODES: &str = "\
 Exit codes:
   0  everything asked for was done
-  1  it failed, and nothing was applied
+  1  it failed, and nothing was applied; what consists of several calls says what was done
   2  the command line makes no sense
   3  a write's outcome is unknown: it may have been applied, or may take effect later
   4  too few replicas or no node can be reached; nothing was applied

@@ -61,6 +61,11 @@ pub(crate) fn ttl(text: &str) -> Result<Duration, String> {
     Ok(it)
 }
 
+/// Reads a time to live, or `never`, which is [`Duration::ZERO`].
+pub(crate) fn ttl_or_never(text: &str) -> Result<Duration, String> {
+    if text == "never" { Ok(Duration::ZERO) } else { ttl(text) }
+}
+
 /// Reads a size such as `100`, `64k` or `2M`, in bytes.
 pub(crate) fn size(text: &str) -> Result<usize, String> {
     let (digits, shift) = match text.strip_suffix(['k', 'K']) {

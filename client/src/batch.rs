@@ -36,9 +36,8 @@ pub struct WriteItem {
     pub key: Key,
     /// What to do with it.
     pub write: Write,
-    /// How long the row lives, rounded up to whole seconds, at least one; `None`: as the keyspace
-    /// says. Only with a put.
-    pub ttl: Option<Duration>,
+    /// How many seconds the row lives, 0 for ever; `None`: as the keyspace says. Only with a put.
+    pub ttl_seconds: Option<u64>,
     /// Names this write; 0 lets the node draw one.
     pub request_id: u64,
 }
@@ -55,17 +54,28 @@ pub enum Write {
 impl WriteItem {
     /// Writes a value.
     pub fn put(key: impl IntoKey, value: impl Into<Bytes>) -> Self {
-        Self { key: key.into_key(), write: Write::Put(value.into()), ttl: None, request_id: 0 }
+        Self {
+            key: key.into_key(),
+            write: Write::Put(value.into()),
+            ttl_seconds: None,
+            request_id: 0,
+        }
     }
 
     /// Deletes a row.
     pub fn delete(key: impl IntoKey) -> Self {
-        Self { key: key.into_key(), write: Write::Delete, ttl: None, request_id: 0 }
+        Self { key: key.into_key(), write: Write::Delete, ttl_seconds: None, request_id: 0 }
     }
 
-    /// Sets how long the row lives.
+    /// Sets how long the row lives, rounded up to whole seconds, at least one.
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = Some(ttl);
+        self.ttl_seconds = Some(whole_seconds(ttl));
+        self
+    }
+
+    /// The row never expires, whatever the keyspace says.
+    pub fn no_ttl(mut self) -> Self {
+        self.ttl_seconds = Some(0);
         self
     }
 
@@ -83,7 +93,7 @@ impl From<&WriteItem> for v1::BatchWriteItem {
                 Write::Put(value) => batch_write_item::Write::Put(value.clone()),
                 Write::Delete => batch_write_item::Write::Delete(true),
             }),
-            ttl_seconds: it.ttl.map(whole_seconds),
+            ttl_seconds: it.ttl_seconds,
             request_id: it.request_id,
         }
     }

@@ -53,7 +53,9 @@ Examples:
   quorate import shop users.csv --resume
 
 NDJSON fields and CSV columns that are understood without options, as `export` writes them:
-  key, sort_key, value, encoding (text, hex or base64), ttl, expires_at_ms
+  key, sort_key, value, encoding (text, hex or base64), ttl (never for no expiry),
+  expires_at_ms (0 for no expiry)
+A CSV record of another number of fields than its heading is malformed.
 
 Exit codes: 0 every row was written, 1 some were certainly not, 3 some may or may not have been.")]
 pub(crate) struct ImportArgs {
@@ -85,8 +87,8 @@ pub(crate) struct ImportArgs {
     #[command(flatten)]
     consistency: ConsistencyArgs,
 
-    /// Let every row expire after this long, unless it says otherwise
-    #[arg(long, value_name = "DURATION", value_parser = values::ttl)]
+    /// Let every row expire after this long, or never, unless it says otherwise
+    #[arg(long, value_name = "DURATION|never", value_parser = values::ttl_or_never)]
     ttl: Option<Duration>,
 
     /// Rows of one batch

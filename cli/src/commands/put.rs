@@ -38,8 +38,8 @@ pub(crate) struct PutArgs {
     #[command(flatten)]
     consistency: ConsistencyArgs,
 
-    /// Let the row expire after this long, such as 10m or 7d
-    #[arg(long, value_name = "DURATION", value_parser = values::ttl)]
+    /// Let the row expire after this long, such as 10m or 7d, or never, whatever the keyspace says
+    #[arg(long, value_name = "DURATION|never", value_parser = values::ttl_or_never)]
     ttl: Option<Duration>,
 
     /// Name this write: part of its version, so that `admin explain` can find it
@@ -57,9 +57,11 @@ pub(crate) async fn run(args: PutArgs, global: Global, output: Output) -> Result
     if let Some(level) = args.consistency.consistency {
         call = call.consistency(level);
     }
-    if let Some(ttl) = args.ttl {
-        call = call.ttl(ttl);
-    }
+    call = match args.ttl {
+        Some(ttl) if ttl.is_zero() => call.no_ttl(),
+        Some(ttl) => call.ttl(ttl),
+        None => call,
+    };
     if let Some(request_id) = args.request_id {
         call = call.request_id(request_id);
     }

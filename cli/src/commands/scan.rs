@@ -163,6 +163,12 @@ impl RowDocument {
             expires_at_ms: row.expires_at_ms,
         }
     }
+
+    /// The row as a file has it: it says too that it never expires, so that where it is read again no
+    /// keyspace's default takes its place.
+    pub(crate) fn of_export(row: &client::Row, encoding: Encoding) -> Self {
+        Self { expires_at_ms: row.expires_at_ms.or(Some(0)), ..Self::new(row, encoding) }
+    }
 }
 
 #[cfg(test)]

@@ -295,12 +295,35 @@ struct Ready<'a> {
     version: &'static str,
 }
 
+fn names_a_port(address: &str) -> bool {
+    let parts = address.rsplit_once(':');
+    parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|it| it > 0))
+}
+
 impl StartArgs {
+    /// Refuses what nobody could connect to.
+    fn check_addresses(&self, peer_listen: SocketAddr) -> Result<(), Failure> {
+        let all = |given: Option<SocketAddr>, listen: SocketAddr| {
+            given.unwrap_or(listen).ip().is_unspecified()
+        };
+        if all(self.advertise, self.listen) || all(self.peer_advertise, peer_listen) {
+            return Err(Failure::usage(
+                "0.0.0.0 and [::] are no addresses to connect to: with such a --listen, say --advertise and \
+                 --peer-advertise",
+            ));
+        }
+        if let Some(wrong) = self.join.iter().find(|it| !names_a_port(it)) {
+            return Err(Failure::usage(format!("--join {wrong:?}: write HOST:PORT")));
+        }
+        Ok(())
+    }
+
     fn config(&self) -> Result<NodeConfig, Failure> {
         let peer_listen = match self.peer_listen {
             Some(it) => it,
             None => port_after(self.listen)?,
         };
+        self.check_addresses(peer_listen)?;
         let mut config = NodeConfig {
             data: self.data.clone(),
             listen: self.listen,
@@ -425,6 +448,22 @@ mod tests {
         {
             assert_eq!(config(&[wrong]).unwrap_err().exit_code(), Exit::Usage, "{wrong}");
         }
+    }
+
+    #[test]
+    fn others_are_told_addresses_to_connect_to() {
+        for wrong in [
+            &["--listen=0.0.0.0:7400"][..],
+            &["--listen=[::]:7400", "--advertise=10.0.0.1:7400"],
+            &["--join=foo"],
+            &["--join=10.0.0.1:7401,:7401"],
+            &["--join=10.0.0.1:0"],
+        ] {
+            assert_eq!(config(wrong).unwrap_err().exit_code(), Exit::Usage, "{wrong:?}");
+        }
+        let advertise = ["--advertise=10.0.0.1:7400", "--peer-advertise=10.0.0.1:7401"];
+        assert!(config(&[&["--listen=0.0.0.0:7400"], &advertise[..]].concat()).is_ok());
+        assert!(config(&["--join=a.example:7401,[::1]:7401"]).is_ok());
     }
 
     #[test]

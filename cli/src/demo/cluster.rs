@@ -44,6 +44,12 @@ impl DemoCluster {
         nodes: usize,
         first_port: Option<u16>,
     ) -> Result<Self, Failure> {
+        let ports_wanted = u16::try_from(2 * datacenters * nodes).unwrap_or(u16::MAX);
+        if first_port.is_some_and(|it| it.checked_add(ports_wanted - 1).is_none()) {
+            let problem =
+                format!("--port is too high: the nodes take {ports_wanted} ports from it on");
+            return Err(Failure::usage(problem));
+        }
         let folder = TempDir::with_prefix("quorate-demo-")
             .map_err(|error| Failure::file("cannot make a temporary folder", &error))?;
         let resources = SharedResources::for_demo()?;

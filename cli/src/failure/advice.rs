@@ -37,7 +37,8 @@ pub(super) fn advice(error: &CallError, attempt: &Attempt, unknown: bool) -> Vec
             advice.push("quorate admin keyspace create NAME".to_owned());
         }
         Reason::OverlapRequired => {
-            advice.push("a quorum level, such as --consistency QUORUM".to_owned());
+            advice.push("without --consistency, at the keyspace's default".to_owned());
+            advice.push("quorate admin keyspace alter, for other defaults".to_owned());
         }
         Reason::KeyspaceInvalid => advice.push("quorate admin keyspace create --help".to_owned()),
         Reason::SnapshotNotFound => advice.push("quorate admin snapshot list".to_owned()),

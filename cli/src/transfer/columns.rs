@@ -50,7 +50,7 @@ pub(crate) struct ParsedRow {
     pub(crate) key: Key,
     /// Its value.
     pub(crate) value: Bytes,
-    /// When it expires, from now; `None` for the keyspace's default.
+    /// When it expires, from now, and never if that is zero; `None` for the keyspace's default.
     pub(crate) ttl: Option<Duration>,
 }
 
@@ -147,6 +147,11 @@ impl ColumnMap {
         }
     }
 
+    /// True if the value of a row is the whole record, however many fields it has.
+    pub(crate) fn takes_whole_record(&self) -> bool {
+        self.value == WHOLE_RECORD
+    }
+
     fn try_row(
         &self,
         fields: &Fields<'_>,
@@ -175,10 +180,12 @@ impl ColumnMap {
         }
         let mut ttl = match text(optional(&self.ttl).unwrap_or_default())? {
             "" => None,
-            given => Some(values::ttl(given)?),
+            given => Some(values::ttl_or_never(given)?),
         };
         let expires_at_ms = text(fields.get(EXPIRY_COLUMN).unwrap_or_default())?;
-        if ttl.is_none() && !["", "0"].contains(&expires_at_ms) {
+        if ttl.is_none() && expires_at_ms == "0" {
+            ttl = Some(Duration::ZERO);
+        } else if ttl.is_none() && !expires_at_ms.is_empty() {
             let wrong = |_| format!("{EXPIRY_COLUMN} {expires_at_ms:?} is no time in milliseconds");
             let left_ms = expires_at_ms.parse::<u64>().map_err(wrong)?.saturating_sub(now_ms);
             if left_ms < 1_000 {
@@ -268,7 +275,14 @@ pub(crate) mod tests {
     fn expiry_is_absolute_in_a_file_and_relative_in_a_write() {
         let with = |expires: &str| parse(&[("key", "a"), ("value", "b"), (EXPIRY_COLUMN, expires)]);
         assert_eq!(with("1061000"), row(Key::new("a"), b"b", Some(61)));
-        assert_eq!(with("0"), row(Key::new("a"), b"b", None));
+        assert_eq!(
+            with("0"),
+            row(Key::new("a"), b"b", Some(0)),
+            "never, whatever the keyspace says"
+        );
+        assert_eq!(with(""), row(Key::new("a"), b"b", None));
+        let never = parse(&[("key", "a"), ("value", "b"), ("ttl", "never")]);
+        assert_eq!(never, row(Key::new("a"), b"b", Some(0)));
         assert_eq!(with("1000999"), Parsed::Expired);
         assert_eq!(with("5"), Parsed::Expired);
     }

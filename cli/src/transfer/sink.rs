@@ -27,7 +27,7 @@ pub(crate) fn write_rows(
         Format::Csv => write_csv(encoding, rows, &mut text)?,
         Format::Ndjson => {
             for row in rows {
-                serde_json::to_writer(&mut text, &RowDocument::new(row, encoding))?;
+                serde_json::to_writer(&mut text, &RowDocument::of_export(row, encoding))?;
                 text.push(b'\n');
             }
         }
@@ -46,7 +46,7 @@ fn write_csv(encoding: Encoding, rows: &[client::Row], text: &mut Vec<u8>) -> io
             fitting.write(&key.sort_key),
             fitting.write(&row.value),
             fitting.name().to_owned(),
-            row.expires_at_ms.map_or_else(String::new, |it| it.to_string()),
+            row.expires_at_ms.unwrap_or(0).to_string(),
         ])?;
     }
     writer.flush()

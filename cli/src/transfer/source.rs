@@ -165,7 +165,15 @@ impl<R: Read> CsvSource<R> {
         let begins = self.record.position().map_or(line, |it| self.base.line + it.line());
         let whole = self.dialect.write(&self.record);
         let fields = Fields::Positioned { heading: &self.heading, record: &self.record };
-        let parsed = self.columns.row(&fields, &whole, now_ms);
+        let (found, named) = (self.record.len(), self.heading.len());
+        let parsed = if named > 0 && found != named && !self.columns.takes_whole_record() {
+            let delimiter = char::from(self.dialect.delimiter);
+            Parsed::Bad(format!(
+                "it has {found} fields, and the heading {named}: a field with {delimiter:?} needs quotes"
+            ))
+        } else {
+            self.columns.row(&fields, &whole, now_ms)
+        };
         Ok(Some(Record { line: begins, end: self.position(), parsed, whole }))
     }
 
@@ -295,7 +303,12 @@ mod tests {
         let text = "key,value\na,1\n\"b\",\"two\nlines\"\n\nc\nd,4,extra";
         assert_eq!(
             story(&read_all(csv(text))),
-            ["2 a=1", "3 b=two\nlines", r#"5 bad: there is no field "value""#, "7 d=4"]
+            [
+                "2 a=1",
+                "3 b=two\nlines",
+                "5 bad: it has 1 fields, and the heading 2: a field with ',' needs quotes",
+                "7 bad: it has 3 fields, and the heading 2: a field with ',' needs quotes",
+            ]
         );
     }
 

@@ -371,8 +371,8 @@ pub(super) fn level_of(
 /// A level that the keyspace's `require_overlap` does not allow.
 pub(super) fn overlap_error(level: ConsistencyLevel, keyspace: &KeyspaceView) -> CallError {
     let message = format!(
-        "keyspace {:?} requires R + W > N, 2W > N and 2R > N, which {level} does not give against \
-         its defaults (reads {}, writes {})",
+        "keyspace {:?} requires R + W > N, 2W > N and 2R > N, and in several datacenters local levels \
+         with local levels only, which {level} does not give against its defaults (reads {}, writes {})",
         keyspace.keyspace.name, keyspace.keyspace.read_level, keyspace.keyspace.write_level
     );
     CallError::new(Reason::OverlapRequired, message).at_field("consistency").with("level", level)

@@ -117,7 +117,7 @@ impl Links {
     /// Says hello at an address to join, again and again: the answer introduces the node there, and
     /// the link that follows introduces this one. Also heals a cluster whose nodes have all moved.
     async fn run_join(self, io: Arc<IoLoop>, address: String) {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut told) = (Backoff::default(), String::new());
         loop {
             // The link has said hello, which was all.
             let opened = self.open(&io, &address, JOIN_IO_LOOP).await;
@@ -126,10 +126,14 @@ impl Links {
                 Ok(member) => {
                     self.gossip.met(member);
                     tokio::time::sleep(JOIN_AGAIN).await;
-                    backoff = Backoff::default();
+                    (backoff, told) = (Backoff::default(), String::new());
                 }
                 Err(status) => {
-                    tracing::debug!(address, %status, "cannot join yet");
+                    // Once for each reason: it is tried again and again.
+                    if told != status.message() {
+                        told = status.message().to_owned();
+                        tracing::warn!(address, reason = told, "cannot join yet");
+                    }
                     backoff.wait(&io).await;
                 }
             }

@@ -125,7 +125,9 @@ impl Session {
                 true => WriteItem::delete(key.key()),
                 false => WriteItem::put(key.key(), encode(value, 0)),
             };
-            item.ttl = ttl.filter(|_| !delete);
+            if let Some(ttl) = ttl.filter(|_| !delete) {
+                item = item.ttl(ttl);
+            }
             item.request_id = self.request(id);
             items.insert(key, (id, item));
         }

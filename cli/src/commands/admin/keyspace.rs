@@ -86,7 +86,7 @@ pub(crate) struct AlterArgs {
     write: Option<ConsistencyLevel>,
 
     /// When rows expire whose write does not say: a duration, or never
-    #[arg(long, value_name = "DURATION", value_parser = ttl_or_never)]
+    #[arg(long, value_name = "DURATION", value_parser = values::ttl_or_never)]
     ttl: Option<Duration>,
 
     /// Refuse calls whose level would break R+W>N
@@ -198,8 +198,4 @@ fn report(verb: &str, keyspace: &v1::Keyspace, output: Output) -> Result<(), Fai
     let ok = output.paint(Paint::Good, "ok");
     output.line(&format!("{ok}  {verb} {}", keyspace.name))?;
     output.table(&KeyspaceDocument::table(&[document]))
-}
-
-fn ttl_or_never(text: &str) -> Result<Duration, String> {
-    if text == "never" { Ok(Duration::ZERO) } else { values::ttl(text) }
 }

@@ -130,6 +130,10 @@ async fn plan(args: &PlanArgs, admin: &Admin, output: Output) -> Result<(), Fail
     for violation in &document.violations {
         output.line(&output.paint(Paint::Warning, &format!("WARNING: {violation}")))?;
     }
+    if document.layout_version > 1 {
+        return output
+            .line("\nIt cannot be committed: this version changes no layout that is in force.");
+    }
     let mut command = format!("quorate admin layout commit --plan {}", document.plan);
     if args.partitions != 0 {
         command += &format!(" --partitions {}", args.partitions);

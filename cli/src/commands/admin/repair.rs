@@ -63,8 +63,9 @@ pub(super) async fn run(args: RepairArgs, admin: &Admin, output: Output) -> Resu
         asked.nodes.into_iter().map(|it| Repair::new(it, args.keyspace.as_deref())).collect();
     let began = join_all(repairs.iter_mut().map(Repair::ask)).await;
     // Waiting would not help.
-    let unknown = began.iter().flatten().find(|it| it.reason() == Reason::KeyspaceNotFound);
-    if let Some(error) = unknown {
+    let hopeless =
+        |it: &&client::Error| matches!(it.reason(), Reason::KeyspaceNotFound | Reason::NoLayout);
+    if let Some(error) = began.iter().flatten().find(hopeless) {
         let attempt = Attempt { keyspace: args.keyspace, ..Attempt::default() };
         return Err(fail(error, &attempt));
     }

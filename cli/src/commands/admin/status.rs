@@ -21,7 +21,7 @@ use crate::{
 #[command(after_help = "\
 Every node answers as it sees the cluster itself. The two letters before a node:
   U up, D down (the answering node cannot reach it)
-  N normal (in the layout), J joining (not in the layout yet: see `quorate admin layout plan`)")]
+  N normal (in the layout), J joining (not in the layout)")]
 pub(crate) struct StatusArgs {}
 
 /// Asks one node for its view and shows it.
@@ -279,8 +279,12 @@ impl StatusDocument {
     fn advice(&self) -> Option<String> {
         let joining = self.nodes.iter().filter(|it| it.up && !it.in_layout).count();
         let down = self.nodes.iter().filter(|it| !it.up).count();
-        if joining > 0 {
+        if joining > 0 && self.layout_version == 0 {
             return Some(format!("{joining} joining: `quorate admin layout plan` gives them work"));
+        }
+        if joining > 0 {
+            let why = "this version adds nobody to a layout that is in force";
+            return Some(format!("{joining} not in the layout: {why}"));
         }
         (down > 0).then(|| format!("{down} of {} nodes are down", self.nodes.len()))
     }
@@ -343,7 +347,7 @@ UJ  127.0.0.1:7404  127.0.0.1:7405  rack1           0   0.0%  ecececec-ecec-ecec
         );
         assert_eq!(
             document.advice().unwrap(),
-            "1 joining: `quorate admin layout plan` gives them work"
+            "1 not in the layout: this version adds nobody to a layout that is in force"
         );
         assert_eq!(
             document.clock_advice().unwrap(),

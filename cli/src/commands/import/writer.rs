@@ -173,6 +173,7 @@ async fn write_once(
 fn item(row: &ParsedRow, default_ttl: Option<Duration>) -> WriteItem {
     let item = WriteItem::put(row.key.clone(), row.value.clone());
     match row.ttl.or(default_ttl) {
+        Some(ttl) if ttl.is_zero() => item.no_ttl(),
         Some(ttl) => item.ttl(ttl),
         None => item,
     }
