@@ -61,12 +61,12 @@ pub struct NodeConfig {
     /// Operations of each loop at once; more are refused with OVERLOADED. An operation holds about 1 KiB.
     pub operations_in_flight_max: usize,
     /// Reads of calls that wait for the disk at once, in the node; more are refused, and their
-    /// coordinators turn to other replicas. What a slow disk does in some seconds; each holds about 1 KiB.
+    /// coordinators turn to other replicas. Some of the largest batches; each key holds about 1 KiB.
     pub disk_reads_max: usize,
     /// Scans under way in the node: each holds a few pages of up to `scan_bytes_max`.
     pub scans_max: usize,
     /// Bytes queued for one peer, which the last message may pass; with so many the peer counts as
-    /// unreachable for what follows.
+    /// unreachable for what follows. Answers of a few bytes find room up to twice as many.
     pub peer_queue_bytes_max: usize,
     /// Bytes of hints kept for one target. Beyond it the exchange does the work, which moves less than
     /// a replay of many overwrites would.
@@ -137,7 +137,7 @@ impl Default for NodeConfig {
             connections_max: 4_096,
             streams_per_connection_max: 1_024,
             operations_in_flight_max: 65_536,
-            disk_reads_max: 4_096,
+            disk_reads_max: 65_536,
             scans_max: 64,
             peer_queue_bytes_max: 64 << 20,
             hint_bytes_per_target_max: CommitSettings::default().hint_bytes_per_target_max,

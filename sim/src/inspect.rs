@@ -281,8 +281,7 @@ pub fn bounds(world: &World) -> Vec<Violation> {
                 let (bytes, limit) = (peer.outbox.bytes(), shared.config.peer_queue_bytes_max);
                 // The last message may pass it: a block at most, and the record that filled it.
                 let message_max = (320 << 10) + shared.config.limits.value_bytes_max;
-                // Answers of a few bytes find room up to twice the bound.
-                if bytes > 2 * limit + message_max {
+                if bytes > limit + message_max {
                     let what = format!("{bytes} bytes queued for a peer, {limit} allowed");
                     violated("bounded", what);
                 }

@@ -303,13 +303,13 @@ fn names_a_port(address: &str) -> bool {
 impl StartArgs {
     /// Refuses what nobody could connect to.
     fn check_addresses(&self, peer_listen: SocketAddr) -> Result<(), Failure> {
-        let all = |given: Option<SocketAddr>, listen: SocketAddr| {
-            given.unwrap_or(listen).ip().is_unspecified()
+        let nowhere = |given: Option<SocketAddr>, listen: SocketAddr| {
+            given.unwrap_or(listen).ip().is_unspecified() || given.is_some_and(|it| it.port() == 0)
         };
-        if all(self.advertise, self.listen) || all(self.peer_advertise, peer_listen) {
+        if nowhere(self.advertise, self.listen) || nowhere(self.peer_advertise, peer_listen) {
             return Err(Failure::usage(
-                "0.0.0.0 and [::] are no addresses to connect to: with such a --listen, say --advertise and \
-                 --peer-advertise",
+                "nobody can connect to 0.0.0.0, [::] or port 0: say an address of this machine, as --listen or \
+                 as --advertise and --peer-advertise",
             ));
         }
         if let Some(wrong) = self.join.iter().find(|it| !names_a_port(it)) {

@@ -168,9 +168,11 @@ impl<R: Read> CsvSource<R> {
         let (found, named) = (self.record.len(), self.heading.len());
         let parsed = if named > 0 && found != named && !self.columns.takes_whole_record() {
             let delimiter = char::from(self.dialect.delimiter);
-            Parsed::Bad(format!(
-                "it has {found} fields, and the heading {named}: a field with {delimiter:?} needs quotes"
-            ))
+            let mut problem = format!("it has {found} fields, and the heading {named}");
+            if found > named && self.dialect.quotes {
+                problem += &format!(": a field with {delimiter:?} needs quotes");
+            }
+            Parsed::Bad(problem)
         } else {
             self.columns.row(&fields, &whole, now_ms)
         };
@@ -306,7 +308,7 @@ mod tests {
             [
                 "2 a=1",
                 "3 b=two\nlines",
-                "5 bad: it has 1 fields, and the heading 2: a field with ',' needs quotes",
+                "5 bad: it has 1 fields, and the heading 2",
                 "7 bad: it has 3 fields, and the heading 2: a field with ',' needs quotes",
             ]
         );

@@ -129,10 +129,14 @@ impl Links {
                     (backoff, told) = (Backoff::default(), String::new());
                 }
                 Err(status) => {
-                    // Once for each reason: it is tried again and again.
-                    if told != status.message() {
+                    // It is tried again and again, for as long as the node lives: a person is told while
+                    // nobody has been met, and once for each reason.
+                    let alone = self.gossip.directory().borrow().is_empty();
+                    if alone && told != status.message() {
                         told = status.message().to_owned();
                         tracing::warn!(address, reason = told, "cannot join yet");
+                    } else {
+                        tracing::debug!(address, %status, "an address to join does not answer");
                     }
                     backoff.wait(&io).await;
                 }

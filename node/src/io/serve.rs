@@ -373,6 +373,9 @@ const ANSWER_BYTES: usize = 40;
 /// Where there is no room for a record the caller is told so: it turns to another replica.
 fn add_query_answer(batch: &mut OutboxBatch<'_>, answer: QueryAnswer) -> Result<(), NotQueued> {
     let (operation, bytes) = (answer.operation, answer.record.len());
+    if bytes == 0 {
+        return batch.add_answer(ANSWER_BYTES, |frame| frame.query_answers.push(answer));
+    }
     let whole = batch.add(bytes + ANSWER_BYTES, |frame| frame.query_answers.push(answer));
     whole.or_else(|NotQueued| {
         let refused = query_answer(operation, Err(Refusal::Overloaded), false, Hlc::ZERO);
@@ -383,6 +386,9 @@ fn add_query_answer(batch: &mut OutboxBatch<'_>, answer: QueryAnswer) -> Result<
 fn add_range_answer(batch: &mut OutboxBatch<'_>, answer: RangeAnswer) -> Result<(), NotQueued> {
     let rows = answer.keys.iter().chain(&answer.records);
     let (operation, bytes) = (answer.operation, rows.map(Bytes::len).sum::<usize>());
+    if bytes == 0 {
+        return batch.add_answer(ANSWER_BYTES, |frame| frame.range_answers.push(answer));
+    }
     let whole = batch.add(bytes + ANSWER_BYTES, |frame| frame.range_answers.push(answer));
     whole.or_else(|NotQueued| {
         let refused = range_refused(operation, Refusal::Overloaded);

@@ -282,7 +282,7 @@ impl StatusDocument {
         if joining > 0 && self.layout_version == 0 {
             return Some(format!("{joining} joining: `quorate admin layout plan` gives them work"));
         }
-        if joining > 0 {
+        if joining > 0 && down == 0 {
             let why = "this version adds nobody to a layout that is in force";
             return Some(format!("{joining} not in the layout: {why}"));
         }
@@ -345,8 +345,11 @@ UN  127.0.0.1:7400  127.0.0.1:7401  rack1         128  50.0%  e8e8e8e8-e8e8-e8e8
 UJ  127.0.0.1:7404  127.0.0.1:7405  rack1           0   0.0%  ecececec-ecec-ecec-ecec-ecececececec         now  +2 ms
 "
         );
+        assert_eq!(document.advice().unwrap(), "1 of 3 nodes are down");
+        let mut up = document.clone();
+        up.nodes.iter_mut().for_each(|it| it.up = true);
         assert_eq!(
-            document.advice().unwrap(),
+            up.advice().unwrap(),
             "1 not in the layout: this version adds nobody to a layout that is in force"
         );
         assert_eq!(
