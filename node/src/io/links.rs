@@ -80,8 +80,8 @@ pub(super) struct Links {
 
 impl Links {
     /// Keeps this loop's links up for as long as the node lives: one to every node of the directory
-    /// and of the layout, and until somebody is met, tries the addresses to join. Returns early if one of
-    /// its tasks has panicked: its node would count as linked, and never be reached.
+    /// and of the layout; and tries the addresses to join, again and again. Returns early if one of its
+    /// tasks has panicked: its node would count as linked, and never be reached.
     pub(super) async fn run(self, io: Arc<IoLoop>) {
         let mut tasks = JoinSet::new();
         if io.index == 0 {

@@ -49,28 +49,13 @@ impl Alone {
     }
 
     async fn start_on(blocking: Blocking, config: NodeConfig) -> Self {
-        let network = Arc::new(TcpNetwork { shared_ports: false });
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let clients = network.listen(any).await.unwrap();
-        let peers = network.listen(any).await.unwrap();
-        let listen = clients.local_address().unwrap();
-        let config = NodeConfig { listen, peer_listen: peers.local_address().unwrap(), ..config };
-        let disk = MemoryStorage::new();
-        let world = World {
-            clock: Arc::new(SystemClock),
-            network,
-            storage: Arc::new(disk.clone()),
-            snapshots: None,
-            seed: 1,
-            blocking,
-        };
-        let (node, events) = Node::open(config, world).unwrap();
-        let (stalled, held) = watch::channel(false);
+        let network = TcpNetwork { shared_ports: false };
+        let (disk, (stalled, held)) = (MemoryStorage::new(), watch::channel(false));
+        let node = run(network, disk.clone(), blocking, config).await;
+        let listen = node.shared.config.listen;
         tokio::task::spawn_local(node.clone().run_commits(async move |_| {
             let _ = held.clone().wait_for(|it| !it).await;
         }));
-        let stop = CancellationToken::new();
-        tokio::task::spawn_local(node.clone().run_loop(0, clients, peers, Some(events), stop));
         let channel = Endpoint::from_shared(format!("http://{listen}")).unwrap();
         let channel = channel.connect().await.unwrap();
         let (kv, admin) = (KvServiceClient::new(channel.clone()), AdminServiceClient::new(channel));
@@ -93,6 +78,32 @@ impl Alone {
     fn id(&self) -> NodeId {
         self.node.shared.identity.node
     }
+}
+
+/// Runs a node's loop on the present thread, for as long as the test does; nothing is committed yet.
+async fn run(
+    network: impl Network + 'static,
+    disk: MemoryStorage,
+    blocking: Blocking,
+    config: NodeConfig,
+) -> Node {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let clients = network.listen(any).await.unwrap();
+    let peers = network.listen(any).await.unwrap();
+    let (listen, peer_listen) = (clients.local_address().unwrap(), peers.local_address().unwrap());
+    let config = NodeConfig { listen, peer_listen, ..config };
+    let world = World {
+        clock: Arc::new(SystemClock),
+        network: Arc::new(network),
+        storage: Arc::new(disk),
+        snapshots: None,
+        seed: 1,
+        blocking,
+    };
+    let (node, events) = Node::open(config, world).unwrap();
+    let stop = CancellationToken::new();
+    tokio::task::spawn_local(node.clone().run_loop(0, clients, peers, Some(events), stop));
+    node
 }
 
 async fn eventually(what: &str, mut until: impl AsyncFnMut() -> bool) {
@@ -294,27 +305,9 @@ impl Network for Broken {
 }
 
 async fn a_link_that_panics() {
-    let network = Arc::new(Broken(TcpNetwork { shared_ports: false }));
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let clients = network.listen(any).await.unwrap();
-    let peers = network.listen(any).await.unwrap();
-    let config = NodeConfig {
-        listen: clients.local_address().unwrap(),
-        peer_listen: peers.local_address().unwrap(),
-        join: vec!["127.0.0.1:1".to_owned()],
-        ..NodeConfig::default()
-    };
-    let world = World {
-        clock: Arc::new(SystemClock),
-        network,
-        storage: Arc::new(MemoryStorage::new()),
-        snapshots: None,
-        seed: 1,
-        blocking: Blocking::Threads,
-    };
-    let (node, events) = Node::open(config, world).unwrap();
-    let stop = CancellationToken::new();
-    tokio::task::spawn_local(node.clone().run_loop(0, clients, peers, Some(events), stop));
+    let config = NodeConfig { join: vec!["127.0.0.1:1".to_owned()], ..NodeConfig::default() };
+    let network = Broken(TcpNetwork { shared_ports: false });
+    let node = run(network, MemoryStorage::new(), Blocking::Threads, config).await;
     eventually("the node stops", async || node.shared.failure().is_some()).await;
 }
 
