@@ -167,7 +167,9 @@ fn advice(reason: Reason) -> &'static str {
         Reason::StorageFailed => "replace the node's disk; other nodes go on",
         Reason::ClusterMismatch => "connect to nodes of one cluster only",
         Reason::VersionMismatch => "run the same release on both sides",
-        Reason::NodeIsUp => "stop the other node first, or start this one without --replace",
+        Reason::NodeIsUp => {
+            "stop the other process first; a node of its own needs an empty data directory, and no --replace"
+        }
         Reason::NotAPeer => "connect to the node's address for clients",
         Reason::PlanChanged => "plan again, and commit the new plan",
         Reason::LayoutInvalid => "look at what the message says of the members",

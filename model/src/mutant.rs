@@ -127,6 +127,8 @@ mutants! {
     RollbackUnseen = "rollback-unseen",
     /// F13 off: what others say while a directory gets another id does not count (CX8).
     HelloUnheard = "hello-unheard",
+    /// F14 off: two processes of one node are let in (CX9).
+    DoubleLetIn = "double-let-in",
     /// Records go to another datacenter as they are.
     FarUncompressed = "far-uncompressed",
     /// H1 off: replicas are not compared.

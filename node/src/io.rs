@@ -16,6 +16,7 @@ mod clocks;
 mod control;
 mod coordinate;
 mod dispatch;
+mod double;
 mod effects;
 mod exchange;
 mod gossip;

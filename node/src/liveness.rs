@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -39,6 +40,8 @@ pub struct PeerStatus {
     pub last_heard_us: AtomicU64,
     /// The loops that have a link to it.
     links: AtomicUsize,
+    /// Where the last link to it went.
+    linked_at: Mutex<Option<SocketAddr>>,
 }
 
 impl Default for PeerStatus {
@@ -51,6 +54,7 @@ impl Default for PeerStatus {
             storages_told: AtomicU64::new(0),
             last_heard_us: AtomicU64::new(0),
             links: AtomicUsize::new(0),
+            linked_at: Mutex::default(),
         }
     }
 }
@@ -74,6 +78,16 @@ impl PeerStatus {
     /// True if requests to the node have a chance, from one loop at least.
     pub fn is_reachable(&self, now_us: u64) -> bool {
         self.links.load(Ordering::Relaxed) > 0 && self.is_up(now_us)
+    }
+
+    /// Where the last link to the node went, as it names itself.
+    pub fn linked_at(&self) -> Option<SocketAddr> {
+        *self.linked_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A link is up to the node's process at this address.
+    pub fn link_at(&self, address: SocketAddr) {
+        *self.linked_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
     }
 
     /// Takes one round trip into the average: an eighth of the difference each time.

@@ -97,7 +97,7 @@ pub(crate) enum MembershipEffect {
         /// The packet.
         packet: Bytes,
         /// The incarnation that was heard of, if it is later than this one.
-        later: Option<u64>,
+        later: Option<Later>,
     },
     /// Call `timer` with this, later. Every timer must come, but for a `RemoveDown` that one of the same
     /// node follows.
@@ -111,6 +111,27 @@ pub(crate) enum MembershipEffect {
     Up(Member),
     /// A member is down.
     Down(Member),
+    /// A member that was down for a day is forgotten.
+    Forgotten(NodeId),
+    /// This node is, or was, at another address as well.
+    Rival(SocketAddr),
+}
+
+/// A later incarnation of a node than the one that is spoken of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Later {
+    /// The incarnation.
+    pub incarnation: u64,
+    /// Where nodes connect to it.
+    pub peer_address: SocketAddr,
+}
+
+impl Later {
+    /// Of a member, if it is later than the other.
+    pub(crate) fn of(known: &Member, than: &Member) -> Option<Self> {
+        let Member { incarnation, peer_address, .. } = *known;
+        (incarnation > than.incarnation).then_some(Self { incarnation, peer_address })
+    }
 }
 
 /// One node's part in the protocol.
@@ -154,8 +175,8 @@ impl Membership {
     /// Another has heard of this incarnation of this node. A node whose disk and clock both went back
     /// begins below what it has been before: it goes past that in one step, as it would find no end of
     /// members that call it down otherwise.
-    pub(crate) fn outlived(&mut self, incarnation: u64) -> Vec<MembershipEffect> {
-        let own = self.foca.identity();
+    pub(crate) fn outlived(&mut self, later: Later) -> Vec<MembershipEffect> {
+        let (own, incarnation) = (self.foca.identity(), later.incarnation);
         if incarnation <= own.incarnation {
             return Vec::new();
         }
@@ -163,6 +184,7 @@ impl Membership {
             tracing::warn!(incarnation, "a later incarnation that cannot be is not believed");
             return Vec::new();
         }
+        let elsewhere = (later.peer_address != own.peer_address).then_some(later.peer_address);
         let next = Member { incarnation: incarnation + 1, ..own.clone() };
         tracing::info!(
             from = own.incarnation,
@@ -170,20 +192,30 @@ impl Membership {
             "a later incarnation is known"
         );
         let result = self.foca.change_identity(next, &mut self.runtime);
-        self.effects(result)
+        let mut effects = self.effects(result);
+        effects.extend(elsewhere.map(MembershipEffect::Rival));
+        effects
     }
 
     /// The incarnation of a node that the protocol goes by, if it is later than this member's.
-    fn later_than(&self, member: &Member) -> Option<u64> {
+    fn later_than(&self, member: &Member) -> Option<Later> {
         let mut known = self.foca.iter_membership_state().map(foca::Member::id);
         let same = known.find(|it| it.node == member.node)?;
-        Some(same.incarnation).filter(|it| *it > member.incarnation)
+        Later::of(same, member)
     }
 
     /// Takes a timer that was scheduled.
     pub(crate) fn timer(&mut self, timer: Timer<Member>) -> Vec<MembershipEffect> {
+        let removed = match &timer {
+            Timer::RemoveDown(member) => Some(member.node()),
+            _ => None,
+        };
         let result = self.foca.handle_timer(timer, &mut self.runtime);
-        self.effects(result)
+        let mut effects = self.effects(result);
+        let mut known = self.foca.iter_membership_state();
+        let gone = removed.filter(|node| known.all(|it| it.id().node() != *node));
+        effects.extend(gone.map(MembershipEffect::Forgotten));
+        effects
     }
 
     /// Tells the others that this node leaves, so that they need not suspect it first.
@@ -283,13 +315,15 @@ mod tests {
         timers: Vec<(Duration, NodeId, Timer<Member>)>,
         now: Duration,
         sent: usize,
+        /// Who has heard of another process of itself.
+        rivals: Vec<SocketAddr>,
     }
 
     impl World {
         fn new(nodes: u16) -> Self {
             let node = |it| (NodeId(u128::from(it)), joining(it, member(it).incarnation));
             let nodes = (1..=nodes).map(node).collect();
-            Self { nodes, timers: Vec::new(), now: Duration::ZERO, sent: 0 }
+            Self { nodes, timers: Vec::new(), now: Duration::ZERO, sent: 0, rivals: Vec::new() }
         }
 
         fn announce(&mut self, number: u16) {
@@ -313,7 +347,10 @@ mod tests {
                     MembershipEffect::Schedule { after, timer } => {
                         self.timers.push((self.now + after, from, timer));
                     }
-                    MembershipEffect::Up(_) | MembershipEffect::Down(_) => {}
+                    MembershipEffect::Up(_)
+                    | MembershipEffect::Down(_)
+                    | MembershipEffect::Forgotten(_) => {}
+                    MembershipEffect::Rival(address) => self.rivals.push(address),
                 }
             }
         }
@@ -372,13 +409,58 @@ mod tests {
     }
 
     #[test]
+    fn of_a_later_process_elsewhere_a_node_hears() {
+        let mut world = World::new(3);
+        (2..=3).for_each(|it| world.announce(it));
+        world.run_for(Duration::from_secs(10));
+        assert!(world.rivals.is_empty());
+        let elsewhere = SocketAddr::from(([127, 0, 0, 9], 3));
+        let own = Member { incarnation: 2 << 20, peer_address: elsewhere, ..member(3) };
+        let mut double = Membership::new(own, StdRng::seed_from_u64(9));
+        for effect in double.announce(member(1)) {
+            if let MembershipEffect::Send { packet, .. } = effect {
+                let effects = world.nodes.get_mut(&NodeId(1)).unwrap().receive(&packet);
+                world.execute(NodeId(1), effects);
+            }
+        }
+        world.run_for(Duration::from_secs(10));
+        assert_eq!(world.rivals.first(), Some(&elsewhere), "the first process hears of it");
+    }
+
+    #[test]
+    fn a_member_is_forgotten_unless_it_is_back() {
+        for back in [false, true] {
+            let mut world = World::new(3);
+            (2..=3).for_each(|it| world.announce(it));
+            world.run_for(Duration::from_secs(10));
+            world.nodes.remove(&NodeId(3));
+            world.run_for(Duration::from_secs(60));
+            if back {
+                world.nodes.insert(NodeId(3), joining(3, 2 << 20));
+                world.announce(3);
+                world.run_for(Duration::from_secs(10));
+            }
+            let of_first = |it: &(_, NodeId, Timer<Member>)| {
+                it.1 == NodeId(1) && matches!(it.2, Timer::RemoveDown(_))
+            };
+            let at = world.timers.iter().position(of_first).expect("it was called down");
+            let effects =
+                world.nodes.get_mut(&NodeId(1)).unwrap().timer(world.timers.swap_remove(at).2);
+            let forgets = |it: &MembershipEffect| matches!(it, MembershipEffect::Forgotten(node) if *node == NodeId(3));
+            assert_eq!(effects.iter().any(forgets), !back);
+        }
+    }
+
+    #[test]
     fn a_later_incarnation_that_cannot_be_is_not_believed() {
         let mut it = joining(1, 7);
-        assert!(it.outlived(u64::MAX).is_empty());
-        assert!(it.outlived(INCARNATION_MAX).is_empty());
-        assert!(it.outlived(7).is_empty());
+        let peer_address = it.foca.identity().peer_address;
+        let later = |incarnation| Later { incarnation, peer_address };
+        assert!(it.outlived(later(u64::MAX)).is_empty());
+        assert!(it.outlived(later(INCARNATION_MAX)).is_empty());
+        assert!(it.outlived(later(7)).is_empty());
         assert_eq!(it.foca.identity().incarnation, 7);
-        it.outlived(8);
+        it.outlived(later(8));
         assert_eq!(it.foca.identity().incarnation, 9);
     }
 

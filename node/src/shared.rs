@@ -289,6 +289,11 @@ impl Shared {
         Arc::clone(statuses.entry(node).or_default())
     }
 
+    /// The same, if it was ever linked.
+    pub fn status_if_known(&self, node: NodeId) -> Option<Arc<PeerStatus>> {
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
+    }
+
     /// A stamp, once the durable ceiling allows it; or why the clock is not to be stamped by.
     pub async fn stamp(self: &Arc<Self>) -> Result<Hlc, ClockState> {
         loop {

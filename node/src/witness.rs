@@ -150,33 +150,48 @@ const ENTRY_BYTES: usize = 16 + 16 + 8;
 #[derive(Clone, Debug, Default)]
 pub struct Inquiry {
     /// Since when.
-    heard: BTreeMap<NodeId, u64>,
+    agreed: BTreeMap<NodeId, u64>,
     away: BTreeSet<NodeId>,
+    /// They are reached by another process of this node.
+    doubting: BTreeSet<NodeId>,
 }
 
 impl Inquiry {
-    /// A node has said what it has seen.
-    pub fn heard(&mut self, node: NodeId, now_us: u64) {
-        if self.heard.len() < Witness::NODES_MAX {
-            self.heard.entry(node).or_insert(now_us);
+    /// A node has said what it has seen, and let this one in.
+    pub fn agreed(&mut self, node: NodeId, now_us: u64) {
+        self.doubting.remove(&node);
+        if self.agreed.len() < Witness::NODES_MAX {
+            self.agreed.entry(node).or_insert(now_us);
         }
     }
 
     /// A node cannot be reached.
     pub fn away(&mut self, node: NodeId) {
+        self.doubting.remove(&node);
         if self.away.len() < Witness::NODES_MAX {
             self.away.insert(node);
         }
     }
 
+    /// A node has a link to another process of this one, and refuses this one for it (F14).
+    pub fn doubted(&mut self, node: NodeId) {
+        if self.doubting.len() < Witness::NODES_MAX {
+            self.doubting.insert(node);
+        }
+    }
+
     /// True once one of the other members at least, and all that can be reached, have said what they have
-    /// seen. One that neither answers nor refuses is waited for `patience_us` long from then on.
+    /// seen, and none doubts that this is the only process of its node. One that neither answers nor refuses
+    /// is waited for `patience_us` long from then on.
     pub fn is_over(&self, others: &[NodeId], now_us: u64, patience_us: u64) -> bool {
         if others.is_empty() {
             return true;
         }
-        let first = others.iter().filter_map(|it| self.heard.get(it)).min();
-        let known = |it: &NodeId| self.heard.contains_key(it) || self.away.contains(it);
+        if others.iter().any(|it| self.doubting.contains(it)) {
+            return false;
+        }
+        let first = others.iter().filter_map(|it| self.agreed.get(it)).min();
+        let known = |it: &NodeId| self.agreed.contains_key(it) || self.away.contains(it);
         first.is_some_and(|it| now_us >= it + patience_us || others.iter().all(known))
     }
 }
@@ -187,6 +202,21 @@ mod tests {
 
     fn seen(generation: u64, ceiling: u64) -> Seen {
         Seen { storage: StorageId::mint(generation, 7), ceiling: Hlc(ceiling) }
+    }
+
+    #[test]
+    fn a_start_waits_for_whoever_doubts_it() {
+        let (mut inquiry, others) = (Inquiry::default(), [NodeId(1), NodeId(2)]);
+        inquiry.agreed(NodeId(1), 0);
+        inquiry.doubted(NodeId(2));
+        assert!(!inquiry.is_over(&others, 9_000_000, 1), "another process is up there");
+        inquiry.away(NodeId(2));
+        assert!(inquiry.is_over(&others, 9_000_000, 1));
+        inquiry.doubted(NodeId(2));
+        inquiry.agreed(NodeId(2), 9_000_000);
+        assert!(inquiry.is_over(&others, 9_000_000, 1));
+        inquiry.doubted(NodeId(9));
+        assert!(inquiry.is_over(&others, 9_000_000, 1), "a stranger's word");
     }
 
     #[test]
@@ -255,15 +285,15 @@ mod tests {
         assert!(inquiry.is_over(&[], 0, 10), "a node alone asks nobody");
         inquiry.away(NodeId(2));
         assert!(!inquiry.is_over(&others, 1_000, 10), "nobody has answered");
-        inquiry.heard(NodeId(1), 1_000);
+        inquiry.agreed(NodeId(1), 1_000);
         assert!(inquiry.is_over(&others, 1_000, 10));
         let mut inquiry = Inquiry::default();
-        inquiry.heard(NodeId(1), 1_000);
+        inquiry.agreed(NodeId(1), 1_000);
         assert!(!inquiry.is_over(&others, 1_009, 10), "the other may answer yet");
         assert!(inquiry.is_over(&others, 1_010, 10));
         let mut inquiry = Inquiry::default();
-        inquiry.heard(NodeId(3), 1);
-        inquiry.heard(NodeId(1), 1_000);
+        inquiry.agreed(NodeId(3), 1);
+        inquiry.agreed(NodeId(1), 1_000);
         assert!(!inquiry.is_over(&others, 1_009, 10), "a stranger's word begins nothing");
     }
 }

@@ -47,6 +47,7 @@ pub const STAGED: &[Mutant] = &[
     Mutant::NotAskedAgain,
     Mutant::RollbackUnseen,
     Mutant::HelloUnheard,
+    Mutant::DoubleLetIn,
     Mutant::FarUncompressed,
     Mutant::HealsFromOne,
     Mutant::ScrubOff,

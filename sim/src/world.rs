@@ -381,6 +381,19 @@ impl World {
         node.image = Some(node.disk.image());
     }
 
+    /// The disk of a node that is down is replaced by a copy of another one's: its next process takes itself
+    /// for that node, at its own address.
+    pub fn copy_disk(&mut self, from: usize, to: usize) {
+        let image = self.nodes[from].disk.image();
+        let (copied, name) = (self.nodes[from].name.clone(), self.nodes[to].name.clone());
+        let node = &mut self.nodes[to];
+        node.disk.put_back(&image);
+        node.disk.take_batches();
+        node.disks_lost += 1;
+        node.ceiling_before = 0;
+        self.say(format_args!("{name} has a copy of the disk of {copied}"));
+    }
+
     /// A node's disk is put back to its copy, and its process ended; only if all the others run and have
     /// seen it ahead of that: nobody can tell what nobody has seen. True if it was.
     pub fn roll_back(&mut self, index: usize) -> bool {

@@ -14,7 +14,7 @@ mod wait;
 pub(crate) use api::{Api, Called, count, level};
 pub(crate) use binary::{command, quorate, run, run_ok};
 pub(crate) use cluster::{Cluster, Keyspace, Options, datacenters};
-pub(crate) use machine::Slots;
+pub(crate) use machine::{Slots, copy_folder};
 pub(crate) use process::{Process, Signal};
 pub(crate) use random::Random;
 pub(crate) use wait::{PATIENCE, eventually, within};

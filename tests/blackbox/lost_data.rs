@@ -6,7 +6,7 @@ use model::{Key, Version};
 use proto::v1::ConsistencyLevel as Wire;
 
 use crate::{
-    harness::{Cluster, Keyspace, Options, datacenters, eventually, level, run, run_ok},
+    harness::{Cluster, Keyspace, Options, copy_folder, datacenters, eventually, level, run_ok},
     load::Load,
 };
 
@@ -54,16 +54,6 @@ async fn write_new(cluster: &Cluster, nodes: &[usize], consistency: Wire) {
             None => drop(api.remove("shop", &key, consistency).await.expect("a delete")),
         }
     }
-}
-
-/// Starts a node that is to end by itself, and returns what it says of that.
-fn start_in_vain(cluster: &Cluster, at: usize, further: [&str; 2]) -> String {
-    let arguments = cluster.arguments(at);
-    let arguments = arguments.iter().map(String::as_str).chain(further);
-    let output = run(&["start"].into_iter().chain(arguments).collect::<Vec<_>>());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    said
 }
 
 /// Waits until a node has nothing to fill.
@@ -191,19 +181,6 @@ async fn what_only_lost_directories_held_is_given_up_when_told_to() {
     }
 }
 
-/// A copy of a folder and all that is in it.
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder");
-    for entry in fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        match entry.file_type().expect("a type").is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(fs::copy(entry.path(), &target).expect("copied")),
-        }
-    }
-}
-
 /// Flips a bit in one of a snapshot's data files, and says which.
 fn damage(snapshot: &Path) -> String {
     let files = fs::read_dir(snapshot.join("rocksdb")).expect("its database");
@@ -229,7 +206,7 @@ async fn a_node_starts_from_a_snapshot() {
     let node = cluster.addresses(&[2]);
     run_ok(&["--node", &node, "admin", "snapshot", "create", "before", "--only", &node]);
     let snapshot = cluster.folder().join("elsewhere/before");
-    copy(&cluster.node(2).data.join("snapshots/before"), &snapshot);
+    copy_folder(&cluster.node(2).data.join("snapshots/before"), &snapshot);
 
     write_new(&cluster, &[0, 1], Wire::Quorum).await;
     let deleted = (0..ROWS).filter(|it| expected(*it).is_none()).count();
@@ -243,9 +220,9 @@ async fn a_node_starts_from_a_snapshot() {
     fs::remove_dir_all(&cluster.node(2).data).expect("its data");
     let join = cluster.node(0).peer.to_string();
     let damaged = cluster.folder().join("damaged/before");
-    copy(&snapshot, &damaged);
+    copy_folder(&snapshot, &damaged);
     let name = damage(&damaged);
-    let said = start_in_vain(&cluster, 2, ["--restore", &damaged.display().to_string()]);
+    let said = cluster.start_in_vain(2, &["--restore", &damaged.display().to_string()]);
     assert!(said.contains("RESTORE_FAILED") && said.contains(&name), "{name}: {said}");
     let restore = snapshot.display().to_string();
     cluster.launch(&[2], &["--join", &join, "--restore", &restore]);
@@ -271,7 +248,7 @@ async fn a_directory_that_was_put_back_is_filled() {
     write_old(&cluster).await;
     assert!(cluster.stop(2).success());
     let (data, copied) = (cluster.node(2).data.clone(), cluster.folder().join("copy"));
-    copy(&data, &copied);
+    copy_folder(&data, &copied);
     cluster.restart(&[2]).await;
     write_new(&cluster, &[0, 1], Wire::Quorum).await;
     let clock_ms = async |cluster: &Cluster| {
@@ -289,7 +266,7 @@ async fn a_directory_that_was_put_back_is_filled() {
     .await;
     cluster.kill(&[2]);
     fs::remove_dir_all(&data).expect("its data");
-    copy(&copied, &data);
+    copy_folder(&copied, &data);
     cluster.launch(&[2], &[]);
     wait_filled(&cluster, 2).await;
     let log = cluster.process(2).log();
@@ -325,6 +302,6 @@ async fn two_directories_are_no_two_replicas() {
 
     // Somebody else's directory does not take the place either.
     let other = cluster.node(1).id.clone();
-    let said = start_in_vain(&cluster, 2, ["--replace", &other]);
+    let said = cluster.start_in_vain(2, &["--replace", &other]);
     assert!(said.contains("cannot take the place of"), "{said}");
 }

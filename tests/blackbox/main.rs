@@ -7,6 +7,7 @@ mod admin;
 mod bad_input;
 mod commands;
 mod dataset;
+mod doubles;
 mod durability;
 mod exchange;
 mod harness;

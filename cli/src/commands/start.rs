@@ -10,9 +10,10 @@ use clap::Args;
 use model::NodeId;
 use node::{
     config::NodeConfig,
-    io::RunningNode,
+    io::{RunningNode, StopReason},
     snapshot::{RestoreError, restore},
 };
+use proto::Reason;
 use serde::Serialize;
 
 use crate::{
@@ -236,16 +237,27 @@ fn restore_from(snapshot: &Path, data: &Path, output: Output) -> Result<(), Fail
 /// Damaged files named in an error.
 const FINDINGS_MAX: usize = 10;
 
-fn stopped_by_itself<E: std::error::Error>(ended: Result<(), E>) -> Result<Exit, Failure> {
-    match ended {
-        Ok(()) => Ok(Exit::Ok),
-        Err(reason) => Err(Failure::new(
-            "NODE_STOPPED",
-            format!("the node stopped by itself: {}", with_causes(&reason)),
-        )
-        .advise("look at the disk")
-        .advise("start it again: what it acknowledged is durable")),
-    }
+fn stopped_by_itself(ended: Result<(), StopReason>) -> Result<Exit, Failure> {
+    let Err(why) = ended else { return Ok(Exit::Ok) };
+    let message = format!("the node stopped by itself: {}", with_causes(&why));
+    Err(match why {
+        StopReason::NotLetIn(error) => Failure::new(error.reason.as_str(), message)
+            .advise(client::Error::advice_about(error.reason)),
+        StopReason::Double { .. } => {
+            let reason = Reason::NodeIsUp;
+            Failure::new(reason.as_str(), message).advise(client::Error::advice_about(reason))
+        }
+        StopReason::Storage(_) => Failure::new("NODE_STOPPED", message)
+            .advise("look at the disk")
+            .advise("start it again: what it acknowledged is durable"),
+        StopReason::Superseded { .. } => Failure::new("NODE_STOPPED", message)
+            .advise("start a node with an empty data directory, and --replace with its own id"),
+        StopReason::NothingToReplace { .. } | StopReason::DatacenterChanged { .. } => {
+            Failure::new("NODE_STOPPED", message).advise("correct --replace or --dc")
+        }
+        StopReason::Lost { .. } => Failure::new("NODE_STOPPED", message)
+            .advise("start it again: what it acknowledged is durable"),
+    })
 }
 
 fn announce(

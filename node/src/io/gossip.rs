@@ -1,10 +1,15 @@
 //! Carries the membership protocol over the links of the first loop.
 
-use std::{collections::BTreeMap, sync::Arc, sync::atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use foca::Timer;
 use model::{Mutant, NodeDescription, NodeId};
+use proto::internal::Frame;
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::{
     sync::{mpsc, watch},
@@ -13,7 +18,7 @@ use tokio::{
 
 use super::io_loop::IoLoop;
 use crate::{
-    membership::{Member, Membership, MembershipEffect},
+    membership::{Later, Member, Membership, MembershipEffect},
     shared::Shared,
 };
 
@@ -24,20 +29,22 @@ pub enum GossipEvent {
     /// A node was met: it said hello.
     Met(Member),
     /// Another has heard of this incarnation of this node.
-    Outlived(u64),
+    Outlived(Later),
     /// A timer came due.
     Timer(Timer<Member>),
     /// This node stops.
     Leave,
 }
 
-/// Every node that was ever met, as it last presented itself. Versions only rise.
+/// Every node that was met, as it last presented itself, but for those of no layout that were gone for a
+/// day. Versions only rise.
 pub type Directory = BTreeMap<NodeId, Member>;
 
 /// A node's part in the membership protocol, seen by its other parts.
 pub struct Gossip {
     events: mpsc::Sender<GossipEvent>,
     directory: watch::Sender<Directory>,
+    rivals: watch::Sender<Option<SocketAddr>>,
 }
 
 /// The timer after which a node called down is forgotten, a day later. Only the newest counts: one
@@ -52,7 +59,8 @@ impl Gossip {
     pub fn new() -> (Arc<Self>, mpsc::Receiver<GossipEvent>) {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let (directory, _) = watch::channel(Directory::new());
-        (Arc::new(Self { events, directory }), receiver)
+        let (rivals, _) = watch::channel(None);
+        (Arc::new(Self { events, directory, rivals }), receiver)
     }
 
     /// A peer's packet.
@@ -68,19 +76,20 @@ impl Gossip {
         let _ = self.events.try_send(GossipEvent::Met(member));
     }
 
-    /// A peer has heard of this incarnation of the one it writes to, which is or was this node; 0 if of
-    /// no later one than it writes to.
-    pub fn outlived(&self, incarnation: u64) {
-        if incarnation > 0 {
+    /// Takes what a peer's frame says of a later incarnation than the one it writes to, which is or was this
+    /// node.
+    pub fn outlived(&self, frame: &Frame) {
+        if let Ok(peer_address) = frame.heard_at.parse() {
+            let later = Later { incarnation: frame.incarnation_heard, peer_address };
             // Dropped with a full queue; the peer's next packet says it again.
-            let _ = self.events.try_send(GossipEvent::Outlived(incarnation));
+            let _ = self.events.try_send(GossipEvent::Outlived(later));
         }
     }
 
-    /// The latest incarnation of a node that is known here, if it is later than this member's.
-    pub fn later_than(&self, member: &Member) -> Option<u64> {
-        let known = self.directory.borrow().get(&member.node()).map(|it| it.incarnation);
-        known.filter(|it| *it > member.incarnation)
+    /// Says in a frame to a node that a later incarnation of it is known here, if that is so.
+    pub fn say_later(&self, frame: &mut Frame, member: &Member) {
+        let directory = self.directory.borrow();
+        say(frame, directory.get(&member.node()).and_then(|it| Later::of(it, member)));
     }
 
     /// This node stops.
@@ -94,11 +103,18 @@ impl Gossip {
         self.directory.subscribe()
     }
 
-    /// Notes a node's newest presentation of itself.
+    /// Where this node is as well, or was, as others have heard last.
+    pub fn rivals(&self) -> watch::Receiver<Option<SocketAddr>> {
+        self.rivals.subscribe()
+    }
+
+    /// Notes a node's newest presentation of itself. One more than [`DIRECTORY_MAX`] is not noted.
     pub fn learn(&self, member: &Member) {
         self.directory.send_if_modified(|directory| {
-            let known = directory.get(&member.node());
-            let newer = known.is_none_or(|it| it.incarnation < member.incarnation);
+            let newer = match directory.get(&member.node()) {
+                Some(known) => known.incarnation < member.incarnation,
+                None => directory.len() < DIRECTORY_MAX,
+            };
             if newer {
                 directory.insert(member.node(), member.clone());
             }
@@ -116,7 +132,7 @@ impl Gossip {
             let effects = match event {
                 GossipEvent::Packet(packet) => membership.receive(&packet),
                 GossipEvent::Met(member) => membership.announce(member),
-                GossipEvent::Outlived(incarnation) => membership.outlived(incarnation),
+                GossipEvent::Outlived(later) => membership.outlived(later),
                 GossipEvent::Timer(timer) => membership.timer(timer),
                 GossipEvent::Leave => membership.leave(),
             };
@@ -141,7 +157,7 @@ impl Gossip {
                     // Not queued is a lost packet.
                     let _ = peer.outbox.push(bytes, |frame| {
                         frame.gossip.push(packet);
-                        frame.incarnation_heard = frame.incarnation_heard.max(later.unwrap_or(0));
+                        say(frame, later);
                     });
                 }
             }
@@ -173,7 +189,32 @@ impl Gossip {
                 tracing::info!(node = %member.node(), datacenter = member.datacenter, "node is down");
                 shared.status(member.node()).member.store(false, Ordering::Relaxed);
             }
+            MembershipEffect::Forgotten(node) => {
+                removals.remove(&node);
+                if shared.view.load().node_index(node).is_none() {
+                    self.directory.send_if_modified(|it| it.remove(&node).is_some());
+                }
+            }
+            MembershipEffect::Rival(address) => drop(self.rivals.send_replace(Some(address))),
         }
+    }
+}
+
+impl Shared {
+    /// False for a node that the directory has no room for.
+    pub(super) fn knows_or_has_room_for(&self, node: NodeId) -> bool {
+        let directory = self.directory.borrow();
+        directory.len() < DIRECTORY_MAX || directory.contains_key(&node)
+    }
+}
+
+/// The most nodes in a directory: as many as a layout has, twice over.
+pub(super) const DIRECTORY_MAX: usize = 2 * model::Layout::NODES_MAX;
+
+fn say(frame: &mut Frame, later: Option<Later>) {
+    if let Some(later) = later.filter(|it| it.incarnation > frame.incarnation_heard) {
+        frame.incarnation_heard = later.incarnation;
+        frame.heard_at = later.peer_address.to_string();
     }
 }
 

@@ -1,7 +1,9 @@
 //! One long-lived link to every other node, from every loop: requests go up, answers come down.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -17,7 +19,8 @@ use tokio::{task::JoinSet, time::timeout};
 use tonic::Status;
 
 use super::{
-    gossip::Gossip,
+    double::Refusals,
+    gossip::{DIRECTORY_MAX, Gossip},
     io_loop::IoLoop,
     link::{Link, LinkEnd},
     serve::Caller,
@@ -76,6 +79,34 @@ pub(super) struct Links {
     pub gossip: Arc<Gossip>,
     /// Where answers to mutations passed on go.
     pub origins: Arc<Origins>,
+    /// Whether the others let this node in.
+    pub refusals: Arc<Refusals>,
+}
+
+/// Why there is no link to an address.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoLink {
+    /// Nobody takes the connection.
+    #[error("cannot connect: {0}")]
+    Connect(#[from] io::Error),
+    /// It has ended before both had said hello.
+    #[error(transparent)]
+    Ended(#[from] LinkEnd),
+    /// The other one has not said hello in time.
+    #[error("no hello in time")]
+    Late,
+    /// The other one does not let this node in.
+    #[error("{}", .0.message)]
+    Refused(CallError),
+    /// This node does not take the other one.
+    #[error("{}", .0.message)]
+    NotTaken(#[from] CallError),
+}
+
+impl NoLink {
+    fn is_refusal(&self, reason: Reason) -> bool {
+        matches!(self, Self::Refused(error) if error.reason == reason)
+    }
 }
 
 impl Links {
@@ -88,13 +119,14 @@ impl Links {
             for address in io.shared.config.join.clone() {
                 tasks.spawn(self.clone().run_join(Arc::clone(&io), address));
             }
+            tasks.spawn(self.clone().run_rivals(Arc::clone(&io)));
         }
         let mut directory = self.gossip.directory();
-        let mut linked = BTreeMap::new();
+        let mut linked = BTreeSet::new();
         loop {
             let known: Vec<NodeId> = directory.borrow_and_update().keys().copied().collect();
             for node in known {
-                if node != io.shared.identity.node && linked.insert(node, ()).is_none() {
+                if node != io.shared.identity.node && linked.insert(node) {
                     tasks.spawn(self.clone().run_link(Arc::clone(&io), node));
                 }
             }
@@ -105,64 +137,73 @@ impl Links {
                         return;
                     }
                 }
-                Some(ended) = tasks.join_next() => {
-                    if ended.is_err_and(|it| it.is_panic()) {
-                        return;
-                    }
-                }
+                Some(ended) = tasks.join_next() => match ended {
+                    // It may have been met again since.
+                    Ok(Some(forgotten)) => drop(linked.remove(&forgotten)),
+                    Err(error) if error.is_panic() => return,
+                    Ok(None) | Err(_) => {}
+                },
             }
         }
     }
 
     /// Says hello at an address to join, again and again: the answer introduces the node there, and
     /// the link that follows introduces this one. Also heals a cluster whose nodes have all moved.
-    async fn run_join(self, io: Arc<IoLoop>, address: String) {
+    async fn run_join(self, io: Arc<IoLoop>, address: String) -> Option<NodeId> {
         let (mut backoff, mut told) = (Backoff::default(), String::new());
         loop {
             // The link has said hello, which was all.
             let opened = self.open(&io, &address, JOIN_IO_LOOP).await;
             match opened.map(|(_, member)| member) {
-                Ok(member) if member.node() == io.shared.identity.node => return,
+                Ok(member) if member.node() == io.shared.identity.node => return None,
                 Ok(member) => {
                     self.gossip.met(member);
                     tokio::time::sleep(JOIN_AGAIN).await;
                     (backoff, told) = (Backoff::default(), String::new());
                 }
-                Err(status) => {
+                Err(error) => {
                     // It is tried again and again, for as long as the node lives: a person is told while
                     // nobody has been met, and once for each reason.
                     let alone = self.gossip.directory().borrow().is_empty();
-                    if alone && told != status.message() {
-                        told = status.message().to_owned();
-                        tracing::warn!(address, reason = told, "cannot join yet");
+                    let reason = error.to_string();
+                    if alone && told != reason {
+                        tracing::warn!(address, reason, "cannot join yet");
+                        told = reason;
                     } else {
-                        tracing::debug!(address, %status, "an address to join does not answer");
+                        tracing::debug!(address, reason, "an address to join does not answer");
                     }
+                    self.not_let_in(&io, error);
                     backoff.wait(&io).await;
                 }
             }
         }
     }
 
-    /// Keeps the link to one node up.
-    async fn run_link(self, io: Arc<IoLoop>, node: NodeId) {
+    /// Keeps the link to one node up, until the directory has forgotten it.
+    async fn run_link(self, io: Arc<IoLoop>, node: NodeId) -> Option<NodeId> {
         let directory = self.gossip.directory();
         let mut backoff = Backoff::default();
         loop {
             let address = directory.borrow().get(&node).map(|it| it.peer_address.to_string());
-            let Some(address) = address else { return };
+            let Some(address) = address else { return Some(node) };
             match self.open(&io, &address, io.index).await {
                 Ok((link, member)) if member.node() == node => {
+                    let peer_address = member.peer_address;
                     self.gossip.met(member);
-                    let end = self.run_frames(&io, node, link).await;
+                    let end = self.run_frames(&io, node, peer_address, link).await;
                     tracing::debug!(%node, %end, "link lost");
                     backoff = Backoff::default();
                 }
                 // Another node has taken the address; gossip tells where this one is now.
                 Ok((_, member)) => self.gossip.met(member),
-                Err(status) => {
-                    tracing::debug!(%node, address, %status, "no link");
-                    io.shared.witness_away(node);
+                Err(error) => {
+                    tracing::debug!(%node, address, %error, "no link");
+                    if error.is_refusal(Reason::NodeIsUp) {
+                        io.shared.witness_doubts(node);
+                    } else {
+                        io.shared.witness_away(node);
+                    }
+                    self.not_let_in(&io, error);
                 }
             }
             backoff.wait(&io).await;
@@ -170,40 +211,47 @@ impl Links {
     }
 
     /// Opens a link and exchanges hellos.
-    async fn open(
+    pub(super) async fn open(
         &self,
         io: &Arc<IoLoop>,
         address: &str,
         io_loop: usize,
-    ) -> Result<(Link, Member), Status> {
+    ) -> Result<(Link, Member), NoLink> {
         let shared = &io.shared;
         let opening = async {
-            let failed = |error| Status::unavailable(format!("cannot connect: {error}"));
-            let stream = shared.world.network.connect(address.to_owned()).await.map_err(failed)?;
-            let broken = |end: LinkEnd| Status::unavailable(end.to_string());
+            let stream = shared.world.network.connect(address.to_owned()).await?;
             let mut link = Link::new(stream);
             let mut hello = shared.hello(io_loop);
             shared.stamp_frame(&mut hello);
-            link.say(&hello).await.map_err(broken)?;
-            let first = link.hear().await.map_err(broken)?;
+            link.say(&hello).await?;
+            let mut first = link.hear().await?;
             if let Some(refused) = first.refused {
-                return Err(Status::from(refused));
+                return Err(NoLink::Refused(CallError::from(&Status::from(refused))));
             }
-            let hello = first.hello.ok_or_else(|| Status::failed_precondition("no hello"))?;
-            let member = judge_hello(shared, &hello).map_err(Status::from)?;
+            let hello =
+                first.hello.take().ok_or_else(|| not_a_peer("the first frame has no hello"))?;
+            let member = judge_hello(shared, &hello)?;
             link.trust(frame_bytes_max(shared));
             shared.hear_hello(member.node(), &hello);
-            self.gossip.outlived(first.incarnation_heard);
+            shared.witness_agrees(member.node());
+            self.gossip.outlived(&first);
             Ok((link, member))
         };
-        let late = |_| Status::deadline_exceeded("no hello in time");
-        timeout(HELLO_TIMEOUT, opening).await.map_err(late)?
+        timeout(HELLO_TIMEOUT, opening).await.map_err(|_elapsed| NoLink::Late)?
     }
 
     /// Sends requests and takes the answers of one link until it breaks.
-    async fn run_frames(&self, io: &Arc<IoLoop>, node: NodeId, link: Link) -> LinkEnd {
+    async fn run_frames(
+        &self,
+        io: &Arc<IoLoop>,
+        node: NodeId,
+        peer_address: SocketAddr,
+        link: Link,
+    ) -> LinkEnd {
         let (status, outbox) =
             (io.shared.status(node), Outbox::new(io.shared.config.peer_queue_bytes_max));
+        self.refusals.over();
+        status.link_at(peer_address);
         status.last_heard_us.store(io.shared.elapsed_us(), Ordering::Relaxed);
         let peer = Arc::new(Peer { node, outbox, status });
         io.lock().peers.connected(Arc::clone(&peer), &io.shared.view.load());
@@ -258,6 +306,11 @@ fn judge_hello(shared: &Shared, hello: &Hello) -> Result<Member, CallError> {
     let member = member_of(hello).ok_or_else(|| {
         CallError::new(Reason::NotAPeer, "the hello names no node or no valid addresses")
     })?;
+    if !shared.knows_or_has_room_for(member.node()) {
+        let message = format!("this node knows of {DIRECTORY_MAX} nodes, and of no more");
+        return Err(CallError::new(Reason::Overloaded, message).with("limit", DIRECTORY_MAX));
+    }
+    shared.judge_process(&member)?;
     shared.judge_storage(&member, hello)?;
     Ok(member)
 }
@@ -313,7 +366,7 @@ impl Links {
         let mut own = shared.hello(io.index);
         if node != shared.identity.node {
             // Said here too: a node that has moved as well is not found by any link of this one.
-            own.incarnation_heard = self.gossip.later_than(&member).unwrap_or(0);
+            self.gossip.say_later(&mut own, &member);
             self.gossip.met(member);
         }
         shared.stamp_frame(&mut own);
@@ -348,7 +401,7 @@ impl Links {
                 self.gossip.packet(packet);
             }
             // After the packets, whose sender is a member by then: it is told of the next incarnation first.
-            self.gossip.outlived(frame.incarnation_heard);
+            self.gossip.outlived(&frame);
             for control in frame.controls.drain(..) {
                 io.control(node, outbox, control);
             }
@@ -363,12 +416,12 @@ fn not_a_peer(text: &str) -> CallError {
 
 /// Waits between attempts: longer each time, up to a second, and never in step with others.
 #[derive(Default)]
-struct Backoff {
+pub(super) struct Backoff {
     attempts: u32,
 }
 
 impl Backoff {
-    async fn wait(&mut self, io: &IoLoop) {
+    pub(super) async fn wait(&mut self, io: &IoLoop) {
         let ms = (BACKOFF_MS_MIN << self.attempts.min(6)).min(BACKOFF_MS_MAX);
         self.attempts += 1;
         let jitter = io.lock().random.random_range(0..=ms / 2);
@@ -377,7 +430,7 @@ impl Backoff {
 }
 
 /// The number by which a link that only introduces its node names its loop: no loop has it.
-const JOIN_IO_LOOP: usize = 1_000;
+pub(super) const JOIN_IO_LOOP: usize = 1_000;
 const BACKOFF_MS_MIN: u64 = 25;
 const BACKOFF_MS_MAX: u64 = 1_000;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(3);

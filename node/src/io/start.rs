@@ -18,7 +18,7 @@ use super::{
     accept::{serve_clients, serve_peers},
     gossip::{Gossip, GossipEvent},
     io_loop::IoLoop,
-    links::{Links, Origins},
+    links::Links,
     metrics_http::serve_metrics,
     real::{SystemClock, TcpNetwork, system_seed},
     recall::{open_identity, open_witness, sweep_dropped_keyspaces},
@@ -215,7 +215,8 @@ impl Node {
         sweep_dropped_keyspaces(&shared)?;
         let loops = (0..shared.config.io_threads).map(|it| IoLoop::new(Arc::clone(&shared), it));
         let loops = loops.collect();
-        let links = Links { gossip: Arc::clone(&gossip), origins: Arc::new(Origins::default()) };
+        let (origins, refusals) = (Arc::default(), Arc::default());
+        let links = Links { gossip: Arc::clone(&gossip), origins, refusals };
         Ok((Self { shared, gossip, links, loops }, events))
     }
 

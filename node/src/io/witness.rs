@@ -109,11 +109,16 @@ impl Shared {
             self.hear(from, Seen { storage, ceiling: Hlc(hello.clock_ceiling) });
         }
         self.hear_storages(&hello.seen);
-        if !self.is_stranger(from) {
+        self.look_at_directory();
+    }
+
+    /// A node has let this one in, after its hello was heard: it has nothing against it.
+    pub(super) fn witness_agrees(self: &Arc<Self>, node: NodeId) {
+        if !self.is_stranger(node) {
             let mut board = self.witness.lock();
             // While the directory gets another id, too: a hello is said as a connection begins.
             if !(Mutant::HelloUnheard.is_on() && board.minting) {
-                board.inquiry.heard(from, self.elapsed_us());
+                board.inquiry.agreed(node, self.elapsed_us());
             }
         }
         self.look_at_directory();
@@ -147,6 +152,11 @@ impl Shared {
     pub(super) fn witness_away(self: &Arc<Self>, node: NodeId) {
         self.witness.lock().inquiry.away(node);
         self.look_at_directory();
+    }
+
+    /// A node has a link to another process of this node (F14).
+    pub(super) fn witness_doubts(&self, node: NodeId) {
+        self.witness.lock().inquiry.doubted(node);
     }
 
     /// Refuses a node whose directory has been replaced, and one that would replace a node that is up.

@@ -1,6 +1,9 @@
 //! Why a node ends by itself.
 
+use std::net::SocketAddr;
+
 use model::{Metadata, NodeId, StorageId};
+use proto::CallError;
 
 use super::Shared;
 use crate::storage::StorageError;
@@ -38,6 +41,18 @@ pub enum StopReason {
         /// The datacenter in the configuration.
         configured: String,
     },
+    /// Another process of the same node runs, and started earlier.
+    #[error(
+        "another process of this node is up, at {address}: two would take each other's writes for their \
+         own. If its data directory was copied, start a new node with an empty one instead"
+    )]
+    Double {
+        /// Where it listens for nodes.
+        address: SocketAddr,
+    },
+    /// The others do not let it in.
+    #[error("{0}")]
+    NotLetIn(CallError),
     /// A part of it ended that must not: a bug. The log has the panic.
     #[error("{what} has ended unexpectedly: this is a bug, and its panic is in the log")]
     Lost {

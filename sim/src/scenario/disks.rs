@@ -71,6 +71,15 @@ pub(super) fn all() -> Vec<Scenario> {
         ),
     ];
     all.extend(of_copies(&three, &purges));
+    all.push(steps(
+        "cx9-a-copied-directory-beside-its-node",
+        "A copy of a node's disk is started elsewhere, while one of the others cannot reach the node itself. \
+         A quorum with one of the two processes and one with the other need not meet: the copy takes \
+         nothing, and ends.",
+        &four,
+        |it| Box::pin(copied(it)),
+        &[Shown { mutant: Mutant::DoubleLetIn, says: "an acknowledged write is lost" }],
+    ));
     all
 }
 
@@ -252,6 +261,50 @@ async fn old_vote(it: Script) -> Result<(), String> {
         found.as_deref() == Some(b"kept"),
         "an acknowledged write is lost: a vote was of a disk that is gone",
     )
+}
+
+async fn copied(it: Script) -> Result<(), String> {
+    it.put_soon(0, "first", L::All).await?;
+    let holds = |node: &usize| it.stored_version(*node).is_some();
+    let replicas: Vec<usize> = (0..4).filter(holds).collect();
+    let copy = (0..4).find(|node| !holds(node)).ok_or("all four hold the key")?;
+    let [apart, copied, third] = replicas[..] else {
+        return Err("three do not hold it".to_owned());
+    };
+    let cut = |nodes: [usize; 2]| {
+        let [from, to] = nodes.map(|it| vec![format!("n{}", it + 1)]);
+        Cut { kind: CutKind::Stop, from, to }
+    };
+    it.end(copy, EndKind::Crash).await;
+    it.cut(1, cut([apart, copied])).await;
+    it.cut(2, cut([copied, copy])).await;
+    it.until_missed(apart).await?;
+    // The copy is of a node that has nothing to write, so that its clock's ceiling is that of the other one.
+    it.wait(3_000).await;
+    it.copy_disk(copied, copy).await;
+    it.start(copy).await;
+    let reached = it.within(10, async || it.put(apart, "key", "all", L::All).await).await;
+    if reached.is_ok() {
+        it.say("the copy has taken a write");
+    }
+    it.cut(3, cut([apart, third])).await;
+    if it.put(apart, "key", "kept", L::Quorum).await.is_ok() {
+        it.end(apart, EndKind::PowerLoss).await;
+        let found = it.get_soon(third, "key", L::Quorum).await?;
+        let kept = found.as_deref() == Some(b"kept");
+        ensure(kept, "an acknowledged write is lost between two processes of one node")?;
+    }
+    for id in 1..=3 {
+        it.heal(id).await;
+    }
+    it.within(20, async || {
+        let answers = it.get(copy, "key", L::Quorum).await;
+        ensure(answers.is_err(), "two processes of one node are up")
+    })
+    .await?;
+    let put = it.within(10, async || it.put(copied, "key", "last", L::All).await).await;
+    works("put", put)?;
+    ensure(it.holds(copied, b"last"), "the node itself has lost its place to its copy")
 }
 
 async fn lost_write(it: Script) -> Result<(), String> {

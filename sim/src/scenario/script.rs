@@ -60,6 +60,7 @@ enum Order {
     Wipe(usize),
     TakeImage(usize),
     RollBack(usize),
+    CopyDisk(usize, usize),
     Lose(usize, &'static [u8]),
     Misplace(usize, &'static [u8], &'static [u8]),
     Late(usize, InHand),
@@ -109,6 +110,11 @@ impl Script {
     /// A node ends, and its disk is put back to its copy.
     pub(super) async fn roll_back(&self, node: usize) {
         self.order(Order::RollBack(node)).await;
+    }
+
+    /// The disk of a node that is down is replaced by a copy of another one's.
+    pub(super) async fn copy_disk(&self, from: usize, to: usize) {
+        self.order(Order::CopyDisk(from, to)).await;
     }
 
     /// A clock jumps.

@@ -1,6 +1,11 @@
 //! A cluster of real processes on loopback, each with a data directory of its own.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitStatus};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+};
 
 use client::{Client, ClientConfig};
 use proto::v1;
@@ -8,6 +13,7 @@ use tempfile::TempDir;
 
 use super::{
     api::Api,
+    binary::run,
     machine::{Slots, free_address},
     process::{Process, Ready, Signal},
     wait::eventually,
@@ -55,6 +61,34 @@ pub(crate) struct Node {
     pub(crate) arguments: Vec<String>,
     process: Option<Process>,
     api: Option<Api>,
+}
+
+impl Node {
+    /// What it is started with, on this directory and at these addresses.
+    fn arguments_at(&self, data: &Path, client: SocketAddr, peer: SocketAddr) -> Vec<String> {
+        let mut arguments = vec![
+            "--data".to_owned(),
+            data.display().to_string(),
+            "--listen".to_owned(),
+            client.to_string(),
+            "--peer-listen".to_owned(),
+            peer.to_string(),
+            "--dc".to_owned(),
+            self.datacenter.clone(),
+            "--rack".to_owned(),
+            self.rack.clone(),
+        ];
+        arguments.extend(self.arguments.iter().cloned());
+        arguments
+    }
+}
+
+fn in_vain(arguments: Vec<String>, further: &[&str]) -> String {
+    let arguments = arguments.iter().map(String::as_str).chain(further.iter().copied());
+    let output = run(&["start"].into_iter().chain(arguments).collect::<Vec<_>>());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    said
 }
 
 /// Nodes, by index. All are ended when it is dropped.
@@ -208,7 +242,7 @@ impl Cluster {
     }
 
     /// The temporary folder, for files of the test.
-    pub(crate) fn folder(&self) -> &std::path::Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
@@ -227,20 +261,7 @@ impl Cluster {
     /// What a node of this index is started with.
     pub(crate) fn arguments(&self, at: usize) -> Vec<String> {
         let node = &self.nodes[at];
-        let mut arguments = vec![
-            "--data".to_owned(),
-            node.data.display().to_string(),
-            "--listen".to_owned(),
-            node.client.to_string(),
-            "--peer-listen".to_owned(),
-            node.peer.to_string(),
-            "--dc".to_owned(),
-            node.datacenter.clone(),
-            "--rack".to_owned(),
-            node.rack.clone(),
-        ];
-        arguments.extend(node.arguments.iter().cloned());
-        arguments
+        node.arguments_at(&node.data, node.client, node.peer)
     }
 
     /// Starts nodes at once, and waits until each is ready.
@@ -267,6 +288,16 @@ impl Cluster {
             // Not the old one: its connection is gone.
             node.api = Some(Api::new(node.client));
         }
+    }
+
+    /// Starts a node that is to end by itself, and returns what it says of that.
+    pub(crate) fn start_in_vain(&self, at: usize, further: &[&str]) -> String {
+        in_vain(self.arguments(at), further)
+    }
+
+    /// The same of one like this node, with another data directory and addresses of its own.
+    pub(crate) fn start_beside_in_vain(&self, at: usize, data: &Path, further: &[&str]) -> String {
+        in_vain(self.nodes[at].arguments_at(data, free_address(), free_address()), further)
     }
 
     /// Kills nodes as power loss would, all at about the same time.

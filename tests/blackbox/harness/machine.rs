@@ -2,7 +2,9 @@
 //! once.
 
 use std::{
+    fs,
     net::{SocketAddr, TcpListener},
+    path::Path,
     process,
     sync::{Condvar, Mutex, PoisonError},
     thread,
@@ -61,4 +63,17 @@ pub(super) fn free_address() -> SocketAddr {
         }
     }
     panic!("no port of {PORTS:?} is free on loopback");
+}
+
+/// A copy of a folder and all that is in it.
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        match entry.file_type().expect("a type").is_dir() {
+            true => copy_folder(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), &target).expect("copied")),
+        }
+    }
 }

@@ -110,6 +110,7 @@ fn obey(world: &mut World, order: Order) {
                 world.say("step: the others have not seen how far the disk had come");
             }
         }
+        Order::CopyDisk(from, to) => world.copy_disk(from, to),
         Order::Start(node) => world.start_node(node),
         Order::ClockJump(node, ms) => {
             world.say(format_args!("step: the clock of n{} jumps by {ms} ms", node + 1));
