@@ -6,7 +6,7 @@ use model::Key;
 use proto::{CallError, CallOutcome, Reason, v1};
 use tonic::{Response, Status};
 
-use crate::harness::{Called, Cluster, Keyspace, Options, datacenters, run, run_ok};
+use crate::harness::{Called, Cluster, Keyspace, Options, Signal, datacenters, run, run_ok};
 
 fn called<T>(result: Result<Response<T>, Status>) -> Called<T> {
     result.map(Response::into_inner).map_err(|it| CallError::from(&it))
@@ -101,6 +101,32 @@ async fn two_first_layouts() {
         let status = cluster.api(1).status().await.expect("a status");
         assert_eq!(Some(&status.cluster_id), ids.first(), "round {round}");
     }
+}
+
+/// A change that too few nodes can agree to is refused before anything is sent, as soon as that is known; while it is
+/// not, its outcome is unknown, and the call says so before its deadline.
+#[tokio::test]
+async fn changes_without_a_majority() {
+    let mut cluster = Cluster::start(&datacenters(&[3]), &Options::small_ring()).await;
+    for at in [1, 2] {
+        cluster.process(at).signal(Signal::Pause);
+    }
+    let error = cluster.api(0).create_keyspace(Keyspace::named("silence").request()).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.reason, Reason::AgreementFailed, "{error}");
+    assert_eq!(error.outcome, CallOutcome::Unknown, "{error}");
+    cluster.kill(&[1, 2]);
+    cluster.wait_all_up().await;
+    let error = cluster.api(0).create_keyspace(Keyspace::named("alone").request()).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.reason, Reason::AgreementFailed, "{error}");
+    assert_eq!(error.outcome, CallOutcome::NotApplied, "{error}");
+    let number = |name: &str| error.metadata.get(name).map(String::as_str);
+    assert_eq!((number("required"), number("alive")), (Some("2"), Some("1")), "{error}");
+    assert!(error.message.contains(&cluster.node(2).id), "{error}");
+    // A node that has just started is waited for.
+    cluster.launch(&[1], &[]);
+    cluster.create(&Keyspace::named("alone")).await;
 }
 
 /// The same name created through all nodes at once, again and again: exactly one wins, and all nodes

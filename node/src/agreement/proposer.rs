@@ -170,6 +170,16 @@ impl Proposer {
         }
     }
 
+    /// Acceptors that have to agree.
+    pub fn required(&self) -> usize {
+        self.required
+    }
+
+    /// All acceptors.
+    pub fn acceptors(&self) -> &[NodeId] {
+        &self.acceptors
+    }
+
     /// How far the present attempt has come.
     pub fn progress(&self) -> Progress {
         let silent = self.acceptors.iter().filter(|it| !self.answers.contains_key(it));

@@ -13,7 +13,7 @@ use proto::{
     v1::{self, admin_service_server::AdminService},
 };
 use rand::RngExt;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
         assignments, clock_state, cluster_id, created, keyspaces, node_info, replica_state,
     },
     call::{Call, level_of},
-    change::{ProposeError, successor},
+    change::{change_deadline, successor},
     io_loop::{Alarm, IoLoop},
 };
 use crate::operation::Operation;
@@ -65,7 +65,7 @@ impl AdminApi {
         Ok(plan)
     }
 
-    async fn commit(&self, plan: Plan) -> Result<Arc<Metadata>, CallError> {
+    async fn commit(&self, deadline: Instant, plan: Plan) -> Result<Arc<Metadata>, CallError> {
         let (cluster, key) = {
             let random = &mut self.io.lock().random;
             (ClusterId(random.random()), random.random::<u128>().to_be_bytes())
@@ -77,17 +77,17 @@ impl AdminApi {
                 actual: plan.layout.version(),
             }),
         };
-        self.io.propose(make).await.map_err(propose_error)
+        self.io.propose(deadline, make).await.map_err(CallError::from)
     }
 
-    async fn change(&self, change: Change) -> Result<Arc<Metadata>, CallError> {
+    async fn change(&self, deadline: Instant, change: Change) -> Result<Arc<Metadata>, CallError> {
         if self.io.shared.view.load().metadata().is_none() {
             let message = "the cluster has no layout yet: plan and commit one";
             return Err(CallError::new(Reason::NoLayout, message));
         }
         let limits = &self.io.shared.config.limits;
         let make = |before: Option<&Metadata>| successor(before, change.clone(), limits);
-        self.io.propose(make).await.map_err(propose_error)
+        self.io.propose(deadline, make).await.map_err(CallError::from)
     }
 
     /// Fills in what a new keyspace leaves open.
@@ -126,7 +126,11 @@ impl AdminApi {
         })
     }
 
-    async fn alter(&self, request: v1::AlterKeyspaceRequest) -> Result<v1::Keyspace, CallError> {
+    async fn alter(
+        &self,
+        deadline: Instant,
+        request: v1::AlterKeyspaceRequest,
+    ) -> Result<v1::Keyspace, CallError> {
         let level = |wire: Option<v1::Consistency>| {
             let level = wire.as_ref().map(v1::Consistency::level).transpose();
             level.map(Option::flatten).map_err(|error| {
@@ -145,17 +149,12 @@ impl AdminApi {
             allow_any: request.allow_any,
         };
         let (name, accept_weak) = (request.name, request.accept_weak_defaults);
-        let metadata =
-            self.change(Change::AlterKeyspace { name: name.clone(), change, accept_weak });
-        created(&*metadata.await?, &name)
+        let change = Change::AlterKeyspace { name: name.clone(), change, accept_weak };
+        created(&*self.change(deadline, change).await?, &name)
     }
 
     fn snapshots(&self) -> Snapshots {
         Snapshots(Arc::clone(&self.io.shared))
-    }
-
-    async fn drop_keyspace_call(&self, name: String) -> Result<(), CallError> {
-        self.change(Change::DropKeyspace { name }).await.map(drop)
     }
 
     async fn explain_call(
@@ -302,11 +301,13 @@ impl AdminService for AdminApi {
         &self,
         request: Request<v1::CreateKeyspaceRequest>,
     ) -> Result<Response<v1::CreateKeyspaceResponse>, Status> {
+        let deadline = change_deadline(request.metadata().as_ref());
         let request = request.into_inner();
         let missing = || CallError::new(Reason::KeyspaceInvalid, "no keyspace is described");
         let keyspace = self.new_keyspace(request.keyspace.ok_or_else(missing)?)?;
         let (name, accept_weak) = (keyspace.name.clone(), request.accept_weak_defaults);
-        let metadata = self.change(Change::CreateKeyspace { keyspace, accept_weak }).await?;
+        let change = Change::CreateKeyspace { keyspace, accept_weak };
+        let metadata = self.change(deadline, change).await?;
         let keyspace = Some(created(&metadata, &name)?);
         Ok(Response::new(v1::CreateKeyspaceResponse { keyspace }))
     }
@@ -315,7 +316,8 @@ impl AdminService for AdminApi {
         &self,
         request: Request<v1::AlterKeyspaceRequest>,
     ) -> Result<Response<v1::AlterKeyspaceResponse>, Status> {
-        let keyspace = Some(self.alter(request.into_inner()).await?);
+        let deadline = change_deadline(request.metadata().as_ref());
+        let keyspace = Some(self.alter(deadline, request.into_inner()).await?);
         Ok(Response::new(v1::AlterKeyspaceResponse { keyspace }))
     }
 
@@ -323,7 +325,8 @@ impl AdminService for AdminApi {
         &self,
         request: Request<v1::DropKeyspaceRequest>,
     ) -> Result<Response<v1::DropKeyspaceResponse>, Status> {
-        self.drop_keyspace_call(request.into_inner().name).await?;
+        let deadline = change_deadline(request.metadata().as_ref());
+        self.change(deadline, Change::DropKeyspace { name: request.into_inner().name }).await?;
         Ok(Response::new(v1::DropKeyspaceResponse {}))
     }
 
@@ -363,8 +366,9 @@ impl AdminService for AdminApi {
         &self,
         request: Request<v1::CommitLayoutRequest>,
     ) -> Result<Response<v1::CommitLayoutResponse>, Status> {
+        let deadline = change_deadline(request.metadata().as_ref());
         let plan = self.commit_plan(&request.into_inner())?;
-        let metadata = self.commit(plan).await?;
+        let metadata = self.commit(deadline, plan).await?;
         Ok(Response::new(v1::CommitLayoutResponse {
             layout_version: metadata.layout().version(),
             layout_hash: metadata.layout().hash(),
@@ -454,32 +458,3 @@ impl AdminService for AdminApi {
 const PARTITIONS_DEFAULT: u32 = 256;
 const REPLICAS_DEFAULT: u8 = 3;
 const EXPLAIN_TIMEOUT_US: u64 = 1_000_000;
-
-fn propose_error(error: ProposeError) -> CallError {
-    let message = error.to_string();
-    match error {
-        ProposeError::Change(change) => change_error(&change),
-        ProposeError::Undecided { required, agreed, .. } => {
-            CallError::new(Reason::AgreementFailed, message)
-                .with("required", required)
-                .with("received", agreed)
-        }
-        ProposeError::Refused { .. } | ProposeError::Conflict { .. } => {
-            CallError::new(Reason::AgreementFailed, message)
-        }
-        ProposeError::Storage(_) => CallError::new(Reason::StorageFailed, message),
-    }
-}
-
-fn change_error(error: &ChangeError) -> CallError {
-    let reason = match error {
-        ChangeError::Exists { .. } => Reason::KeyspaceExists,
-        ChangeError::NotFound { .. } => Reason::KeyspaceNotFound,
-        ChangeError::LayoutVersion { .. } => Reason::PlanChanged,
-        ChangeError::Partitions { .. } | ChangeError::LayoutTooSmall { .. } => {
-            Reason::LayoutInvalid
-        }
-        _ => Reason::KeyspaceInvalid,
-    };
-    CallError::new(reason, error.to_string()).at_field("keyspace")
-}

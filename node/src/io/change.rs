@@ -6,15 +6,16 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use model::{Change, ChangeError, Metadata, Mutant, NodeId};
-use proto::internal::control::Control as Kind;
+use proto::{CallError, CallOutcome, Reason, internal::control::Control as Kind};
 use rand::RngExt;
 use tokio::{
     sync::{Mutex, mpsc},
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{control::send, io_loop::IoLoop};
+use super::{call::timeout_of, control::send, io_loop::IoLoop};
 use crate::{
     agreement::{Acceptor, Outcome, Proposer, Refusal, Reply, Request, Step},
     counters::Counters,
@@ -40,8 +41,18 @@ pub enum ProposeError {
     /// The change makes no sense. Nothing was proposed.
     #[error(transparent)]
     Change(#[from] ChangeError),
+    /// Too few nodes can be reached. Nothing was proposed.
+    #[error("{required} nodes have to agree, and {reachable} can be reached: not {}", list(.missing))]
+    TooFew {
+        /// Nodes that must agree.
+        required: usize,
+        /// Nodes that can be reached, with this one.
+        reachable: usize,
+        /// The others.
+        missing: Vec<NodeId>,
+    },
     /// Too few nodes took part in time. The change may have been made, or may still be.
-    #[error("{agreed} of {required} nodes agreed in time; silent: {silent:?}")]
+    #[error("{agreed} of {required} nodes agreed in time; silent: {}", list(.silent))]
     Undecided {
         /// Nodes that must agree.
         required: usize,
@@ -144,11 +155,11 @@ impl IoLoop {
     /// `make` builds the successor of the metadata in force; it is called anew for each attempt.
     pub async fn propose(
         &self,
+        deadline: Instant,
         make: impl Fn(Option<&Metadata>) -> Result<Metadata, ChangeError>,
     ) -> Result<Arc<Metadata>, ProposeError> {
         let shared = &self.shared;
         let mut run = shared.changes.proposing.lock().await;
-        let deadline = Instant::now() + PROPOSE_TIMEOUT;
         loop {
             *run += 1;
             let number = shared.identity.incarnation << 20 | *run & 0xf_ffff;
@@ -157,21 +168,46 @@ impl IoLoop {
             let own = make(parent.as_ref())?;
             let proposer = Proposer::new(parent, own, shared.identity.node, number)
                 .expect("a successor follows its parent");
+            self.await_enough(&proposer, deadline).await?;
             let (metadata, ours) = self.decide(proposer, deadline).await?;
             shared.adopt_durably(metadata).await?;
             if ours {
                 let view = shared.view.load_full();
                 let metadata = view.metadata().expect("metadata was just adopted");
-                self.await_spread(metadata.sequence()).await;
+                self.await_spread(metadata.sequence(), deadline).await;
                 return Ok(Arc::clone(metadata));
             }
         }
     }
 
+    /// Waits until as many nodes can be reached as have to agree: a moment, for those that have just started.
+    async fn await_enough(
+        &self,
+        proposer: &Proposer,
+        deadline: Instant,
+    ) -> Result<(), ProposeError> {
+        let until = deadline.min(Instant::now() + REACH_TIMEOUT);
+        loop {
+            let (now_us, own) = (self.shared.elapsed_us(), self.shared.identity.node);
+            let is_reachable =
+                |node: &NodeId| *node == own || self.shared.status(*node).is_reachable(now_us);
+            let acceptors = proposer.acceptors().iter().copied();
+            let (up, missing): (Vec<_>, Vec<_>) = acceptors.partition(is_reachable);
+            let (required, reachable) = (proposer.required(), up.len());
+            if reachable >= required {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(ProposeError::TooFew { required, reachable, missing });
+            }
+            sleep(REACH_POLL).await;
+        }
+    }
+
     /// Waits until the nodes that are up know a metadata, so that whoever asked for the change finds
     /// it at any of them; not for long, and nothing depends on it.
-    async fn await_spread(&self, sequence: u64) {
-        let until = Instant::now() + SPREAD_TIMEOUT;
+    async fn await_spread(&self, sequence: u64, deadline: Instant) {
+        let until = deadline.min(Instant::now() + SPREAD_TIMEOUT);
         let behind = || {
             let now_us = self.shared.elapsed_us();
             let state = self.lock();
@@ -269,6 +305,47 @@ fn ended(outcome: Outcome) -> Result<(Metadata, bool), ProposeError> {
     }
 }
 
+fn list(nodes: &[NodeId]) -> String {
+    nodes.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ")
+}
+
+impl From<ProposeError> for CallError {
+    fn from(error: ProposeError) -> Self {
+        let message = error.to_string();
+        match error {
+            ProposeError::Change(change) => change_error(&change),
+            ProposeError::TooFew { required, reachable, .. } => {
+                let error = Self::new(Reason::AgreementFailed, message)
+                    .with("required", required)
+                    .with("alive", reachable);
+                Self { outcome: CallOutcome::NotApplied, ..error }
+            }
+            ProposeError::Undecided { required, agreed, .. } => {
+                Self::new(Reason::AgreementFailed, message)
+                    .with("required", required)
+                    .with("received", agreed)
+            }
+            ProposeError::Refused { .. } | ProposeError::Conflict { .. } => {
+                Self::new(Reason::AgreementFailed, message)
+            }
+            ProposeError::Storage(_) => Self::new(Reason::StorageFailed, message),
+        }
+    }
+}
+
+fn change_error(error: &ChangeError) -> CallError {
+    let reason = match error {
+        ChangeError::Exists { .. } => Reason::KeyspaceExists,
+        ChangeError::NotFound { .. } => Reason::KeyspaceNotFound,
+        ChangeError::LayoutVersion { .. } => Reason::PlanChanged,
+        ChangeError::Partitions { .. } | ChangeError::LayoutTooSmall { .. } => {
+            Reason::LayoutInvalid
+        }
+        _ => Reason::KeyspaceInvalid,
+    };
+    CallError::new(reason, error.to_string()).at_field("keyspace")
+}
+
 /// The successor of the metadata in force by one change.
 pub(super) fn successor(
     before: Option<&Metadata>,
@@ -279,8 +356,19 @@ pub(super) fn successor(
     before.ok_or_else(missing)?.successor(change, limits)
 }
 
+/// When a change has to be decided of which a call with these headers asks: early enough for the answer.
+pub(super) fn change_deadline(headers: &HeaderMap) -> Instant {
+    let asked = timeout_of(headers).unwrap_or(PROPOSE_TIMEOUT).min(PROPOSE_TIMEOUT);
+    Instant::now() + asked - ANSWER_TIME.min(asked / 2)
+}
+
 /// How long a change may take to be decided.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// What an answer may take on its way.
+const ANSWER_TIME: Duration = Duration::from_millis(250);
+/// How long nodes are waited for that cannot be reached.
+const REACH_TIMEOUT: Duration = Duration::from_secs(2);
+const REACH_POLL: Duration = Duration::from_millis(20);
 /// How long a change may take to be known everywhere before it is answered all the same.
 const SPREAD_TIMEOUT: Duration = Duration::from_secs(2);
 const SPREAD_POLL: Duration = Duration::from_millis(5);
