@@ -40,8 +40,17 @@ pub struct PeerStatus {
     pub last_heard_us: AtomicU64,
     /// The loops that have a link to it.
     links: AtomicUsize,
-    /// Where the last link to it went.
-    linked_at: Mutex<Option<SocketAddr>>,
+    /// What it said of itself when the last link to it was opened.
+    linked: Mutex<Option<Linked>>,
+}
+
+/// What a node says of itself when a link to it is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Linked {
+    /// Where nodes connect to it.
+    pub peer_address: SocketAddr,
+    /// The version of its software.
+    pub software_version: String,
 }
 
 impl Default for PeerStatus {
@@ -54,7 +63,7 @@ impl Default for PeerStatus {
             storages_told: AtomicU64::new(0),
             last_heard_us: AtomicU64::new(0),
             links: AtomicUsize::new(0),
-            linked_at: Mutex::default(),
+            linked: Mutex::default(),
         }
     }
 }
@@ -80,14 +89,14 @@ impl PeerStatus {
         self.links.load(Ordering::Relaxed) > 0 && self.is_up(now_us)
     }
 
-    /// Where the last link to the node went, as it names itself.
-    pub fn linked_at(&self) -> Option<SocketAddr> {
-        *self.linked_at.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What the node said of itself when the last link to it was opened; `None` if none ever was.
+    pub fn linked(&self) -> Option<Linked> {
+        self.linked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A link is up to the node's process at this address.
-    pub fn link_at(&self, address: SocketAddr) {
-        *self.linked_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+    /// A link is up to a process that says this of itself.
+    pub fn link(&self, linked: Linked) {
+        *self.linked.lock().unwrap_or_else(PoisonError::into_inner) = Some(linked);
     }
 
     /// Takes one round trip into the average: an eighth of the difference each time.

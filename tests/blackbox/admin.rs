@@ -72,6 +72,8 @@ async fn the_first_layout() {
         let status = cluster.api(at).status().await.expect("a status");
         assert_eq!((status.layout_hash, &status.cluster_id), (done.layout_hash, &done.cluster_id));
         assert_eq!(status.partitions, 32);
+        let told = |it: &v1::NodeInfo| (it.storage_id.len(), it.software_version.is_empty());
+        assert!(status.nodes.iter().all(|it| told(it) == (16, false)), "{:?}", status.nodes);
         // A second first layout, through any node.
         let mut admin = cluster.api(at).admin();
         let error = called(admin.commit_layout(commit(first.plan_hash, 32)).await).unwrap_err();

@@ -52,6 +52,11 @@ impl AdminApi {
             info.up = state.peers.by_node(node).is_some() && status.is_up(now_us);
             info.last_heard_ms = now_us.saturating_sub(heard_us).max(1_000) / 1_000;
             info.clock_offset_ms = shared.clock_offset_ms(node);
+            // Of one that is down, what it was like when it was heard last.
+            info.software_version =
+                status.linked().map(|it| it.software_version).unwrap_or_default();
+            let seen = shared.seen_storage(node).map(|it| it.storage.to_bytes());
+            info.storage_id = seen.map(|it| Bytes::copy_from_slice(&it)).unwrap_or_default();
         }
         infos
     }

@@ -31,8 +31,9 @@ impl Shared {
             return self.judge_double(member);
         }
         let Some(status) = self.status_if_known(node) else { return Ok(()) };
-        match status.linked_at() {
-            Some(linked) if linked != address && status.is_reachable(self.elapsed_us()) => {
+        let linked = status.linked().map(|it| it.peer_address).filter(|it| *it != address);
+        match linked {
+            Some(linked) if status.is_reachable(self.elapsed_us()) => {
                 Err(self.is_up(member, linked))
             }
             _ => Ok(()),

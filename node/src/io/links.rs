@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -28,7 +27,7 @@ use super::{
 };
 use crate::{
     counters::Counters,
-    liveness::Peer,
+    liveness::{Linked, Peer},
     membership::Member,
     operation::Token,
     outbox::{FrameStamp, Outbox},
@@ -154,7 +153,7 @@ impl Links {
         loop {
             // The link has said hello, which was all.
             let opened = self.open(&io, &address, JOIN_IO_LOOP).await;
-            match opened.map(|(_, member)| member) {
+            match opened.map(|(_, member, _)| member) {
                 Ok(member) if member.node() == io.shared.identity.node => return None,
                 Ok(member) => {
                     self.gossip.met(member);
@@ -187,15 +186,14 @@ impl Links {
             let address = directory.borrow().get(&node).map(|it| it.peer_address.to_string());
             let Some(address) = address else { return Some(node) };
             match self.open(&io, &address, io.index).await {
-                Ok((link, member)) if member.node() == node => {
-                    let peer_address = member.peer_address;
+                Ok((link, member, linked)) if member.node() == node => {
                     self.gossip.met(member);
-                    let end = self.run_frames(&io, node, peer_address, link).await;
+                    let end = self.run_frames(&io, node, linked, link).await;
                     tracing::debug!(%node, %end, "link lost");
                     backoff = Backoff::default();
                 }
                 // Another node has taken the address; gossip tells where this one is now.
-                Ok((_, member)) => self.gossip.met(member),
+                Ok((_, member, _)) => self.gossip.met(member),
                 Err(error) => {
                     tracing::debug!(%node, address, %error, "no link");
                     if error.is_refusal(Reason::NodeIsUp) {
@@ -216,7 +214,7 @@ impl Links {
         io: &Arc<IoLoop>,
         address: &str,
         io_loop: usize,
-    ) -> Result<(Link, Member), NoLink> {
+    ) -> Result<(Link, Member, Linked), NoLink> {
         let shared = &io.shared;
         let opening = async {
             let stream = shared.world.network.connect(address.to_owned()).await?;
@@ -235,7 +233,12 @@ impl Links {
             shared.hear_hello(member.node(), &hello);
             shared.witness_agrees(member.node());
             self.gossip.outlived(&first);
-            Ok((link, member))
+            let mut software_version = hello.software_version;
+            if software_version.len() > VERSION_BYTES_MAX {
+                software_version.clear();
+            }
+            let linked = Linked { peer_address: member.peer_address, software_version };
+            Ok((link, member, linked))
         };
         timeout(HELLO_TIMEOUT, opening).await.map_err(|_elapsed| NoLink::Late)?
     }
@@ -245,13 +248,13 @@ impl Links {
         &self,
         io: &Arc<IoLoop>,
         node: NodeId,
-        peer_address: SocketAddr,
+        linked: Linked,
         link: Link,
     ) -> LinkEnd {
         let (status, outbox) =
             (io.shared.status(node), Outbox::new(io.shared.config.peer_queue_bytes_max));
         self.refusals.over();
-        status.link_at(peer_address);
+        status.link(linked);
         status.last_heard_us.store(io.shared.elapsed_us(), Ordering::Relaxed);
         let peer = Arc::new(Peer { node, outbox, status });
         io.lock().peers.connected(Arc::clone(&peer), &io.shared.view.load());
@@ -431,6 +434,8 @@ impl Backoff {
 
 /// The number by which a link that only introduces its node names its loop: no loop has it.
 pub(super) const JOIN_IO_LOOP: usize = 1_000;
+/// What a version has at most that is worth showing.
+const VERSION_BYTES_MAX: usize = 64;
 const BACKOFF_MS_MIN: u64 = 25;
 const BACKOFF_MS_MAX: u64 = 1_000;
 const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
