@@ -34,6 +34,14 @@ async fn the_first_layout() {
         let error = early.unwrap_err();
         assert_eq!((error.reason, error.outcome), (Reason::NoLayout, CallOutcome::NotApplied));
     }
+    // Commands that would wait for it, or report on it, end at once.
+    let wait = ["hints", "wait", "--within", "1s"];
+    for asked in [&wait[..], &["convergence"], &["repair"], &["scrub", "--wait"]] {
+        let node = cluster.addresses(&[1]);
+        let output = run(&[&["--node", &node, "--json", "admin"], asked].concat());
+        assert_eq!(output.status.code(), Some(4), "{asked:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("NO_LAYOUT"), "{output:?}");
+    }
     // A plan is the same from wherever it is asked for, and changes nothing.
     let first = plan(&cluster, 0, 32).await.expect("a plan");
     assert_eq!((first.layout_version, first.partitions, first.nodes.len()), (1, 32, 3));

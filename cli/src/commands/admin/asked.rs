@@ -6,7 +6,7 @@ use clap::Args;
 use client::Admin;
 use futures_util::future::join_all;
 use indicatif::ProgressBar;
-use proto::v1;
+use proto::{CallError, Reason, v1};
 
 use super::look;
 use crate::{
@@ -59,6 +59,17 @@ impl Asked {
             nodes.push((address, there));
         }
         Ok(Self { nodes, not_asked, status })
+    }
+
+    /// Refuses to go on before the first layout: nobody holds anything then, and waiting would not help.
+    pub(super) fn in_a_layout(self) -> Result<Self, Failure> {
+        if self.status.layout_version > 0 {
+            return Ok(self);
+        }
+        let error = CallError::new(Reason::NoLayout, "the cluster has no layout yet");
+        let node = usize::try_from(self.status.answered_by);
+        let node = node.ok().and_then(|it| self.status.nodes.get(it));
+        Err(Failure::call(&error, node.map(|it| it.client_address.as_str()), &look()))
     }
 
     /// The nodes of the layout that are down, asked for or not: what they lack is not known.
@@ -121,6 +132,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::Exit;
 
     /// Done when it was looked at so often.
     struct Counted(u32);
@@ -134,6 +146,21 @@ mod tests {
         fn is_done(&self) -> bool {
             self.0 == 0
         }
+    }
+
+    #[test]
+    fn before_the_first_layout_there_is_nothing_to_ask_for() {
+        let asked = |layout_version| {
+            let node = v1::NodeInfo { client_address: "a:1".to_owned(), ..Default::default() };
+            let nodes = vec![node];
+            let status =
+                v1::GetClusterStatusResponse { layout_version, nodes, ..Default::default() };
+            Asked { nodes: Vec::new(), not_asked: Vec::new(), status }.in_a_layout()
+        };
+        assert!(asked(1).is_ok());
+        let refused = asked(0).err().unwrap();
+        assert_eq!((refused.reason(), refused.exit_code()), ("NO_LAYOUT", Exit::Unavailable));
+        assert!(refused.render(false).contains("node      a:1"), "{}", refused.render(false));
     }
 
     #[tokio::test]

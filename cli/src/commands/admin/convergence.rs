@@ -50,7 +50,7 @@ pub(super) async fn run(
     admin: &Admin,
     output: Output,
 ) -> Result<(), Failure> {
-    let asked = Asked::find(args.asked, admin).await?;
+    let asked = Asked::find(args.asked, admin).await?.in_a_layout()?;
     let answers = join_all(asked.nodes.iter().map(|(node, admin)| Answer::of(node, admin))).await;
     let document = ConvergenceDocument::new(&asked.status, asked.down(), &answers);
     if output.is_json() { output.document(&document) } else { document.show(output) }

@@ -54,7 +54,7 @@ pub(super) async fn run(args: HintsArgs, admin: &Admin, output: Output) -> Resul
     let asked = Asked::find(args.asked, admin).await?;
     match args.command {
         None => show(&asked, output).await,
-        Some(HintsCommand::Wait(wait)) => wait_all(asked, wait.within, output).await,
+        Some(HintsCommand::Wait(wait)) => wait_all(asked.in_a_layout()?, wait.within, output).await,
     }
 }
 
