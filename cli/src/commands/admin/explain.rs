@@ -76,6 +76,8 @@ struct ReplicaDocument {
     version: Option<String>,
     tombstone: bool,
     expires_at_ms: Option<u64>,
+    /// True if the row has expired, by the clock of the node that was asked.
+    expired: bool,
     digest: Option<String>,
     value_bytes: u64,
     age_ms: Option<u64>,
@@ -92,7 +94,7 @@ enum State {
     Stale,
     /// It holds no record, and another replica does.
     Missing,
-    /// No replica holds a record.
+    /// No replica holds a record: the row was never written, or was purged after its end.
     Absent,
     /// It answered that it cannot tell.
     Refused,
@@ -117,12 +119,16 @@ impl State {
             Self::Current => (Paint::Good, "current"),
             Self::Stale => (Paint::Warning, "STALE"),
             Self::Missing => (Paint::Warning, "MISSING"),
-            Self::Absent => (Paint::Faint, "never written"),
+            Self::Absent => (Paint::Faint, "nothing held: never written, or purged"),
             Self::Refused => (Paint::Bad, replica.refusal.as_deref().unwrap_or("REFUSED")),
             Self::Unreachable => (Paint::Bad, "unreachable"),
         };
-        let deleted = if replica.tombstone { ", deleted" } else { "" };
-        Cell::painted(paint, format!("{text}{deleted}"))
+        let ended = match (replica.tombstone, replica.expired) {
+            (true, _) => ", deleted",
+            (false, true) => ", expired",
+            (false, false) => "",
+        };
+        Cell::painted(paint, format!("{text}{ended}"))
     }
 }
 
@@ -193,13 +199,17 @@ impl ExplainDocument {
 impl ReplicaDocument {
     fn new(it: &v1::ReplicaState, newest: Option<&v1::Version>) -> Self {
         let holds = it.answered && it.holds_record;
+        let version = it.version.filter(|_| holds).map(Version::from);
+        // Age counts from the stamp to now, both by the coordinator's clock.
+        let now_ms = version.map_or(0, |version| version.hlc.ms().saturating_add(it.age_ms));
         Self {
             datacenter: it.datacenter.clone(),
             address: it.address.clone(),
             state: State::of(it, newest),
-            version: it.version.filter(|_| holds).map(|it| Version::from(it).to_string()),
+            version: version.map(|it| it.to_string()),
             tombstone: holds && it.tombstone,
             expires_at_ms: (holds && it.expires_at_ms != 0).then_some(it.expires_at_ms),
+            expired: holds && it.expires_at_ms != 0 && it.expires_at_ms <= now_ms,
             digest: holds.then(|| format!("{:08x}", it.digest)),
             value_bytes: it.value_bytes,
             age_ms: holds.then_some(it.age_ms),
@@ -270,6 +280,16 @@ of 5 replicas 1 hold the newest, 1 are stale, 1 miss it, 1 refused, 1 cannot be 
         let text = explain(vec![deleted.clone(), deleted], Some(9), true);
         assert!(text.ends_with("current, deleted\nall 2 replicas hold the same version"), "{text}");
         let text = explain(vec![replica(1, None)], None, true);
-        assert!(text.ends_with("never written\nall 1 replicas hold no record"), "{text}");
+        let nothing = "nothing held: never written, or purged\nall 1 replicas hold no record";
+        assert!(text.ends_with(nothing), "{text}");
+    }
+
+    #[test]
+    fn a_row_that_has_expired_says_so() {
+        // Stamped at 1,000 ms, and 12 s old.
+        let at = |expires_at_ms| v1::ReplicaState { expires_at_ms, ..replica(1, Some(1_000)) };
+        let text = explain(vec![at(13_000), at(13_001)], Some(1_000), true);
+        let states: Vec<_> = text.lines().filter_map(|it| it.split("130").nth(1)).collect();
+        assert_eq!(states, ["00    current, expired", "01    current"], "{text}");
     }
 }
