@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use model::Hlc;
 use proto::v1;
 use serde::Serialize;
 
@@ -28,8 +29,9 @@ pub(super) struct SnapshotDocument {
     metadata_sequence: u64,
     layout_hash: String,
     keyspaces: Vec<String>,
-    /// No record in it has a newer stamp.
-    clock: u64,
+    /// No record in it has a newer stamp. Spelled as in versions: as a number it would be rounded by
+    /// what reads JSON numbers as floating point.
+    clock: String,
     files: u64,
     bytes: u64,
     software_version: String,
@@ -115,7 +117,7 @@ impl SnapshotDocument {
             metadata_sequence: wire.metadata_sequence,
             layout_hash: spell_hash(wire.layout_hash),
             keyspaces: wire.keyspaces.clone(),
-            clock: wire.clock,
+            clock: Hlc(wire.clock).to_string(),
             files: wire.files,
             bytes: wire.bytes,
             software_version: wire.software_version.clone(),
@@ -251,4 +253,18 @@ impl FindingDocument {
 fn error_cell(error: Option<&ErrorDocument>) -> Cell {
     let text = error.map(|it| format!("{}: {}", it.reason, it.message)).unwrap_or_default();
     Cell::painted(Paint::Bad, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_is_spelled_as_in_versions() {
+        let clock = Hlc::from_ms(1_795_000_000_000).0 | 7;
+        assert!(clock > 1 << 53, "beyond what a double holds");
+        let wire = v1::Snapshot { clock, ..v1::Snapshot::default() };
+        let it = serde_json::to_value(SnapshotDocument::new(&wire)).unwrap();
+        assert_eq!(it["clock"], "1795000000000.7");
+    }
 }
