@@ -81,7 +81,7 @@ pub(crate) struct StartArgs {
     replace: Option<NodeId>,
 
     /// Begin with this snapshot's data, if the directory has none: it is verified, and the others fill
-    /// in what is newer before it answers reads
+    /// in what is newer before it answers reads. Its folder has to have the snapshot's name
     #[arg(long, value_name = "DIR")]
     restore: Option<PathBuf>,
 
