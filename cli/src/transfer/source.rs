@@ -4,11 +4,15 @@
 //! A record that is no row is an item, not an end: what to do with it is the caller's decision.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
+    fmt,
     io::{BufRead, BufReader, Read},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{MapAccess, Visitor},
+};
 
 use super::{
     Format,
@@ -259,14 +263,49 @@ impl<R: Read> NdjsonSource<R> {
 /// The fields of a JSON object that are text or numbers. A nested value has no one spelling in
 /// bytes, so it is refused where it is asked for, as a field that is not there.
 fn named_fields(line: &[u8]) -> Result<BTreeMap<String, String>, String> {
-    let object: BTreeMap<String, serde_json::Value> =
+    let ObjectFields(object) =
         serde_json::from_slice(line).map_err(|error| format!("it is no JSON object: {error}"))?;
+    let mut fields = BTreeMap::new();
+    for (name, value) in object {
+        match fields.entry(name) {
+            // Whichever counted, the other would be lost without a word.
+            Entry::Occupied(it) => return Err(format!("it has the field {:?} twice", it.key())),
+            Entry::Vacant(it) => it.insert(value),
+        };
+    }
     let text = |value| match value {
         serde_json::Value::String(it) => Some(it),
         serde_json::Value::Number(it) => Some(it.to_string()),
         _ => None,
     };
-    Ok(object.into_iter().filter_map(|(name, value)| Some((name, text(value)?))).collect())
+    Ok(fields.into_iter().filter_map(|(name, value)| Some((name, text(value)?))).collect())
+}
+
+/// The fields of a JSON object as they stand in it: maps keep only the last of one name.
+struct ObjectFields(Vec<(String, serde_json::Value)>);
+
+impl<'de> Deserialize<'de> for ObjectFields {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = ObjectFields;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(ObjectFields(fields))
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
+    }
 }
 
 #[cfg(test)]
@@ -322,6 +361,16 @@ mod tests {
         assert!(story[2].starts_with("4 bad: it is no JSON object"), "{}", story[2]);
         assert!(story[3].starts_with("5 bad: it is no JSON object"), "{}", story[3]);
         assert_eq!(story[4], r#"6 bad: there is no field "value""#);
+    }
+
+    #[test]
+    fn a_field_that_comes_twice_is_no_row() {
+        let text = "{\"key\":\"a\",\"value\":\"1\",\"key\":\"b\"}\n\
+                    {\"key\":\"a\",\"value\":\"1\",\"x\":{},\"x\":null}";
+        assert_eq!(
+            story(&read_all(ndjson(text))),
+            [r#"1 bad: it has the field "key" twice"#, r#"2 bad: it has the field "x" twice"#]
+        );
     }
 
     #[test]
