@@ -292,6 +292,18 @@ async fn a_benchmark() {
 }
 
 #[test]
+fn a_demo_of_two_nodes() {
+    let _slots = Slots::take(2);
+    let output = run(&["demo", "--json", "--dcs", "2", "--nodes", "1"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let [told] = &documents(&output.stdout)[..] else { panic!("{output:?}") };
+    let facts =
+        told["chapters"].as_array().expect("chapters").iter().flat_map(|it| strings(&it["facts"]));
+    let left_out: Vec<_> = facts.filter(|it| it.contains("left out")).collect();
+    assert_eq!(left_out, ["THREE is left out: a row has 2 replicas here"]);
+}
+
+#[test]
 fn the_demo() {
     let _slots = Slots::take(9);
     let output = run(&["demo", "--json"]);

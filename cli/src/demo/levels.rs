@@ -42,11 +42,17 @@ pub(super) async fn show(client: &Client, story: &mut Story) -> Result<(), Failu
     ))?;
     let replicas = replicas(client);
     let keyspace = keyspace(client);
+    let all = replicas.iter().map(|it| u32::from(it.1)).sum();
+    let (possible, impossible): (Vec<_>, Vec<_>) =
+        ConsistencyLevel::NAMED.into_iter().partition(|it| is_possible(*it, all));
     let mut levels = Vec::new();
-    for level in ConsistencyLevel::NAMED {
+    for level in possible {
         levels.push(measure(level, &keyspace, client, &replicas).await?);
     }
-    story.table(&table(&levels, replicas.iter().map(|it| u32::from(it.1)).sum()), &levels)?;
+    story.table(&table(&levels, all), &levels)?;
+    for level in impossible {
+        story.fact(&format!("{level} is left out: a row has {all} replicas here"))?;
+    }
     let overlapping = || levels.iter().filter(|it| it.overlap);
     let stale = overlapping().filter(|it| it.fresh != Some(CALLS)).count();
     story.check(
@@ -56,6 +62,15 @@ pub(super) async fn show(client: &Client, story: &mut Story) -> Result<(), Failu
             overlapping().count()
         ),
     )
+}
+
+/// True unless the level asks for more replicas than a row has.
+fn is_possible(level: ConsistencyLevel, replicas: u32) -> bool {
+    match level {
+        ConsistencyLevel::Two => replicas >= 2,
+        ConsistencyLevel::Three => replicas >= 3,
+        _ => true,
+    }
 }
 
 async fn measure(
@@ -143,4 +158,23 @@ fn table(levels: &[LevelDocument], all: u32) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_of_a_small_cluster() {
+        let left_out = |replicas| {
+            let levels = ConsistencyLevel::NAMED.into_iter();
+            levels
+                .filter(|it| !is_possible(*it, replicas))
+                .map(|it| it.to_string())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(left_out(2), ["THREE"]);
+        assert_eq!(left_out(1), ["TWO", "THREE"]);
+        assert!(left_out(3).is_empty());
+    }
 }
