@@ -54,3 +54,9 @@ pub(crate) async fn connect_with(
 pub(crate) fn fail(error: &client::Error, attempt: &Attempt) -> Failure {
     Failure::call(error.cause(), error.node(), attempt)
 }
+
+/// The datacenter that local levels mean; `None` if it is the only one, and they save nothing.
+pub(crate) fn local_datacenter(client: &Client) -> Option<String> {
+    let several = client.topology().datacenters().len() > 1;
+    several.then(|| client.datacenter().to_owned())
+}

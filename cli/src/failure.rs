@@ -52,6 +52,10 @@ pub(crate) struct Attempt {
     pub(crate) level: Option<ConsistencyLevel>,
     /// True if the call writes.
     pub(crate) writes: bool,
+    /// The datacenter that local levels would mean, if there are others too.
+    pub(crate) local_datacenter: Option<String>,
+    /// How to ask what the command takes.
+    pub(crate) help: Option<&'static str>,
 }
 
 /// A command's failure. Small, because every function here may return one.
@@ -338,6 +342,8 @@ mod tests {
             key: Some("user:42".to_owned()),
             level: Some(ConsistencyLevel::EachQuorum),
             writes,
+            local_datacenter: Some("dc1".to_owned()),
+            help: None,
         }
     }
 

@@ -139,9 +139,9 @@ impl Error {
 fn advice(reason: Reason) -> &'static str {
     match reason {
         Reason::KeyEmpty | Reason::InvalidField | Reason::MalformedMessage => "correct the request",
-        Reason::KeyTooLarge | Reason::ValueTooLarge | Reason::MessageTooLarge => {
-            "make it smaller, or raise the limit of every node"
-        }
+        Reason::KeyTooLarge => "make the key shorter: its limit is fixed",
+        Reason::ValueTooLarge => "split the value, or raise --value-bytes-max of every node",
+        Reason::MessageTooLarge => "send less in one message",
         Reason::BatchTooLarge => "split the batch",
         Reason::DuplicateKey => "name each row once in a batch",
         Reason::InvalidConsistency => "choose a level that this keyspace can give",

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     args::{ConsistencyArgs, Global, RowArgs},
-    connect::{connect, fail},
+    connect::{connect, fail, local_datacenter},
     failure::{Attempt, Exit, Failure},
     output::Output,
 };
@@ -44,6 +44,8 @@ pub(crate) async fn run(args: DeleteArgs, global: Global, output: Output) -> Res
         key: Some(args.row.name()),
         level: args.consistency.consistency,
         writes: true,
+        local_datacenter: local_datacenter(&client),
+        ..Attempt::default()
     };
     let written = call.await.map_err(|error| fail(&error, &attempt))?;
     let name = RowName::new(&key, args.row.encoding.get());

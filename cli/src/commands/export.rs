@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::{
     args::{ConsistencyArgs, Global},
-    connect::{connect, fail},
+    connect::{connect, fail, local_datacenter},
     encoding::Encoding,
     failure::{Attempt, Effect, Exit, Failure},
     output::Output,
@@ -194,7 +194,12 @@ impl Pages {
         Ok(Self {
             scan,
             signals: StopSignals::new()?,
-            attempt: Attempt { keyspace: Some(args.keyspace.clone()), level, ..Attempt::default() },
+            attempt: Attempt {
+                keyspace: Some(args.keyspace.clone()),
+                level,
+                local_datacenter: local_datacenter(keyspace.client()),
+                ..Attempt::default()
+            },
             // With rows but no token the last page was read, and only the end was not noted.
             ended: state.page_token.is_empty() && state.rows > 0,
         })

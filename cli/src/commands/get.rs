@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{RowName, addresses};
 use crate::{
     args::{ConsistencyArgs, Global, RowArgs},
-    connect::{connect, fail},
+    connect::{connect, fail, local_datacenter},
     encoding::{Encoding, readable},
     failure::{Attempt, Exit, Failure},
     output::{Output, Paint},
@@ -45,7 +45,8 @@ pub(crate) async fn run(args: GetArgs, global: Global, output: Output) -> Result
         keyspace: Some(args.row.keyspace.clone()),
         key: Some(args.row.name()),
         level: args.consistency.consistency,
-        writes: false,
+        local_datacenter: local_datacenter(&client),
+        ..Attempt::default()
     };
     let read = call.await.map_err(|error| fail(&error, &attempt))?;
     let answered = addresses(&client, &read.answered);

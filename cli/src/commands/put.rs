@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{RowName, addresses};
 use crate::{
     args::{ConsistencyArgs, Global, RowArgs},
-    connect::{connect, fail},
+    connect::{connect, fail, local_datacenter},
     failure::{Attempt, Exit, Failure},
     output::{Output, Paint},
     values,
@@ -70,6 +70,8 @@ pub(crate) async fn run(args: PutArgs, global: Global, output: Output) -> Result
         key: Some(args.row.name()),
         level: args.consistency.consistency,
         writes: true,
+        local_datacenter: local_datacenter(&client),
+        ..Attempt::default()
     };
     let written = call.await.map_err(|error| fail(&error, &attempt))?;
     let name = RowName::new(&key, args.row.encoding.get());

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::RowName;
 use crate::{
     args::{ConsistencyArgs, EncodingArgs, Global},
-    connect::{connect, fail},
+    connect::{connect, fail, local_datacenter},
     encoding::{Encoding, readable},
     failure::{Attempt, Exit, Failure},
     output::{Output, Paint},
@@ -79,7 +79,8 @@ pub(crate) async fn run(args: ScanArgs, global: Global, output: Output) -> Resul
         keyspace: Some(args.keyspace.clone()),
         key: args.partition_key.as_deref().map(spell_word),
         level: args.consistency.consistency,
-        writes: false,
+        local_datacenter: local_datacenter(&client),
+        ..Attempt::default()
     };
     let mut rows = 0u64;
     while let Some(page) = scan.next_page().await.map_err(|error| fail(&error, &attempt))? {

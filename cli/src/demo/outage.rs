@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     bench::latency::{Latencies, spell_us},
-    connect::fail,
+    connect::{fail, local_datacenter},
     failure::{Attempt, Failure},
     progress,
     values::{spell_count, spell_duration},
@@ -145,8 +145,13 @@ async fn refuse_what_needs_it(
             && !quoted
         {
             quoted = true;
-            let of =
-                Attempt { key: Some(key.clone()), level: Some(level), writes: true, ..attempt() };
+            let of = Attempt {
+                key: Some(key.clone()),
+                level: Some(level),
+                writes: true,
+                local_datacenter: local_datacenter(client),
+                ..attempt()
+            };
             let colour = story.output().colour();
             story.quote(&fail(&error, &of).render(colour))?;
         }

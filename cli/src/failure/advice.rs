@@ -17,7 +17,7 @@ pub(super) fn advice(error: &CallError, attempt: &Attempt, unknown: bool) -> Vec
     let mut advice: Vec<String> = Vec::new();
     match error.reason {
         Reason::NotEnoughReplicas => {
-            advice.extend(lower_level(attempt.level).map(|it| format!("--consistency {it}")));
+            advice.extend(lower_level(error, attempt).map(|it| format!("--consistency {it}")));
             advice.push("quorate admin status".to_owned());
             advice.push(retry);
         }
@@ -40,7 +40,7 @@ pub(super) fn advice(error: &CallError, attempt: &Attempt, unknown: bool) -> Vec
             advice.push("without --consistency, at the keyspace's default".to_owned());
             advice.push("quorate admin keyspace alter, for other defaults".to_owned());
         }
-        Reason::KeyspaceInvalid => advice.push("quorate admin keyspace create --help".to_owned()),
+        Reason::KeyspaceInvalid => advice.extend(attempt.help.map(ToOwned::to_owned)),
         Reason::SnapshotNotFound => advice.push("quorate admin snapshot list".to_owned()),
         Reason::SnapshotLimit => {
             advice.push("quorate admin snapshot delete NAME".to_owned());
@@ -71,13 +71,21 @@ pub(super) fn advice(error: &CallError, attempt: &Attempt, unknown: bool) -> Vec
     advice
 }
 
-/// The next level that needs fewer replicas, or only those of one datacenter. Nothing below a local
-/// quorum is suggested: it would promise less than its caller relies on.
-fn lower_level(level: Option<ConsistencyLevel>) -> Option<ConsistencyLevel> {
+/// The next level that needs fewer replicas, or only those of this datacenter, unless the numbers say
+/// that it cannot be had either. Nothing below a local quorum is suggested: it would promise less than its
+/// caller relies on.
+fn lower_level(error: &CallError, attempt: &Attempt) -> Option<ConsistencyLevel> {
     use ConsistencyLevel::{All, EachQuorum, LocalQuorum, Quorum};
-    match level {
-        Some(All) => Some(Quorum),
-        Some(Quorum | EachQuorum) => Some(LocalQuorum),
+    let number = |name: &str| error.metadata.get(name)?.parse::<u32>().ok();
+    let level = attempt.level.or_else(|| error.metadata.get("level")?.parse().ok());
+    let (required, alive) = (number("required")?, number("alive")?);
+    let lacks_replicas = error.metadata.get("datacenter");
+    let local = attempt.local_datacenter.as_ref().filter(|it| lacks_replicas != Some(*it));
+    match level? {
+        // ALL requires as many as there are.
+        All if required / 2 < alive => Some(Quorum),
+        All | Quorum if alive > 0 => local.map(|_| LocalQuorum),
+        EachQuorum => local.map(|_| LocalQuorum),
         _ => None,
     }
 }
@@ -113,5 +121,31 @@ mod tests {
             tried[..2],
             ["quorate get shop 00ff --hex", "quorate admin explain shop 00ff --hex"]
         );
+    }
+    #[test]
+    fn a_level_that_cannot_be_had_is_not_suggested() {
+        use ConsistencyLevel::{All, EachQuorum, LocalQuorum, Quorum};
+        let suggested = |level: ConsistencyLevel, required, alive, place: &str, local: &str| {
+            let error = CallError::new(Reason::NotEnoughReplicas, "x")
+                .with("level", level)
+                .with("required", required)
+                .with("alive", alive)
+                .with("datacenter", place);
+            let local_datacenter = Some(local.to_owned()).filter(|it| !it.is_empty());
+            lower_level(&error, &Attempt { local_datacenter, ..Attempt::default() })
+        };
+        assert_eq!(suggested(All, 3, 2, "", ""), Some(Quorum));
+        assert_eq!(suggested(All, 3, 1, "", ""), None, "a quorum takes two");
+        assert_eq!(suggested(All, 6, 3, "", "dc1"), Some(LocalQuorum), "a quorum takes four");
+        assert_eq!(suggested(Quorum, 2, 1, "", ""), None, "one datacenter: the same again");
+        assert_eq!(suggested(Quorum, 4, 3, "", "dc1"), Some(LocalQuorum));
+        assert_eq!(suggested(Quorum, 4, 0, "", "dc1"), None);
+        assert_eq!(suggested(EachQuorum, 2, 0, "dc2", "dc1"), Some(LocalQuorum));
+        assert_eq!(
+            suggested(EachQuorum, 2, 1, "dc1", "dc1"),
+            None,
+            "it is this one that lacks them"
+        );
+        assert_eq!(suggested(LocalQuorum, 2, 1, "dc1", "dc1"), None);
     }
 }

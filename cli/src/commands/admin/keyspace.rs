@@ -10,7 +10,7 @@ use proto::v1;
 use super::{change, look, status::KeyspaceDocument};
 use crate::{
     connect::fail,
-    failure::Failure,
+    failure::{Attempt, Failure},
     output::{Output, Paint},
     values,
 };
@@ -146,7 +146,7 @@ async fn create(args: CreateArgs, admin: &Admin, output: Output) -> Result<(), F
         accept_weak_defaults: args.accept_weak_defaults,
     };
     let created = admin.create_keyspace(request).await;
-    let keyspace = created.map_err(|error| fail(&error, &change()))?;
+    let keyspace = created.map_err(|error| fail(&error, &definition(CREATE_HELP)))?;
     report("created", &keyspace, output)
 }
 
@@ -161,8 +161,16 @@ async fn alter(args: AlterArgs, admin: &Admin, output: Output) -> Result<(), Fai
         accept_weak_defaults: args.accept_weak_defaults,
     };
     let altered = admin.alter_keyspace(request).await;
-    let keyspace = altered.map_err(|error| fail(&error, &change()))?;
+    let keyspace = altered.map_err(|error| fail(&error, &definition(ALTER_HELP)))?;
     report("altered", &keyspace, output)
+}
+
+const CREATE_HELP: &str = "quorate admin keyspace create --help";
+const ALTER_HELP: &str = "quorate admin keyspace alter --help";
+
+/// A call that defines a keyspace, for its failure.
+fn definition(help: &'static str) -> Attempt {
+    Attempt { help: Some(help), ..change() }
 }
 
 async fn remove(args: &DropArgs, admin: &Admin, output: Output) -> Result<(), Failure> {
