@@ -63,7 +63,7 @@ pub(crate) struct Global {
 
     /// Give up on a call after this long; the node gets the same deadline, or its own
     /// --request-timeout if that is shorter
-    #[arg(long, global = true, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
+    #[arg(long, global = true, value_name = "DURATION", default_value = "5s", value_parser = values::timeout)]
     pub(crate) timeout: Duration,
 
     /// Write results as JSON: one document, or one per line
@@ -233,6 +233,9 @@ mod tests {
             "quorate put ks key value --hex --base64",
             "quorate put ks key value --ttl 1ms",
             "quorate get ks key --timeout soon",
+            "quorate get ks key --timeout 0s",
+            "quorate admin status --timeout 0",
+            "quorate start --data d --dc a --request-timeout 0ms",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -7,7 +7,7 @@ use proto::Reason;
 
 use crate::{
     args::Global,
-    failure::{Attempt, Exit, Failure},
+    failure::{Attempt, Effect, Exit, Failure},
 };
 
 /// A node that takes longer to accept a connection is taken for down.
@@ -16,6 +16,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connects as the global options say, with one connection for each node.
 pub(crate) async fn connect(global: &Global) -> Result<Client, Failure> {
     connect_with(global, 1).await
+}
+
+/// Connects for a command that writes: if that fails, nothing of it was sent.
+pub(crate) async fn connect_to_write(global: &Global) -> Result<Client, Failure> {
+    connect(global).await.map_err(|failure| failure.effect(Effect::NotApplied))
 }
 
 /// Connects with so many connections for each node.
@@ -39,7 +44,7 @@ pub(crate) async fn connect_with(
             Reason::InvalidField => failure
                 .exit(Exit::Usage)
                 .advise("--node HOST:PORT, and --prefer-dc of a datacenter there is"),
-            Reason::ConnectionLost | Reason::ReadTimeout | Reason::DeadlinePassed => failure
+            Reason::ConnectionLost | Reason::DeadlinePassed => failure
                 .exit(Exit::Unavailable)
                 .advise("quorate start, or --node ADDRESS of a node that is up"),
             reason => failure

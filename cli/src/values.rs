@@ -31,6 +31,12 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text.is_empty() { Err(wrong()) } else { Ok(total) }
 }
 
+/// Reads how long a call may take: some time at least, or none could succeed.
+pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
+    let it = duration(text)?;
+    if it.is_zero() { Err(format!("{text:?} leaves no time for a call")) } else { Ok(it) }
+}
+
 /// Spells a word of a command line as a shell takes it: in quotes if it needs them, without control
 /// characters in any case.
 pub(crate) fn spell_word(text: &str) -> String {

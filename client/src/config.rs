@@ -107,6 +107,13 @@ impl ClientConfig {
         if self.addresses.is_empty() {
             return refuse("addresses", "there is no address to connect to".to_owned());
         }
+        for (field, timeout) in
+            [("connect_timeout", self.connect_timeout), ("request_timeout", self.request_timeout)]
+        {
+            if timeout.is_zero() {
+                return refuse(field, "0 leaves no time for a call".to_owned());
+            }
+        }
         if self.connections_per_node == 0 {
             return refuse("connections_per_node", "0 connections carry no call".to_owned());
         }
@@ -155,6 +162,8 @@ mod tests {
         };
         assert!(ClientConfig::default().validate().is_ok());
         check(|it| it.addresses.clear(), "addresses");
+        check(|it| it.connect_timeout = Duration::ZERO, "connect_timeout");
+        check(|it| it.request_timeout = Duration::ZERO, "request_timeout");
         check(|it| it.connections_per_node = 0, "connections_per_node");
         check(|it| it.attempts_max = 0, "attempts_max");
         check(|it| it.attempts_max = 17, "attempts_max");

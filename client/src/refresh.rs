@@ -6,12 +6,15 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use proto::v1::{self, admin_service_client::AdminServiceClient};
+use proto::{
+    CallError, CallOutcome, Reason,
+    v1::{self, admin_service_client::AdminServiceClient},
+};
 use tokio::time::Instant;
 use tonic::Request;
 
 use crate::{
-    call::{Failure, failure, no_answer_in_time},
+    call::{Failure, failure},
     cluster::Cluster,
     node::Node,
     retry::Progress,
@@ -135,8 +138,15 @@ pub(crate) async fn fetch(
     match tokio::time::timeout(timeout, client.get_topology(request)).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(failure(&status)),
-        Err(_) => {
-            Err(Failure { progress: Progress::NoAnswer, error: no_answer_in_time(false, timeout) })
-        }
+        Err(_) => Err(Failure { progress: Progress::NoAnswer, error: silent(timeout) }),
     }
+}
+
+/// A node that does not say what it knows of the cluster. Whoever connects has not begun a call of its
+/// own: it is no read that was late, and no write that may have happened.
+fn silent(timeout: Duration) -> CallError {
+    let message = format!("the node did not answer within {timeout:?}");
+    let mut error = CallError::new(Reason::ConnectionLost, message);
+    error.outcome = CallOutcome::NotApplied;
+    error
 }

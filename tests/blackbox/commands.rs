@@ -317,6 +317,26 @@ fn the_demo() {
     assert!(!checks.is_empty() && checks.iter().all(|it| it["held"] == true), "{checks:?}");
 }
 
+/// Who listens and never answers holds up a command for its timeout, and no longer.
+#[test]
+fn a_write_that_reaches_nobody() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let silent = silent.local_addr().expect("bound").to_string();
+    for node in [NOBODY, &silent] {
+        for writes in [&["put", "shop", "key", "value"][..], &["delete", "shop", "key"]] {
+            let asked = [&["--json", "--timeout", "300ms", "--node", node], writes].concat();
+            let told = error(&run(&asked), 4);
+            assert_eq!(told["reason"], "CONNECTION_LOST", "{node}: {told}");
+            assert_eq!(told["outcome"], "not_applied", "{node}: {told}");
+        }
+        let asked = ["--json", "--timeout", "300ms", "--node", node, "get", "shop", "key"];
+        let told = error(&run(&asked), 4);
+        assert_eq!((&told["reason"], &told["outcome"]), (&"CONNECTION_LOST".into(), &Value::Null));
+    }
+    let change = ["--json", "--node", NOBODY, "admin", "keyspace", "create", "shop"];
+    assert_eq!(error(&run(&change), 4)["outcome"], "not_applied");
+}
+
 #[test]
 fn what_the_parser_refuses() {
     let refused = ["get", "shop", "key", "--consistency", "SOME"];

@@ -16,7 +16,7 @@ use proto::v1;
 
 use crate::{
     args::Global,
-    connect::connect,
+    connect::{connect, connect_to_write},
     encoding::hex,
     failure::{Attempt, Exit, Failure},
     output::Output,
@@ -39,13 +39,35 @@ pub(crate) enum AdminCommand {
     Scrub(scrub::ScrubArgs),
 }
 
+impl AdminCommand {
+    /// True if it changes the cluster, or its nodes' snapshots.
+    fn writes(&self) -> bool {
+        use self::{
+            keyspace::KeyspaceCommand::{Alter, Create, Drop},
+            layout::LayoutCommand::Commit,
+            snapshot::SnapshotCommand,
+        };
+        match self {
+            Self::Layout(it) => matches!(it, Commit(_)),
+            Self::Keyspace(it) => matches!(it, Create(_) | Alter(_) | Drop(_)),
+            Self::Snapshot(it) => {
+                matches!(it, SnapshotCommand::Create(_) | SnapshotCommand::Delete(_))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Runs one of the admin commands.
 pub(crate) async fn run(
     command: AdminCommand,
     global: Global,
     output: Output,
 ) -> Result<Exit, Failure> {
-    let client = connect(&global).await?;
+    let client = match command.writes() {
+        true => connect_to_write(&global).await?,
+        false => connect(&global).await?,
+    };
     let admin = client.admin();
     match command {
         AdminCommand::Status(_) => status::run(&admin, output).await?,

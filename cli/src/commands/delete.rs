@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     args::{ConsistencyArgs, Global, RowArgs},
-    connect::{connect, fail, local_datacenter},
+    connect::{connect_to_write, fail, local_datacenter},
     failure::{Attempt, Exit, Failure},
     output::Output,
 };
@@ -33,7 +33,7 @@ pub(crate) struct DeleteArgs {
 /// Deletes the row and says under which version.
 pub(crate) async fn run(args: DeleteArgs, global: Global, output: Output) -> Result<Exit, Failure> {
     let key = args.row.key()?;
-    let client = connect(&global).await?;
+    let client = connect_to_write(&global).await?;
     let keyspace = client.keyspace(args.row.keyspace.as_str());
     let mut call = keyspace.delete(&key);
     if let Some(level) = args.consistency.consistency {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{RowName, addresses};
 use crate::{
     args::{ConsistencyArgs, Global, RowArgs},
-    connect::{connect, fail, local_datacenter},
+    connect::{connect_to_write, fail, local_datacenter},
     failure::{Attempt, Exit, Failure},
     output::{Output, Paint},
     values,
@@ -51,7 +51,7 @@ pub(crate) struct PutArgs {
 pub(crate) async fn run(args: PutArgs, global: Global, output: Output) -> Result<Exit, Failure> {
     let key = args.row.key()?;
     let value = args.value()?;
-    let client = connect(&global).await?;
+    let client = connect_to_write(&global).await?;
     let keyspace = client.keyspace(args.row.keyspace.as_str());
     let mut call = keyspace.put(key.clone(), value);
     if let Some(level) = args.consistency.consistency {

@@ -103,7 +103,7 @@ pub(crate) struct StartArgs {
     io_threads: usize,
 
     /// The deadline of calls that name none, and the longest that one may name
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::timeout)]
     request_timeout: Duration,
 
     /// How far ahead of this node's clock another may be
