@@ -1,5 +1,7 @@
 //! `quorate start`: runs one node until a signal or its disk ends it.
 
+mod address;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -9,7 +11,7 @@ use std::{
 use clap::Args;
 use model::NodeId;
 use node::{
-    config::NodeConfig,
+    config::{ConfigError, NodeConfig},
     io::{RunningNode, StopReason},
     snapshot::{RestoreError, restore},
 };
@@ -43,24 +45,24 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
 
-    /// Where clients connect; port 0 takes any free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
+    /// Where clients connect: an IP address, or a name that has just one; port 0 takes any free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = address::one)]
     listen: SocketAddr,
 
     /// Where nodes connect [default: the port after that of --listen]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::one)]
     peer_listen: Option<SocketAddr>,
 
     /// Where Prometheus asks for metrics, as GET /metrics; port 0 takes any free one [default: none]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::one)]
     metrics_listen: Option<SocketAddr>,
 
     /// What clients are told to connect to [default: as --listen]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::one)]
     advertise: Option<SocketAddr>,
 
     /// What nodes are told to connect to [default: as --peer-listen]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = address::one)]
     peer_advertise: Option<SocketAddr>,
 
     /// The node's datacenter; fixed for the life of the data directory
@@ -394,9 +396,20 @@ impl StartArgs {
         if let Some(it) = self.scrub_interval {
             config.scrub_interval_ms = milliseconds("--scrub-interval", it)?;
         }
-        config.validate().map_err(|error| Failure::usage(error.to_string()))?;
+        config.validate().map_err(|error| Failure::usage(option_error(&error)))?;
         Ok(config)
     }
+}
+
+/// What is wrong with a setting, under the name of its option.
+fn option_error(error: &ConfigError) -> String {
+    let ConfigError { setting, problem } = error;
+    let option = match *setting {
+        "datacenter" => "dc".to_owned(),
+        it => it.replace("_ms", "").replace('_', "-"),
+    };
+    let unit = if setting.contains("_ms") { ", in milliseconds" } else { "" };
+    format!("--{option}{unit}: {problem}")
 }
 
 /// The address with the next port; any free one stays any free one.
@@ -439,6 +452,23 @@ mod tests {
         for wrong in ["--fence-lag=5999ms", "--fence-lag=8d", "--purge-interval=1ms"] {
             assert_eq!(config(&[wrong]).unwrap_err().exit_code(), Exit::Usage, "{wrong}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_of_the_option() {
+        for (given, told) in [
+            ("--fence-lag=5999ms", "--fence-lag, in milliseconds: 5999 is below 6000"),
+            ("--hint-age-max=1s", "--hint-age-max, in milliseconds: 1000 is not within"),
+            ("--clock-offset-max=1ms", "--clock-offset-max, in milliseconds: 1 is not within"),
+            ("--capacity=0", "--capacity: 0 is not within"),
+            ("--value-bytes-max=0", "--value-bytes-max: 0 is not within"),
+            ("--rack=", "--rack: "),
+        ] {
+            let refused = config(&[given]).unwrap_err();
+            assert!(refused.message().starts_with(told), "{given}: {}", refused.message());
+        }
+        let named = |setting| option_error(&ConfigError { setting, problem: "x".to_owned() });
+        assert_eq!(named("datacenter"), "--dc: x");
     }
 
     #[test]
