@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
     fs,
+    io::Read,
     path::{Path, PathBuf},
     process::{Child, Output, Stdio},
 };
@@ -108,6 +109,12 @@ async fn an_import_with_bad_lines() {
     let report = &documents(&output.stdout)[0];
     assert_eq!(counts(report), [3, 1, 0, 1], "{report}");
     assert_eq!(report["errors_file"], text(&errors), "{report}");
+    let reasons = &report["reasons"];
+    let first = |reason: &str| (reasons[reason]["rows"].as_u64(), reasons[reason]["line"].as_u64());
+    assert_eq!(first("MALFORMED_RECORD"), (Some(1), Some(3)), "{report}");
+    assert_eq!(first("KEY_TOO_LARGE"), (Some(1), Some(5)), "{report}");
+    let said = reasons["KEY_TOO_LARGE"]["message"].as_str();
+    assert!(said.is_some_and(|it| it.contains("70000")), "{report}");
     let kept = fs::read(&errors).expect("the errors file");
     let refused = documents(&kept);
     let told: Vec<_> =
@@ -142,6 +149,34 @@ async fn an_import_with_bad_lines() {
     assert_eq!(documents(&fs::read(&elsewhere).expect("the errors file")).len(), 2);
 }
 
+/// What every row would meet ends an import at once, and leaves nothing that stands in the way of the
+/// next one.
+#[tokio::test]
+async fn an_import_that_no_row_can_pass() {
+    let shop = Shop::open().await;
+    let file = shop.file("rows.csv");
+    let rows: String = (0..5_000).map(|it| format!("key{it},value\n")).collect();
+    fs::write(&file, format!("key,value\n{rows}")).expect("a file");
+    let small = ["--batch-rows", "10"];
+    for (arguments, reason) in [
+        (&["import", "nowhere", text(&file)][..], "KEYSPACE_NOT_FOUND"),
+        (&["import", "shop", text(&file), "--consistency", "3"], "INVALID_CONSISTENCY"),
+        (&["import", "shop", text(&file), "--consistency", "ANY"], "INVALID_CONSISTENCY"),
+    ] {
+        let output = shop.run(&[arguments, &small].concat());
+        let told = error(&output, 1);
+        assert_eq!((&told["reason"], &told["outcome"]), (&reason.into(), &"not_applied".into()));
+        let report = &documents(&output.stdout)[0];
+        assert_eq!((counts(report), &report["complete"]), ([0; 4], &false.into()), "{report}");
+        let left: Vec<_> = fs::read_dir(shop.0.folder()).expect("a folder").flatten().collect();
+        let left: Vec<_> =
+            left.iter().map(|it| it.file_name().into_string().expect("text")).collect();
+        assert!(!left.iter().any(|it| it.starts_with("rows.csv.")), "{left:?}");
+    }
+    let report = &shop.run_ok(&["import", "shop", text(&file)])[0];
+    assert_eq!((counts(report), &report["reasons"]), ([5_000, 0, 0, 0], &serde_json::json!({})));
+}
+
 /// A command under way; ended when dropped.
 struct Running(Child);
 
@@ -155,6 +190,23 @@ impl Running {
             .stderr(Stdio::null())
             .spawn();
         Self(child.expect("the binary can be run"))
+    }
+
+    /// Waits for its end, and for what it said.
+    async fn output(mut self) -> Output {
+        let status = eventually("it ends", async || match self.0.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+        let read = |from: &mut dyn Read| {
+            let mut bytes = Vec::new();
+            from.read_to_end(&mut bytes).expect("bytes");
+            bytes
+        };
+        let stdout = read(self.0.stdout.as_mut().expect("piped"));
+        let stderr = read(self.0.stderr.as_mut().expect("piped"));
+        Output { status, stdout, stderr }
     }
 
     /// Kills it as power loss would. Panics if it has ended already.
@@ -226,6 +278,49 @@ async fn an_import_killed_and_resumed() {
     assert_eq!(found.len(), wanted.len(), "rows that nobody wrote");
     let done = error(&shop.run(&resume), 1);
     assert_eq!(done["reason"], "NOTHING_TO_RESUME", "{done}");
+}
+
+/// A keyspace that goes away under an import: what was written counts, and the rest comes later.
+#[tokio::test]
+async fn an_import_refused_half_way() {
+    const ROWS: u64 = 20_000;
+    let shop = Shop::open().await;
+    let file = shop.file("rows.csv");
+    let rows: String = (0..ROWS).map(|it| format!("key{it},value\n")).collect();
+    fs::write(&file, format!("key,value\n{rows}")).expect("a file");
+    let import = ["import", "shop", text(&file)];
+    let child = command()
+        .args(["--json", "--node", &shop.0.addresses(&[0])])
+        .args([&import[..], &["--batch-rows", "1", "--in-flight", "1"]].concat())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let running = Running(child.expect("the binary can be run"));
+    let import_state = shop.file("rows.csv.import-state.json");
+    eventually("a position is written down", async || match import_state.exists() {
+        true => Ok(()),
+        false => Err("it is not there".to_owned()),
+    })
+    .await;
+    shop.run_ok(&["admin", "keyspace", "drop", "shop", "--yes"]);
+
+    let output = running.output().await;
+    let told = error(&output, 1);
+    assert_eq!(
+        (&told["reason"], &told["outcome"]),
+        (&"KEYSPACE_NOT_FOUND".into(), &"partial".into())
+    );
+    assert!(strings(&told["try"]).contains(&"then the same with --resume"), "{told}");
+    let report = &documents(&output.stdout)[0];
+    let [written, others @ ..] = counts(report);
+    assert!((1..ROWS).contains(&written) && others == [0; 3], "{report}");
+    assert!(!shop.file("rows.csv.errors.ndjson").exists(), "no row is at fault");
+
+    shop.run_ok(&["admin", "keyspace", "create", "shop"]);
+    let report = &shop.run_ok(&[&import[..], &["--resume"]].concat())[0];
+    assert_eq!(counts(report), [ROWS, 0, 0, 0], "{report}");
+    assert_eq!(shop.exported().len(), usize::try_from(ROWS - written).expect("64 bits"));
 }
 
 #[tokio::test]

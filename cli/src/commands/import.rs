@@ -8,6 +8,7 @@ mod batches;
 mod writer;
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Read, Seek, SeekFrom},
     num::NonZeroUsize,
@@ -21,16 +22,16 @@ use serde::Serialize;
 
 use crate::{
     args::{ConsistencyArgs, Global},
-    connect::connect,
-    failure::{Effect, Exit, Failure},
+    connect::{connect_to_write, fail, local_datacenter},
+    failure::{Attempt, Effect, Exit, Failure},
     output::Output,
     table::Table,
     transfer::{
         Format,
         columns::ColumnArgs,
         errors_file::{Earlier, ErrorsFile},
-        source::{CsvDialect, Source, SourceError},
-        state::{ImportCounts, ImportState, StateFile, appended},
+        source::{CsvDialect, Position, Source, SourceError},
+        state::{ImportCounts, ImportState, RowsWithReason, StateFile, appended},
     },
     values::{self, spell_count, spell_duration},
 };
@@ -42,7 +43,8 @@ const HEAD_BYTES: u64 = 4_096;
 ///
 /// Each row is acknowledged at the consistency level before it counts as written. What cannot be
 /// written, or whose outcome is unknown, goes to an errors file with its line. An import that was
-/// interrupted goes on with --resume; the rows that were in flight are then written once more.
+/// interrupted goes on with --resume; the rows that were in flight are then written once more. What
+/// every row would meet, such as a keyspace that does not exist, ends it at once.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -55,7 +57,8 @@ Examples:
 NDJSON fields and CSV columns that are understood without options, as `export` writes them:
   key, sort_key, value, encoding (text, hex or base64), ttl (never for no expiry),
   expires_at_ms (0 for no expiry)
-A CSV record of another number of fields than its heading is malformed.
+A CSV record of another number of fields than its heading is malformed, and so is a JSON object that has
+a field twice.
 
 Exit codes: 0 every row was written, 1 some were certainly not, 3 some may or may not have been.")]
 pub(crate) struct ImportArgs {
@@ -124,18 +127,32 @@ pub(crate) struct ImportArgs {
 /// Imports the file and says what became of its rows.
 pub(crate) async fn run(args: ImportArgs, global: Global, output: Output) -> Result<Exit, Failure> {
     let mut job = Job::open(&args)?;
-    let client = connect(&global).await?;
+    let client = connect_to_write(&global).await?;
     job.begin(args.restart)?;
     let keyspace = client.keyspace(args.keyspace.as_str());
     let started = tokio::time::Instant::now();
     let done = writer::run(&mut job, &args, &keyspace, output).await;
     job.errors.sync()?;
-    let interrupted = done.inspect_err(|_| job.keep_state())?;
-    let report = job.report(&args, started.elapsed(), interrupted.is_none());
+    let stop = done.inspect_err(|_| job.keep_state())?;
+    let report = job.report(&args, started.elapsed(), stop.is_none());
     show(&report, output)?;
-    if let Some(signal) = interrupted {
-        job.save()?;
-        return Err(interruption(signal, &job));
+    match stop {
+        None => {}
+        Some(Stop::Signal(signal)) => {
+            job.save()?;
+            return Err(interruption(signal, &job));
+        }
+        Some(Stop::Refused { error, wrote }) => {
+            job.keep_state();
+            let attempt = Attempt {
+                keyspace: Some(args.keyspace.clone()),
+                level: args.consistency.consistency,
+                writes: true,
+                local_datacenter: local_datacenter(&client),
+                ..Attempt::default()
+            };
+            return Err(refusal(fail(&error, &attempt), wrote, &job));
+        }
     }
     if let Some(state_file) = &job.state_file {
         state_file.remove()?;
@@ -155,6 +172,31 @@ fn interruption(signal: &str, job: &Job) -> Failure {
     match job.state_file {
         Some(_) => failure.advise("the same with --resume"),
         None => failure,
+    }
+}
+
+/// Why an import ended before its file did.
+enum Stop {
+    /// Somebody asked for it.
+    Signal(&'static str),
+    /// What every row that is left would meet. `wrote` tells that rows behind the last settled one
+    /// were, or may have been, written.
+    Refused { error: client::Error, wrote: bool },
+}
+
+fn refusal(failure: Failure, wrote: bool, job: &Job) -> Failure {
+    let counts = job.counts();
+    let failure = match (wrote || counts.written > 0, counts.unknown) {
+        (true, _) | (_, 1..) => failure.effect(Effect::Partial),
+        (false, 0) => failure,
+    };
+    let failure = if counts.unknown > 0 { failure.exit(Exit::OutcomeUnknown) } else { failure };
+    match job.state_file {
+        Some(_) if job.has_settled() => {
+            let settled = format!("every record up to line {}", job.state.position.line);
+            failure.fact("settled", settled).advise("then the same with --resume")
+        }
+        _ => failure,
     }
 }
 
@@ -183,6 +225,7 @@ impl Job {
             file_head,
             position: Default::default(),
             counts: Default::default(),
+            reasons: Default::default(),
             errors: args.errors_named(),
             errors_bytes: 0,
         };
@@ -246,8 +289,16 @@ impl Job {
         }
     }
 
+    /// True if there is something that need not be done again.
+    fn has_settled(&self) -> bool {
+        self.state.position > Position::default()
+    }
+
     /// Writes down where the import stands because of another failure, which is the one to report.
     fn keep_state(&mut self) {
+        if !self.has_settled() {
+            return;
+        }
         if let Err(failure) = self.save() {
             tracing::warn!(reason = failure.reason(), "{}", failure.message());
         }
@@ -260,6 +311,7 @@ impl Job {
             file: args.file.display().to_string(),
             complete,
             counts: self.counts(),
+            reasons: self.state.reasons.clone(),
             lines: self.state.position.line,
             seconds: elapsed.as_secs_f64(),
             errors_file: some_errors.then(|| self.errors.path().display().to_string()),
@@ -274,6 +326,8 @@ struct Report {
     complete: bool,
     #[serde(flatten)]
     counts: ImportCounts,
+    /// Why rows were not written, or perhaps not.
+    reasons: BTreeMap<String, RowsWithReason>,
     lines: u64,
     seconds: f64,
     errors_file: Option<String>,
@@ -299,6 +353,10 @@ fn show(report: &Report, output: Output) -> Result<(), Failure> {
     line("took", spell_duration(Duration::from_secs_f64(report.seconds)));
     if let Some(path) = &report.errors_file {
         line("errors in", path.clone());
+    }
+    for (reason, it) in &report.reasons {
+        let rows = spell_count(it.rows);
+        line(reason, format!("{rows}, the first in line {}: {}", it.line, it.message));
     }
     output.table(&table)
 }

@@ -2,6 +2,7 @@
 //! leaves either the old one or the new one.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -29,6 +30,9 @@ pub(crate) struct ImportState {
     pub(crate) position: Position,
     /// What became of the records before it.
     pub(crate) counts: ImportCounts,
+    /// Why some of them were not written, or perhaps not, by the names of the reasons.
+    #[serde(default)]
+    pub(crate) reasons: BTreeMap<String, RowsWithReason>,
     /// The errors file, if it is not the one beside the data.
     pub(crate) errors: Option<String>,
     /// The length of the errors file that belongs to this position.
@@ -48,6 +52,17 @@ pub(crate) struct ImportCounts {
     pub(crate) malformed: u64,
     /// Rows whose expiry has passed: nothing to write.
     pub(crate) expired: u64,
+}
+
+/// The rows of an import that one reason kept from being written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RowsWithReason {
+    /// How many.
+    pub(crate) rows: u64,
+    /// The line of the first.
+    pub(crate) line: u64,
+    /// What happened to the first, with the numbers.
+    pub(crate) message: String,
 }
 
 /// What an export has done: the rows before `page_token` are the first `file_bytes` of the file.
@@ -156,6 +171,11 @@ mod tests {
             file_head: "00".to_owned(),
             position: Position { byte: 77, line: 3 },
             counts: ImportCounts { written: 2, unknown: 1, ..ImportCounts::default() },
+            reasons: [(
+                "KEY_TOO_LARGE".to_owned(),
+                RowsWithReason { rows: 2, line: 7, message: "70000 bytes".to_owned() },
+            )]
+            .into(),
             errors: None,
             errors_bytes: 12,
         }

@@ -7,9 +7,10 @@ use futures_util::{StreamExt, stream::FuturesOrdered};
 use model::ConsistencyLevel;
 use proto::{CallOutcome, Reason};
 use tokio::time::Instant;
+use tonic::Code;
 
 use super::{
-    ImportArgs, Job,
+    ImportArgs, Job, Stop,
     batches::{Batch, Batches},
 };
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     transfer::{
         columns::{Parsed, ParsedRow},
         errors_file::RecordError,
+        state::RowsWithReason,
     },
     values::spell_count,
 };
@@ -30,21 +32,21 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
 
-/// Imports to the end of the file; the signal that interrupted it, if one did.
+/// Imports to the end of the file; what stopped it before, if something did.
 pub(super) async fn run(
     job: &mut Job,
     args: &ImportArgs,
     keyspace: &Keyspace,
     output: Output,
-) -> Result<Option<&'static str>, Failure> {
+) -> Result<Option<Stop>, Failure> {
     let mut signals = StopSignals::new()?;
-    let mut interrupted = None;
+    let mut stop = None;
     let bar = progress::bytes_bar(output, job.length);
     let mut batches = Batches::new(args.batch_rows.get());
     let mut in_flight = FuturesOrdered::new();
     let mut saved = Instant::now();
     loop {
-        while interrupted.is_none() && in_flight.len() < args.in_flight.get() {
+        while stop.is_none() && in_flight.len() < args.in_flight.get() {
             let Some(batch) = batches.next(&mut job.source, &args.file)? else { break };
             in_flight.push_back(write(batch, keyspace, args));
         }
@@ -53,13 +55,25 @@ pub(super) async fn run(
         }
         let settled = tokio::select! {
             Some(settled) = in_flight.next() => settled,
-            signal = signals.next(), if interrupted.is_none() => {
-                interrupted = Some(signal);
+            signal = signals.next(), if stop.is_none() => {
+                stop = Some(Stop::Signal(signal));
                 continue;
             }
         };
         batches.settled();
-        job.settle(&settled)?;
+        // Records settle in the order of the file: none behind a refused one does.
+        match (&mut stop, settled.refused) {
+            (Some(Stop::Refused { wrote, .. }), _) => {
+                *wrote |= settled.wrote;
+                continue;
+            }
+            (stop, Some(error)) => {
+                *stop = Some(Stop::Refused { error, wrote: settled.wrote });
+                continue;
+            }
+            (_, None) => {}
+        }
+        job.settle(&settled.batch, &settled.errors)?;
         bar.set_position(job.state.position.byte);
         bar.set_message(summary(job));
         if saved.elapsed() >= SAVE_INTERVAL {
@@ -68,7 +82,7 @@ pub(super) async fn run(
         }
     }
     bar.finish_and_clear();
-    Ok(interrupted)
+    Ok(stop)
 }
 
 fn summary(job: &Job) -> String {
@@ -86,14 +100,22 @@ pub(super) struct Settled {
     batch: Batch,
     /// By index of the record; a row that is absent was written.
     errors: BTreeMap<usize, RecordError>,
+    /// True if some of them were written, or may have been.
+    wrote: bool,
+    /// What every other row would meet too. The batch is left as it is then.
+    refused: Option<Error>,
 }
 
 impl Job {
     /// Counts a batch, writes down its errors and moves the position behind it.
-    pub(super) fn settle(&mut self, settled: &Settled) -> Result<(), Failure> {
-        for (index, record) in settled.batch.records.iter().enumerate() {
+    pub(super) fn settle(
+        &mut self,
+        batch: &Batch,
+        errors: &BTreeMap<usize, RecordError>,
+    ) -> Result<(), Failure> {
+        for (index, record) in batch.records.iter().enumerate() {
             let counts = &mut self.state.counts;
-            let error = match (&record.parsed, settled.errors.get(&index)) {
+            let error = match (&record.parsed, errors.get(&index)) {
                 (Parsed::Expired, _) => {
                     counts.expired += 1;
                     None
@@ -122,6 +144,8 @@ impl Job {
             };
             if let Some(error) = error {
                 self.errors.add(record.line, &record.whole, &error)?;
+                let first = RowsWithReason { rows: 0, line: record.line, message: error.message };
+                self.state.reasons.entry(error.reason).or_insert(first).rows += 1;
             }
             self.state.position = record.end;
         }
@@ -135,27 +159,34 @@ async fn write(batch: Batch, keyspace: &Keyspace, args: &ImportArgs) -> Settled 
     let mut left: Vec<(usize, ParsedRow)> =
         batch.rows().map(|(index, row)| (index, row.clone())).collect();
     let mut errors = BTreeMap::new();
+    let (mut wrote, mut refused) = (false, None);
     let (mut attempts, mut delay) = (0, RETRY_DELAY);
-    while !left.is_empty() {
+    while !left.is_empty() && refused.is_none() {
         attempts += 1;
         let items = left.iter().map(|(_, row)| item(row, args.ttl)).collect();
         let results = write_once(keyspace, items, args.consistency.consistency).await;
         let mut again = Vec::new();
         for ((index, row), result) in left.into_iter().zip(results) {
-            let Err(error) = result else { continue };
+            let Err(error) = result else {
+                wrote = true;
+                continue;
+            };
+            wrote |= error.is_unknown_write();
             if worth_another_try(&error, args.retry_unknown) && Instant::now() + delay < deadline {
                 again.push((index, row));
+            } else if concerns_every_row(&error) {
+                refused = Some(error);
             } else {
                 errors.insert(index, record_error(&error, attempts));
             }
         }
         left = again;
-        if !left.is_empty() {
+        if !left.is_empty() && refused.is_none() {
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(RETRY_DELAY_MAX);
         }
     }
-    Settled { batch, errors }
+    Settled { batch, errors, wrote, refused }
 }
 
 async fn write_once(
@@ -195,6 +226,25 @@ fn worth_another_try(error: &Error, retry_unknown: bool) -> bool {
                 | Reason::DeadlinePassed
                 | Reason::ConnectionLost
         ),
+    }
+}
+
+/// True for what is wrong with the keyspace, the level or the way to the cluster, and with no row.
+fn concerns_every_row(error: &Error) -> bool {
+    match error.reason() {
+        Reason::KeyspaceNotFound
+        | Reason::InvalidConsistency
+        | Reason::OverlapRequired
+        | Reason::NoLayout
+        | Reason::NotAPeer
+        | Reason::ClusterMismatch
+        | Reason::VersionMismatch => true,
+        // Said by something between, such as a proxy.
+        Reason::Other => matches!(
+            error.code(),
+            Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented
+        ),
+        _ => false,
     }
 }
 
