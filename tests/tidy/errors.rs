@@ -1,4 +1,7 @@
-//! docs/errors.md lists every reason a call can fail for, with its code and outcome.
+//! docs/errors.md lists every reason a call can fail for, with its code and outcome, and those that the
+//! command line alone gives.
+
+use std::collections::BTreeSet;
 
 use proto::{CallOutcome, Reason};
 
@@ -38,6 +41,44 @@ fn upper_snake(name: &str) -> String {
     spelled
 }
 
+/// Where the reasons of the command line begin.
+const OF_COMMANDS: &str = "\n## Of the command line\n";
+
+/// The reasons that a source names where it makes a failure.
+fn made(source: &str) -> impl Iterator<Item = &str> {
+    let after = source.split("Failure::new(").skip(1);
+    after.filter_map(|it| it.trim_start().strip_prefix('"')?.split('"').next())
+}
+
+/// Reasons of the command line that the document lacks, and those that it lists and no source names.
+fn of_commands(sources: &[&str], document: &str) -> Vec<String> {
+    let rows = document.lines().filter(|it| it.starts_with("| `"));
+    let cells = rows.filter_map(|it| it.split('|').nth(1));
+    let listed: BTreeSet<_> = cells.flat_map(|it| it.split('`').skip(1).step_by(2)).collect();
+    let made: BTreeSet<_> = sources.iter().flat_map(|it| made(it)).collect();
+    let is_listed = |it: &&&str| listed.contains(**it);
+    let missing = made.iter().filter(|it| !is_listed(it) && Reason::from_name(it) == Reason::Other);
+    let missing = missing.map(|it| format!("{DOCUMENT} lacks the reason {it}"));
+    let named = |it: &&&str| sources.iter().any(|source| source.contains(&format!("\"{it}\"")));
+    let unknown = listed.iter().filter(|it| !named(it));
+    missing
+        .chain(unknown.map(|it| format!("{DOCUMENT} lists {it}, which no command says")))
+        .collect()
+}
+
+#[test]
+fn every_reason_of_the_command_line_is_listed() {
+    let sources = ["Failure::new(\n    \"GONE\", x) Failure::new(\"KEY_EMPTY\", x)", "\"FILE\""];
+    assert_none(&of_commands(&sources, "| `GONE`, `FILE` | 1 |"));
+    assert_eq!(of_commands(&sources, "| `FILE` | `GONE` |").len(), 1);
+    assert_eq!(of_commands(&sources, "| `GONE`, `LOST` |").len(), 1);
+
+    let tree = Tree::read();
+    let sources: Vec<_> = tree.rust("cli/src/").map(|it| it.production()).collect();
+    let document = tree.text(DOCUMENT).split(OF_COMMANDS).nth(1);
+    assert_none(&of_commands(&sources, document.expect("a section of its own")));
+}
+
 #[test]
 fn every_reason_is_listed() {
     let row = "| `WRITE_TIMEOUT` | DEADLINE_EXCEEDED | unknown | ask, do not repeat |";
@@ -47,7 +88,7 @@ fn every_reason_is_listed() {
     assert_eq!(outdated("| `KEY_EMPTY` | x |\n| `GONE` | x |").len(), 1);
 
     let tree = Tree::read();
-    let text = tree.text(DOCUMENT);
+    let text = tree.text(DOCUMENT).split(OF_COMMANDS).next().expect("a first part");
     assert_none(&unlisted(Reason::ALL, text));
     assert_none(&outdated(text));
 }
