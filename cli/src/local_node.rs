@@ -1,6 +1,6 @@
 //! Nodes inside this process: what `start` and `demo` run.
 
-use std::error::Error;
+use std::{error::Error, num::NonZero, thread::available_parallelism};
 
 use node::{
     config::NodeConfig,
@@ -13,10 +13,25 @@ use crate::failure::{Failure, with_causes};
 /// What all nodes of this process share.
 pub(crate) struct SharedResources(RocksShared);
 
+/// Compactions of one database in more threads than these wait for each other.
+const COMPACTION_THREADS_MAX: u16 = 8;
+
 impl SharedResources {
-    /// Sets them up for one node; once per process.
-    pub(crate) fn for_one_node() -> Result<Self, Failure> {
-        Self::new(RocksLimits::default())
+    /// Sets them up for one node, which may take so many bytes for them; once per process.
+    pub(crate) fn for_one_node(memory_bytes: usize) -> Result<Self, Failure> {
+        let processors = available_parallelism().map_or(1, NonZero::get);
+        let half = u16::try_from(processors / 2).unwrap_or(u16::MAX);
+        let least = RocksLimits::for_memory(memory_bytes);
+        let compaction_threads = half.clamp(least.compaction_threads, COMPACTION_THREADS_MAX);
+        let limits = RocksLimits { compaction_threads, ..least };
+        tracing::info!(
+            rows_bytes = limits.row_cache_bytes,
+            blocks_bytes = limits.cache_bytes,
+            memtables_bytes = limits.write_buffer_bytes,
+            compaction_threads,
+            "memory is taken up to these sizes as it is needed"
+        );
+        Self::new(limits)
     }
 
     /// Sets them up for the many small nodes of a demo: a quarter of the memory of one serious node.
@@ -27,6 +42,7 @@ impl SharedResources {
             write_buffer_bytes: all.write_buffer_bytes / 4,
             memtable_bytes: all.memtable_bytes / 16,
             row_cache_bytes: all.row_cache_bytes / 128,
+            ..all
         })
     }
 

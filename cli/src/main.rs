@@ -10,6 +10,7 @@ mod demo;
 mod encoding;
 mod failure;
 mod local_node;
+mod memory;
 mod output;
 mod progress;
 mod signals;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use model::NodeId;
+use node::storage::rocks::RocksLimits;
 
 /// Reads a duration such as `250ms`, `10s`, `1h30m` or `7d`. A bare number means seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
@@ -72,14 +73,26 @@ pub(crate) fn ttl_or_never(text: &str) -> Result<Duration, String> {
     if text == "never" { Ok(Duration::ZERO) } else { ttl(text) }
 }
 
-/// Reads a size such as `100`, `64k` or `2M`, in bytes.
+/// Reads a size such as `100`, `64k`, `2M` or `4GiB`, in bytes. Units are powers of 1,024.
 pub(crate) fn size(text: &str) -> Result<usize, String> {
-    let (digits, shift) = match text.strip_suffix(['k', 'K']) {
-        Some(digits) => (digits, 10),
-        None => text.strip_suffix('M').map_or((text, 0), |digits| (digits, 20)),
+    let short = text.strip_suffix("iB").unwrap_or(text);
+    let (digits, shift) = match short.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (&short[..at], 10),
+        Some((at, 'M')) => (&short[..at], 20),
+        Some((at, 'G')) => (&short[..at], 30),
+        _ => (text, 0),
     };
     let size = digits.parse::<usize>().ok().and_then(|it| it.checked_mul(1 << shift));
-    size.ok_or_else(|| format!("{text:?} is no size: write 100, 64k or 2M"))
+    size.ok_or_else(|| format!("{text:?} is no size: write 100, 64k, 2M, 4G or 2MiB"))
+}
+
+/// Reads how much memory a node takes.
+pub(crate) fn memory(text: &str) -> Result<usize, String> {
+    let (bytes, least) = (size(text)?, RocksLimits::MEMORY_BYTES_MIN);
+    if bytes < least {
+        return Err(format!("{text:?} is too little: a node needs {} MiB at least", least >> 20));
+    }
+    Ok(bytes)
 }
 
 /// Reads the replicas of one datacenter, such as `dc1=3`.
@@ -184,12 +197,14 @@ mod tests {
     #[test]
     fn sizes() {
         assert_eq!(
-            ["7", "64k", "64K", "2M"].map(size),
-            [Ok(7), Ok(65_536), Ok(65_536), Ok(2_097_152)]
+            ["7", "64k", "64K", "2M", "2MiB", "3G", "1KiB"].map(size),
+            [7, 65_536, 65_536, 2_097_152, 2_097_152, 3 << 30, 1_024].map(Ok)
         );
-        for wrong in ["", "k", "1G", "-1", "99999999999999999M"] {
+        for wrong in ["", "k", "iB", "7iB", "2MB", "-1", "1µ", "99999999999999999M"] {
             assert!(size(wrong).is_err(), "{wrong:?}");
         }
+        assert_eq!(memory("16M"), Ok(16 << 20));
+        assert!(memory("16383k").is_err());
     }
 
     #[test]

@@ -299,6 +299,7 @@ fn command_lines_without_sense() {
         &["--dc", "dc1", "--request-timeout", "0s"],
         &["--dc", "dc1", "--value-bytes-max", "1GiB"],
         &["--dc", "dc1", "--connections-max", "0"],
+        &["--dc", "dc1", "--memory", "1M"],
         &["--dc", "dc1", "--connections-max", "99999999999"],
         &["--dc", "dc1", "--listen", "nowhere"],
         &[],

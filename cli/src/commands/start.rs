@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::{
     failure::{Exit, Failure, with_causes},
     local_node::SharedResources,
+    memory,
     output::{Output, Paint},
     progress,
     signals::StopSignals,
@@ -103,6 +104,11 @@ pub(crate) struct StartArgs {
     /// I/O loops; one suffices to about four cores
     #[arg(long, value_name = "N", default_value_t = 1)]
     io_threads: usize,
+
+    /// Memory for the caches of rows and blocks, and for memtables, taken as it is needed [default: a
+    /// quarter of the machine's, or of what the process's control group allows]
+    #[arg(long, value_name = "SIZE", value_parser = values::memory)]
+    memory: Option<usize>,
 
     /// The deadline of calls that name none, and the longest that one may name
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::timeout)]
@@ -192,7 +198,8 @@ pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure
     if let Some(snapshot) = &args.restore {
         restore_from(snapshot, &args.data, output)?;
     }
-    let mut node = SharedResources::for_one_node()?.start(config)?;
+    let memory = args.memory.unwrap_or_else(memory::default_bytes);
+    let mut node = SharedResources::for_one_node(memory)?.start(config)?;
     announce(&node, &datacenter, &rack, &args, output)?;
 
     let signal = tokio::select! {

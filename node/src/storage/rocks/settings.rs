@@ -15,6 +15,7 @@ pub struct RocksShared {
     write_buffers: WriteBufferManager,
     memtable_bytes: usize,
     row_cache_bytes: usize,
+    compaction_threads: i32,
 }
 
 /// The sizes of [`RocksShared`].
@@ -29,23 +30,42 @@ pub struct RocksLimits {
     pub memtable_bytes: usize,
     /// The cache of rows before one database, taken as rows are touched.
     pub row_cache_bytes: usize,
+    /// Threads that compact the databases of the process.
+    pub compaction_threads: u16,
 }
 
-impl Default for RocksLimits {
-    /// 48 MiB of blocks, of which memtables take at most 32, 8 for a database; and 64 MiB of rows.
-    fn default() -> Self {
+impl RocksLimits {
+    /// The least that [`Self::for_memory`] can share out.
+    pub const MEMORY_BYTES_MIN: usize = 16 << 20;
+
+    /// Shares out memory for one database: four parts in seven for rows, for one that is found there costs a
+    /// tenth of one that is found in a block, and the others for blocks. Of those memtables take two thirds, but
+    /// no more than keeps a restart short.
+    pub fn for_memory(bytes: usize) -> Self {
+        let row_cache_bytes = bytes / 7 * 4;
+        let cache_bytes = bytes - row_cache_bytes;
+        let write_buffer_bytes = (cache_bytes / 3 * 2).min(WRITE_BUFFER_BYTES_MAX);
+        let memtable_bytes = write_buffer_bytes / 4;
+        let compaction_threads = COMPACTION_THREADS;
         Self {
-            cache_bytes: 48 << 20,
-            write_buffer_bytes: 32 << 20,
-            memtable_bytes: 8 << 20,
-            row_cache_bytes: 64 << 20,
+            cache_bytes,
+            write_buffer_bytes,
+            memtable_bytes,
+            row_cache_bytes,
+            compaction_threads,
         }
     }
 }
 
+impl Default for RocksLimits {
+    /// 112 MiB: 64 of rows and 48 of blocks, of which memtables take at most 32, 8 for a database.
+    fn default() -> Self {
+        Self::for_memory(112 << 20)
+    }
+}
+
 impl RocksShared {
-    /// Sets up what the databases of this process share: two threads for compactions, one for
-    /// flushes.
+    /// Sets up what the databases of this process share: threads for compactions, and one for flushes.
     pub fn new(limits: RocksLimits) -> Result<Self, StorageError> {
         let env = Env::new().map_err(|it| StorageError::Failed { message: it.to_string() })?;
         let cache = Cache::new_lru_cache(limits.cache_bytes);
@@ -55,8 +75,10 @@ impl RocksShared {
             cache.clone(),
         );
         let RocksLimits { memtable_bytes, row_cache_bytes, .. } = limits;
-        let mut shared = Self { env, cache, write_buffers, memtable_bytes, row_cache_bytes };
-        shared.env.set_low_priority_background_threads(COMPACTION_THREADS);
+        let compaction_threads = limits.compaction_threads.into();
+        let mut shared =
+            Self { env, cache, write_buffers, memtable_bytes, row_cache_bytes, compaction_threads };
+        shared.env.set_low_priority_background_threads(compaction_threads);
         shared.env.set_high_priority_background_threads(FLUSH_THREADS);
         Ok(shared)
     }
@@ -118,7 +140,7 @@ impl RocksShared {
         options.set_level_zero_file_num_compaction_trigger(LEVEL_ZERO_FILES);
         options.set_compaction_readahead_size(COMPACTION_READ_BYTES);
         options.set_max_open_files(OPEN_FILES_MAX);
-        options.set_max_background_jobs(COMPACTION_THREADS + FLUSH_THREADS);
+        options.set_max_background_jobs(self.compaction_threads + FLUSH_THREADS);
 
         // The log behind the memtables is what a restart reads. A column family that is hardly ever
         // written would keep old logs alive for ever, hence the bound over all of them.
@@ -144,7 +166,9 @@ impl RocksShared {
     }
 }
 
-const COMPACTION_THREADS: i32 = 2;
+/// More memtables would gain no speed, and a restart reads what they hold from the log.
+const WRITE_BUFFER_BYTES_MAX: usize = 32 << 20;
+const COMPACTION_THREADS: u16 = 2;
 const FLUSH_THREADS: i32 = 1;
 /// Each compaction of these rewrites what it meets below: fewer of them cost less CPU, and more files
 /// cost a read one filter each.
