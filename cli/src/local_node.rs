@@ -17,18 +17,20 @@ pub(crate) struct SharedResources(RocksShared);
 const COMPACTION_THREADS_MAX: u16 = 8;
 
 impl SharedResources {
-    /// Sets them up for one node, which may take so many bytes for them; once per process.
-    pub(crate) fn for_one_node(memory_bytes: usize) -> Result<Self, Failure> {
+    /// Sets them up for one node, which may take so many bytes for them, and so many files; once per process.
+    pub(crate) fn for_one_node(memory_bytes: usize, files: usize) -> Result<Self, Failure> {
         let processors = available_parallelism().map_or(1, NonZero::get);
         let half = u16::try_from(processors / 2).unwrap_or(u16::MAX);
         let least = RocksLimits::for_memory(memory_bytes);
         let compaction_threads = half.clamp(least.compaction_threads, COMPACTION_THREADS_MAX);
-        let limits = RocksLimits { compaction_threads, ..least };
+        let open_files_max = u16::try_from(files).unwrap_or(u16::MAX);
+        let limits = RocksLimits { compaction_threads, open_files_max, ..least };
         tracing::info!(
             rows_bytes = limits.row_cache_bytes,
             blocks_bytes = limits.cache_bytes,
             memtables_bytes = limits.write_buffer_bytes,
             compaction_threads,
+            open_files_max,
             "memory is taken up to these sizes as it is needed"
         );
         Self::new(limits)

@@ -11,6 +11,7 @@ mod encoding;
 mod failure;
 mod local_node;
 mod memory;
+mod open_files;
 mod output;
 mod progress;
 mod signals;
@@ -27,6 +28,7 @@ use clap::Parser;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    open_files::raise();
     let cli = match args::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => refuse(&error),

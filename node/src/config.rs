@@ -56,6 +56,8 @@ pub struct NodeConfig {
     pub clock_offset_max_ms: u64,
     /// Client connections of each loop at once; more are closed as they come.
     pub connections_max: usize,
+    /// Connections of other nodes to each loop at once; more are closed as they come.
+    pub peer_connections_max: usize,
     /// Streams of one connection at once. HTTP/2 makes a client wait for a free one.
     pub streams_per_connection_max: u32,
     /// Operations of each loop at once; more are refused with OVERLOADED. An operation holds about 1 KiB.
@@ -135,6 +137,7 @@ impl Default for NodeConfig {
             request_timeout_ms: 5_000,
             clock_offset_max_ms: 500,
             connections_max: 4_096,
+            peer_connections_max: 4_096,
             streams_per_connection_max: 1_024,
             operations_in_flight_max: 65_536,
             disk_reads_max: 65_536,

@@ -249,7 +249,7 @@ async fn a_node_that_moves() {
 
 /// What a process that must not start says, and how it ends.
 fn start_refused(arguments: &[String], why: &[&str]) {
-    let mut process = crate::harness::Process::spawn("refused", arguments);
+    let mut process = crate::harness::Process::spawn("refused", arguments, None);
     let status = process.wait_end();
     let log = process.log();
     assert_eq!(status.code(), Some(1), "{log}");

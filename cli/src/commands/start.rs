@@ -22,6 +22,7 @@ use crate::{
     failure::{Exit, Failure, with_causes},
     local_node::SharedResources,
     memory,
+    open_files::{self, OpenFiles},
     output::{Output, Paint},
     progress,
     signals::StopSignals,
@@ -189,7 +190,8 @@ pub(crate) struct StartArgs {
 /// Starts the node, says where it listens, and waits for its end.
 pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure> {
     let mut signals = StopSignals::new()?;
-    let config = args.config()?;
+    let mut config = args.config()?;
+    let files = args.share_open_files(&mut config)?;
     let (datacenter, rack) = (config.datacenter.clone(), config.rack.clone());
     if args.without_trees && args.data.read_dir().is_ok_and(|mut it| it.next().is_some()) {
         let problem = "--without-trees is for measurements, which begin with an empty directory";
@@ -199,7 +201,7 @@ pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure
         restore_from(snapshot, &args.data, output)?;
     }
     let memory = args.memory.unwrap_or_else(memory::default_bytes);
-    let mut node = SharedResources::for_one_node(memory)?.start(config)?;
+    let mut node = SharedResources::for_one_node(memory, files)?.start(config)?;
     announce(&node, &datacenter, &rack, &args, output)?;
 
     let signal = tokio::select! {
@@ -337,6 +339,28 @@ impl StartArgs {
             return Err(Failure::usage(format!("--join {wrong:?}: write HOST:PORT")));
         }
         Ok(())
+    }
+
+    /// Bounds connections by what this process may have open, and returns what that leaves for files.
+    fn share_open_files(&self, config: &mut NodeConfig) -> Result<usize, Failure> {
+        let limit = open_files::limit();
+        let default = OpenFiles {
+            database: 0,
+            clients: config.connections_max,
+            peers: config.peer_connections_max,
+        };
+        let files = OpenFiles::share(limit, config.io_threads, self.connections_max, default)?;
+        if files.clients < default.clients {
+            let connections_max = files.clients;
+            tracing::warn!(
+                limit,
+                connections_max,
+                "this process may open few files: fewer clients than usual can connect"
+            );
+        }
+        config.connections_max = files.clients;
+        config.peer_connections_max = files.peers;
+        Ok(files.database)
     }
 
     fn config(&self) -> Result<NodeConfig, Failure> {

@@ -137,7 +137,7 @@ pub(super) async fn serve_peers(
     listener: Box<dyn Listener>,
     stop: CancellationToken,
 ) {
-    let permits = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
+    let permits = Arc::new(Semaphore::new(io.shared.config.peer_connections_max));
     let (admitted, mut incoming) = mpsc::channel(BACKLOG);
     let guarded = Arc::clone(&io.shared);
     tokio::spawn(accept(listener, admitted, stop.clone(), move |stream| {
@@ -165,7 +165,5 @@ pub(super) async fn serve_peers(
     }
 }
 
-/// Far more nodes than a cluster has, each with a connection of every loop.
-const PEER_CONNECTIONS_MAX: usize = 4_096;
 /// Beyond a call's own deadline: for requests whose bytes never come.
 const BACKSTOP_MS: u64 = 2_000;

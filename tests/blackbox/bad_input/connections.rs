@@ -145,6 +145,31 @@ async fn is_admitted(stream: &mut TcpStream) -> bool {
     matches!(timeout(PATIENCE, stream.read(&mut byte)).await, Ok(Ok(1)))
 }
 
+/// As many connections as the node may have open files, on both its ports: its database gets the files that it needs.
+#[tokio::test]
+async fn connections_leave_the_database_its_files() {
+    const OPEN_FILES: u32 = 300;
+    let mut options = Options::small_ring().with(&["--memory", "16M"]);
+    options.open_files = Some(OPEN_FILES);
+    let cluster = one_node(&options).await;
+    let api = cluster.api(0);
+    api.status().await.expect("connected");
+    let mut strangers = Vec::new();
+    for _ in 0..OPEN_FILES {
+        strangers.push(raw::connect(cluster.node(0).client).await);
+        strangers.push(raw::connect(cluster.node(0).peer).await);
+    }
+    // More than the log of a database this small may have, several times.
+    let value = "x".repeat(64 << 10);
+    for number in 0..200 {
+        let key = Key::new(format!("key {number}"));
+        let put = api.set("plain", &key, value.clone(), None).await;
+        put.unwrap_or_else(|error| panic!("{error}\n{}", cluster.process(0).log()));
+    }
+    let log = cluster.process(0).log();
+    assert!(!log.contains("os error 24"), "{log}");
+}
+
 /// More connections than the node takes: the rest are closed at once, those that stand are served, and
 /// when some go others can come.
 #[tokio::test]

@@ -46,7 +46,17 @@ pub(crate) fn run_ok(arguments: &[&str]) -> String {
 
 /// The binary, in an environment that tells it nothing.
 pub(crate) fn command() -> Command {
-    let mut command = Command::new(quorate());
+    told_nothing(Command::new(quorate()))
+}
+
+/// The same, with so many open files at most.
+pub(super) fn command_with_open_files(limit: u32) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"ulimit -n "$0" && exec "$@""#, &limit.to_string()]).arg(quorate());
+    told_nothing(command)
+}
+
+fn told_nothing(mut command: Command) -> Command {
     for name in ["QUORATE_NODE", "QUORATE_PREFER_DC", "QUORATE_LOG"] {
         command.env_remove(name);
     }

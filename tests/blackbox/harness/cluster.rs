@@ -26,6 +26,8 @@ pub(crate) struct Options {
     pub(crate) arguments: Vec<String>,
     /// Partitions of the ring; 0 for the default.
     pub(crate) partitions: u32,
+    /// Files and connections that each node may have open.
+    pub(crate) open_files: Option<u32>,
 }
 
 impl Options {
@@ -59,6 +61,7 @@ pub(crate) struct Node {
     pub(crate) id: String,
     /// Further arguments of its next start.
     pub(crate) arguments: Vec<String>,
+    open_files: Option<u32>,
     process: Option<Process>,
     api: Option<Api>,
 }
@@ -170,6 +173,7 @@ impl Cluster {
                     data: folder.path().join(format!("{datacenter}-{at}")),
                     id: String::new(),
                     arguments: options.arguments.clone(),
+                    open_files: options.open_files,
                     process: None,
                     api: None,
                 };
@@ -275,7 +279,7 @@ impl Cluster {
             let node = &mut self.nodes[*at];
             assert!(node.process.is_none(), "node {at} runs already");
             let name = format!("{}-{at}", node.datacenter);
-            node.process = Some(Process::spawn(&name, &arguments));
+            node.process = Some(Process::spawn(&name, &arguments, node.open_files));
         }
         for at in nodes {
             let node = &mut self.nodes[*at];

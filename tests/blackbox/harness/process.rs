@@ -48,9 +48,18 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts `quorate start` with these arguments. It need not be ready yet.
-    pub(crate) fn spawn(name: &str, arguments: &[String]) -> Self {
-        let mut child = binary::command()
+    /// Starts `quorate start` with these arguments, and as many open files as it may have. It need not be ready
+    /// yet.
+    pub(crate) fn spawn(name: &str, arguments: &[String], open_files: Option<u32>) -> Self {
+        let command = match open_files {
+            Some(limit) => binary::command_with_open_files(limit),
+            None => binary::command(),
+        };
+        Self::of(name, command, arguments)
+    }
+
+    fn of(name: &str, mut command: Command, arguments: &[String]) -> Self {
+        let mut child = command
             .args(["start", "--json"])
             .args(arguments)
             .stdin(Stdio::null())

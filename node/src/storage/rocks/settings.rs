@@ -16,6 +16,7 @@ pub struct RocksShared {
     memtable_bytes: usize,
     row_cache_bytes: usize,
     compaction_threads: i32,
+    open_files_max: i32,
 }
 
 /// The sizes of [`RocksShared`].
@@ -32,6 +33,8 @@ pub struct RocksLimits {
     pub row_cache_bytes: usize,
     /// Threads that compact the databases of the process.
     pub compaction_threads: u16,
+    /// Files of one database that are kept open.
+    pub open_files_max: u16,
 }
 
 impl RocksLimits {
@@ -45,14 +48,13 @@ impl RocksLimits {
         let row_cache_bytes = bytes / 7 * 4;
         let cache_bytes = bytes - row_cache_bytes;
         let write_buffer_bytes = (cache_bytes / 3 * 2).min(WRITE_BUFFER_BYTES_MAX);
-        let memtable_bytes = write_buffer_bytes / 4;
-        let compaction_threads = COMPACTION_THREADS;
         Self {
             cache_bytes,
             write_buffer_bytes,
-            memtable_bytes,
+            memtable_bytes: write_buffer_bytes / 4,
             row_cache_bytes,
-            compaction_threads,
+            compaction_threads: COMPACTION_THREADS,
+            open_files_max: OPEN_FILES_MAX,
         }
     }
 }
@@ -76,8 +78,15 @@ impl RocksShared {
         );
         let RocksLimits { memtable_bytes, row_cache_bytes, .. } = limits;
         let compaction_threads = limits.compaction_threads.into();
-        let mut shared =
-            Self { env, cache, write_buffers, memtable_bytes, row_cache_bytes, compaction_threads };
+        let mut shared = Self {
+            env,
+            cache,
+            write_buffers,
+            memtable_bytes,
+            row_cache_bytes,
+            compaction_threads,
+            open_files_max: limits.open_files_max.into(),
+        };
         shared.env.set_low_priority_background_threads(compaction_threads);
         shared.env.set_high_priority_background_threads(FLUSH_THREADS);
         Ok(shared)
@@ -139,7 +148,7 @@ impl RocksShared {
         ]);
         options.set_level_zero_file_num_compaction_trigger(LEVEL_ZERO_FILES);
         options.set_compaction_readahead_size(COMPACTION_READ_BYTES);
-        options.set_max_open_files(OPEN_FILES_MAX);
+        options.set_max_open_files(self.open_files_max);
         options.set_max_background_jobs(self.compaction_threads + FLUSH_THREADS);
 
         // The log behind the memtables is what a restart reads. A column family that is hardly ever
@@ -175,7 +184,7 @@ const FLUSH_THREADS: i32 = 1;
 const LEVEL_ZERO_FILES: i32 = 10;
 /// Held for each file of a compaction; the kernel reads ahead by itself.
 const COMPACTION_READ_BYTES: usize = 256 << 10;
-const OPEN_FILES_MAX: i32 = 512;
+const OPEN_FILES_MAX: u16 = 512;
 /// Rows behind one another of which so many are deletes, or so many of a whole file: then it is compacted.
 const DELETES_WINDOW: usize = 512;
 const DELETES_IN_WINDOW: usize = 256;
