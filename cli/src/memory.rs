@@ -8,6 +8,15 @@ pub(crate) fn default_bytes() -> usize {
     quarter(available_bytes())
 }
 
+/// Says so if a node is to take more than there is.
+pub(crate) fn warn_of(bytes: usize) {
+    if let Some(available) =
+        available_bytes().filter(|it| u64::try_from(bytes).is_ok_and(|bytes| bytes > *it))
+    {
+        tracing::warn!(bytes, available, "--memory is more than there is");
+    }
+}
+
 fn quarter(available_bytes: Option<u64>) -> usize {
     let Some(bytes) = available_bytes else { return UNKNOWN_BYTES };
     usize::try_from(bytes / 4).unwrap_or(usize::MAX).max(RocksLimits::MEMORY_BYTES_MIN)

@@ -47,8 +47,14 @@ impl OpenFiles {
             return Err(Failure::usage(problem).advise("ulimit -n, or LimitNOFILE= of its unit"));
         }
         let database = (limit / 4).clamp(DATABASE_MIN, DATABASE_MAX);
-        let rest = limit - database - SPARE;
+        let rest = limit.saturating_sub(database + SPARE + SPARE_OF_A_LOOP * loops);
         let (room, peers) = (rest / 2 / loops, rest / 4 / loops);
+        if peers < PEERS_MIN {
+            let problem = format!(
+                "this process may open {limit} files and connections, too few for {loops} I/O threads"
+            );
+            return Err(Failure::usage(problem).advise("ulimit -n, or LimitNOFILE= of its unit"));
+        }
         if let Some(asked) = clients
             && asked > room
         {
@@ -69,8 +75,12 @@ const LIMIT_MIN: usize = 256;
 /// A database with less closes and opens files all the time.
 const DATABASE_MIN: usize = 128;
 const DATABASE_MAX: usize = 8_192;
-/// Standard streams, ports, event queues, the connections of metrics.
+/// Standard streams, logs, the connections of metrics.
 const SPARE: usize = 64;
+/// Its ports and event queues.
+const SPARE_OF_A_LOOP: usize = 8;
+/// Links to so many other nodes, at least.
+const PEERS_MIN: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -82,9 +92,12 @@ mod tests {
     fn what_is_allowed_suffices_for_all() {
         for limit in [256, 300, 1_024, 4_096, 20_000, 524_288, LIMIT_MAX] {
             for loops in [1, 4, 16] {
-                let it = OpenFiles::share(limit, loops, None, DEFAULT).unwrap();
+                let Ok(it) = OpenFiles::share(limit, loops, None, DEFAULT) else {
+                    assert!(loops > 1 && limit <= 1_024, "{limit} for {loops}");
+                    continue;
+                };
                 let most = it.database + loops * (it.clients + 2 * it.peers) + SPARE;
-                assert!(most <= limit, "{limit} for {loops}: {it:?}");
+                assert!(most <= limit && it.peers >= PEERS_MIN, "{limit} for {loops}: {it:?}");
             }
         }
     }
@@ -93,11 +106,11 @@ mod tests {
     fn shares() {
         let share = |limit, clients| OpenFiles::share(limit, 1, clients, DEFAULT);
         let of = |database, clients, peers| OpenFiles { database, clients, peers };
-        assert_eq!(share(1_024, None).unwrap(), of(256, 352, 176));
+        assert_eq!(share(1_024, None).unwrap(), of(256, 348, 174));
         assert_eq!(share(LIMIT_MAX, None).unwrap(), of(8_192, 4_096, 4_096));
         assert_eq!(share(LIMIT_MAX, Some(100_000)).unwrap().clients, 100_000);
-        assert_eq!(share(1_024, Some(352)).unwrap().clients, 352);
-        assert!(share(1_024, Some(353)).is_err() && share(255, None).is_err());
+        assert_eq!(share(1_024, Some(348)).unwrap().clients, 348);
+        assert!(share(1_024, Some(349)).is_err() && share(255, None).is_err());
     }
 
     #[test]

@@ -125,10 +125,10 @@ mutants! {
     NotAskedAgain = "not-asked-again",
     /// F13 off: a start takes its directory for what it was, whatever others have seen (CX6).
     RollbackUnseen = "rollback-unseen",
-    /// F13 off: what others say while a directory gets another id does not count (CX8).
-    HelloUnheard = "hello-unheard",
     /// F14 off: two processes of one node are let in (CX9).
     DoubleLetIn = "double-let-in",
+    /// F14 half done: what a process of the same node has acknowledged is taken for known here (CX10).
+    DoubleUnfilled = "double-unfilled",
     /// Records go to another datacenter as they are.
     FarUncompressed = "far-uncompressed",
     /// H1 off: replicas are not compared.

@@ -47,6 +47,8 @@ pub struct PeerStatus {
 /// What a node says of itself when a link to it is opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Linked {
+    /// Which of the node's processes it is: each draws a number of its own.
+    pub process: u64,
     /// Where nodes connect to it.
     pub peer_address: SocketAddr,
     /// The version of its software.

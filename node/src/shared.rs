@@ -19,6 +19,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::{
     clock::NodeClock,
@@ -107,6 +108,8 @@ pub struct Shared {
     pub world: World,
     /// Who this node is.
     pub identity: Identity,
+    /// A number that no other process of this node has.
+    pub(crate) process: u64,
     /// The clock.
     pub clock: NodeClock,
     /// The watch over the wall clock that feeds it.
@@ -137,7 +140,7 @@ pub struct Shared {
     pub(crate) foreground: Foreground,
     /// The Merkle trees of this node's data.
     pub trees: Arc<Trees>,
-    /// Every node that was ever met.
+    /// The nodes that were met.
     pub directory: watch::Receiver<Directory>,
     /// What the node has done.
     pub counters: Counters,
@@ -204,10 +207,12 @@ impl Shared {
         let done = std::iter::repeat_with(DoneQueue::default).take(config.io_threads).collect();
         let loop_metrics =
             std::iter::repeat_with(LoopMetrics::default).take(config.io_threads).collect();
+        let process = xxh3_64_with_seed(b"process", world.seed);
         let shared = Self {
             config,
             world,
             identity,
+            process,
             clock,
             clock_gate,
             view: ArcSwap::from_pointee(view),
@@ -289,7 +294,7 @@ impl Shared {
         Arc::clone(statuses.entry(node).or_default())
     }
 
-    /// The same, if it was ever linked.
+    /// The same, if anything is.
     pub fn status_if_known(&self, node: NodeId) -> Option<Arc<PeerStatus>> {
         self.statuses.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
     }
@@ -457,13 +462,16 @@ impl Shared {
             clock_ceiling: self.identity.clock_ceiling.0,
             cluster_name: self.config.cluster_name.clone(),
             seen: self.seen_storages(),
+            process: self.process,
+            is_open: !self.floors.is_shut(),
+            has_opened: self.has_opened(),
         };
         Frame { hello: Some(hello), ..Frame::default() }
     }
 }
 
 /// The version of the protocol between nodes. Another one is refused.
-pub(crate) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 2;
 
 impl FrameStamp for Shared {
     fn stamp_frame(&self, frame: &mut Frame) {

@@ -173,11 +173,10 @@ impl Inquiry {
         }
     }
 
-    /// A node has a link to another process of this one, and refuses this one for it (F14).
-    pub fn doubted(&mut self, node: NodeId) {
-        if self.doubting.len() < Witness::NODES_MAX {
-            self.doubting.insert(node);
-        }
+    /// A node has a link to another process of this one, and refuses this one for it (F14). True if that is
+    /// news.
+    pub fn doubted(&mut self, node: NodeId) -> bool {
+        self.doubting.len() < Witness::NODES_MAX && self.doubting.insert(node)
     }
 
     /// True once one of the other members at least, and all that can be reached, have said what they have

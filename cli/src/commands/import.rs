@@ -142,7 +142,7 @@ pub(crate) async fn run(args: ImportArgs, global: Global, output: Output) -> Res
             job.save()?;
             return Err(interruption(signal, &job));
         }
-        Some(Stop::Refused { error, wrote }) => {
+        Some(Stop::Refused { error, behind }) => {
             job.keep_state();
             let attempt = Attempt {
                 keyspace: Some(args.keyspace.clone()),
@@ -151,7 +151,7 @@ pub(crate) async fn run(args: ImportArgs, global: Global, output: Output) -> Res
                 local_datacenter: local_datacenter(&client),
                 ..Attempt::default()
             };
-            return Err(refusal(fail(&error, &attempt), wrote, &job));
+            return Err(refusal(fail(&error, &attempt), behind, &job));
         }
     }
     if let Some(state_file) = &job.state_file {
@@ -179,18 +179,32 @@ fn interruption(signal: &str, job: &Job) -> Failure {
 enum Stop {
     /// Somebody asked for it.
     Signal(&'static str),
-    /// What every row that is left would meet. `wrote` tells that rows behind the last settled one
-    /// were, or may have been, written.
-    Refused { error: client::Error, wrote: bool },
+    /// What every row that is left would meet, and what became of rows behind the last settled one.
+    Refused { error: client::Error, behind: Effects },
 }
 
-fn refusal(failure: Failure, wrote: bool, job: &Job) -> Failure {
+/// What became of some rows.
+#[derive(Clone, Copy, Debug, Default)]
+struct Effects {
+    /// Some were written.
+    wrote: bool,
+    /// Some may have been written.
+    unknown: bool,
+}
+
+impl Effects {
+    fn add(&mut self, other: Self) {
+        self.wrote |= other.wrote;
+        self.unknown |= other.unknown;
+    }
+}
+
+fn refusal(failure: Failure, behind: Effects, job: &Job) -> Failure {
     let counts = job.counts();
-    let failure = match (wrote || counts.written > 0, counts.unknown) {
-        (true, _) | (_, 1..) => failure.effect(Effect::Partial),
-        (false, 0) => failure,
-    };
-    let failure = if counts.unknown > 0 { failure.exit(Exit::OutcomeUnknown) } else { failure };
+    let mut all = Effects { wrote: counts.written > 0, unknown: counts.unknown > 0 };
+    all.add(behind);
+    let failure = if all.wrote || all.unknown { failure.effect(Effect::Partial) } else { failure };
+    let failure = if all.unknown { failure.exit(Exit::OutcomeUnknown) } else { failure };
     match job.state_file {
         Some(_) if job.has_settled() => {
             let settled = format!("every record up to line {}", job.state.position.line);

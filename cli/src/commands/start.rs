@@ -200,6 +200,7 @@ pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure
     if let Some(snapshot) = &args.restore {
         restore_from(snapshot, &args.data, output)?;
     }
+    args.memory.into_iter().for_each(memory::warn_of);
     let memory = args.memory.unwrap_or_else(memory::default_bytes);
     let mut node = SharedResources::for_one_node(memory, files)?.start(config)?;
     announce(&node, &datacenter, &rack, &args, output)?;

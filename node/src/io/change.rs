@@ -51,6 +51,9 @@ pub enum ProposeError {
         /// The others.
         missing: Vec<NodeId>,
     },
+    /// Another change that was asked for here took all the time. Nothing was proposed.
+    #[error("another change took all the time of this one's deadline")]
+    NoTurn,
     /// Too few nodes took part in time. The change may have been made, or may still be.
     #[error("{agreed} of {required} nodes agreed in time; silent: {}", list(.silent))]
     Undecided {
@@ -159,7 +162,9 @@ impl IoLoop {
         make: impl Fn(Option<&Metadata>) -> Result<Metadata, ChangeError>,
     ) -> Result<Arc<Metadata>, ProposeError> {
         let shared = &self.shared;
-        let mut run = shared.changes.proposing.lock().await;
+        let turn = timeout_at(deadline, shared.changes.proposing.lock()).await;
+        let mut run = turn.map_err(|_elapsed| ProposeError::NoTurn)?;
+        let mut is_first = true;
         loop {
             *run += 1;
             let number = shared.identity.incarnation << 20 | *run & 0xf_ffff;
@@ -168,7 +173,7 @@ impl IoLoop {
             let own = make(parent.as_ref())?;
             let proposer = Proposer::new(parent, own, shared.identity.node, number)
                 .expect("a successor follows its parent");
-            self.await_enough(&proposer, deadline).await?;
+            self.await_enough(&proposer, deadline, std::mem::take(&mut is_first)).await?;
             let (metadata, ours) = self.decide(proposer, deadline).await?;
             shared.adopt_durably(metadata).await?;
             if ours {
@@ -185,6 +190,7 @@ impl IoLoop {
         &self,
         proposer: &Proposer,
         deadline: Instant,
+        is_first: bool,
     ) -> Result<(), ProposeError> {
         let until = deadline.min(Instant::now() + REACH_TIMEOUT);
         loop {
@@ -198,7 +204,11 @@ impl IoLoop {
                 return Ok(());
             }
             if Instant::now() >= until {
-                return Err(ProposeError::TooFew { required, reachable, missing });
+                return Err(match is_first {
+                    true => ProposeError::TooFew { required, reachable, missing },
+                    // What was proposed before may be part of what was decided since.
+                    false => ProposeError::Undecided { required, agreed: 0, silent: missing },
+                });
             }
             sleep(REACH_POLL).await;
         }
@@ -314,6 +324,7 @@ impl From<ProposeError> for CallError {
         let message = error.to_string();
         match error {
             ProposeError::Change(change) => change_error(&change),
+            ProposeError::NoTurn => Self::new(Reason::DeadlinePassed, message),
             ProposeError::TooFew { required, reachable, .. } => {
                 let error = Self::new(Reason::AgreementFailed, message)
                     .with("required", required)

@@ -36,8 +36,8 @@ pub enum GossipEvent {
     Leave,
 }
 
-/// Every node that was met, as it last presented itself, but for those of no layout that were gone for a
-/// day. Versions only rise.
+/// The nodes that were met, as they last presented themselves. Those of no layout are forgotten when the membership
+/// protocol forgets them, a day after they were called down. Versions only rise.
 pub type Directory = BTreeMap<NodeId, Member>;
 
 /// A node's part in the membership protocol, seen by its other parts.
@@ -101,6 +101,11 @@ impl Gossip {
     /// The nodes known, and every change of them.
     pub fn directory(&self) -> watch::Receiver<Directory> {
         self.directory.subscribe()
+    }
+
+    /// A member has a link to a process of this node at this address.
+    pub fn rival(&self, address: SocketAddr) {
+        self.rivals.send_replace(Some(address));
     }
 
     /// Where this node is as well, or was, as others have heard last.
@@ -195,16 +200,18 @@ impl Gossip {
                     self.directory.send_if_modified(|it| it.remove(&node).is_some());
                 }
             }
-            MembershipEffect::Rival(address) => drop(self.rivals.send_replace(Some(address))),
+            MembershipEffect::Rival(address) => self.rival(address),
         }
     }
 }
 
 impl Shared {
-    /// False for a node that the directory has no room for.
+    /// False for a node of no layout that the directory has no room for.
     pub(super) fn knows_or_has_room_for(&self, node: NodeId) -> bool {
         let directory = self.directory.borrow();
-        directory.len() < DIRECTORY_MAX || directory.contains_key(&node)
+        directory.len() < DIRECTORY_MAX
+            || directory.contains_key(&node)
+            || self.view.load().node_index(node).is_some()
     }
 }
 

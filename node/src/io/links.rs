@@ -102,15 +102,9 @@ pub(super) enum NoLink {
     NotTaken(#[from] CallError),
 }
 
-impl NoLink {
-    fn is_refusal(&self, reason: Reason) -> bool {
-        matches!(self, Self::Refused(error) if error.reason == reason)
-    }
-}
-
 impl Links {
-    /// Keeps this loop's links up for as long as the node lives: one to every node of the directory
-    /// and of the layout; and tries the addresses to join, again and again. Returns early if one of its
+    /// Keeps this loop's links up for as long as the node lives: one to every node of the directory, in which
+    /// all of the layout are; and tries the addresses to join, again and again. Returns early if one of its
     /// tasks has panicked: its node would count as linked, and never be reached.
     pub(super) async fn run(self, io: Arc<IoLoop>) {
         let mut tasks = JoinSet::new();
@@ -196,7 +190,7 @@ impl Links {
                 Ok((_, member, _)) => self.gossip.met(member),
                 Err(error) => {
                     tracing::debug!(%node, address, %error, "no link");
-                    if error.is_refusal(Reason::NodeIsUp) {
+                    if error.is_doubt() {
                         io.shared.witness_doubts(node);
                     } else {
                         io.shared.witness_away(node);
@@ -237,7 +231,8 @@ impl Links {
             if software_version.len() > VERSION_BYTES_MAX {
                 software_version.clear();
             }
-            let linked = Linked { peer_address: member.peer_address, software_version };
+            let (process, peer_address) = (hello.process, member.peer_address);
+            let linked = Linked { process, peer_address, software_version };
             Ok((link, member, linked))
         };
         timeout(HELLO_TIMEOUT, opening).await.map_err(|_elapsed| NoLink::Late)?
@@ -287,7 +282,7 @@ pub(super) fn frame_bytes_max(shared: &Shared) -> usize {
 }
 
 /// Checks a peer's hello. Different clusters refuse each other.
-fn judge_hello(shared: &Shared, hello: &Hello) -> Result<Member, CallError> {
+fn judge_hello(shared: &Arc<Shared>, hello: &Hello) -> Result<Member, CallError> {
     if hello.protocol != PROTOCOL {
         let message = format!("this node speaks protocol {PROTOCOL}, the peer {}", hello.protocol);
         return Err(CallError::new(Reason::VersionMismatch, message)
@@ -309,12 +304,11 @@ fn judge_hello(shared: &Shared, hello: &Hello) -> Result<Member, CallError> {
     let member = member_of(hello).ok_or_else(|| {
         CallError::new(Reason::NotAPeer, "the hello names no node or no valid addresses")
     })?;
+    shared.judge_process(&member, hello)?;
     if !shared.knows_or_has_room_for(member.node()) {
         let message = format!("this node knows of {DIRECTORY_MAX} nodes, and of no more");
         return Err(CallError::new(Reason::Overloaded, message).with("limit", DIRECTORY_MAX));
     }
-    shared.judge_process(&member)?;
-    shared.judge_storage(&member, hello)?;
     Ok(member)
 }
 
@@ -355,7 +349,10 @@ impl Links {
             }
         };
         let hello = first.hello.ok_or_else(|| not_a_peer("the first frame has no hello"));
-        let judged = hello.and_then(|it| Ok((judge_hello(shared, &it)?, it)));
+        let judged = hello.and_then(|it| {
+            self.met_double(shared, &it);
+            Ok((judge_hello(shared, &it)?, it))
+        });
         let (member, hello) = match judged {
             Ok(judged) => judged,
             Err(error) => {
@@ -396,8 +393,13 @@ impl Links {
     ) -> LinkEnd {
         let status = io.shared.status(node);
         let mut caller = Caller { index: None, outbox: Arc::clone(outbox) };
+        let mut has_agreed = false;
         let take = |mut frame: Frame| {
             status.last_heard_us.store(io.shared.elapsed_us(), Ordering::Relaxed);
+            // It has judged this node's hello, and goes on.
+            if !std::mem::replace(&mut has_agreed, true) {
+                io.shared.witness_agrees(node);
+            }
             caller.index = io.shared.view.load().node_index(node);
             io.serve(&caller, &self.origins, &mut frame);
             for packet in frame.gossip.drain(..) {

@@ -8,17 +8,13 @@ use std::sync::{
 
 use bytes::{BufMut, Bytes, BytesMut};
 use model::{Hlc, Mutant, NodeId, StorageId};
-use proto::{
-    CallError, Reason,
-    internal::{Hello, Ping, SeenStorage},
-};
+use proto::internal::{Hello, Ping, SeenStorage};
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     commit::CommitItem,
     counters::Counters,
-    membership::Member,
     shared::{Identity, Shared, StopReason, system_key},
     storage::StorageError,
     witness::{Inquiry, News, OwnState, Seen, Witness, judge_own},
@@ -33,6 +29,8 @@ pub struct WitnessBoard {
     unkept: AtomicBool,
     /// Wakes who fills this node's replicas, if that is to be done.
     pub(super) sound: Notify,
+    /// The node has taken and answered requests since its start.
+    has_opened: AtomicBool,
 }
 
 struct Board {
@@ -43,6 +41,8 @@ struct Board {
     minting: bool,
     /// The latest of it that others have seen, while that is not found to be in order.
     unjudged: Option<Seen>,
+    /// The process of this node that has given way to this one last.
+    outlasted: Option<u64>,
     witness: Witness,
     inquiry: Inquiry,
 }
@@ -62,11 +62,13 @@ impl WitnessBoard {
             minted: identity.minted,
             minting: false,
             unjudged: None,
+            outlasted: None,
             witness,
             inquiry: Inquiry::default(),
         };
         let (board, unkept) = (Mutex::new(board), AtomicBool::new(false));
-        Self { board, storage_ids_hash, unkept, sound: Notify::new() }
+        let has_opened = AtomicBool::new(false);
+        Self { board, storage_ids_hash, unkept, sound: Notify::new(), has_opened }
     }
 
     /// A hash over the directories that have replaced others, as far as this node knows (F12).
@@ -115,11 +117,7 @@ impl Shared {
     /// A node has let this one in, after its hello was heard: it has nothing against it.
     pub(super) fn witness_agrees(self: &Arc<Self>, node: NodeId) {
         if !self.is_stranger(node) {
-            let mut board = self.witness.lock();
-            // While the directory gets another id, too: a hello is said as a connection begins.
-            if !(Mutant::HelloUnheard.is_on() && board.minting) {
-                board.inquiry.agreed(node, self.elapsed_us());
-            }
+            self.witness.lock().inquiry.agreed(node, self.elapsed_us());
         }
         self.look_at_directory();
     }
@@ -154,30 +152,33 @@ impl Shared {
         self.look_at_directory();
     }
 
-    /// A node has a link to another process of this node (F14).
+    /// A node refuses this process, because it has a link to another one of this node (F14): this one takes and
+    /// answers nothing while that is so.
     pub(super) fn witness_doubts(&self, node: NodeId) {
-        self.witness.lock().inquiry.doubted(node);
+        if self.is_stranger(node) {
+            return;
+        }
+        let mut board = self.witness.lock();
+        if board.inquiry.doubted(node) {
+            self.floors.set_shut(true);
+            drop(board);
+            tracing::warn!(%node, "another process of this node is up, by what a member says: nothing is taken or answered");
+        }
     }
 
-    /// Refuses a node whose directory has been replaced, and one that would replace a node that is up.
-    pub(super) fn judge_storage(&self, member: &Member, hello: &Hello) -> Result<(), CallError> {
-        let node = member.node();
-        let known = self.witness.lock().witness.of(node);
-        let storage = StorageId::from_slice(&hello.storage_id);
-        let (Some(known), Some(storage)) = (known, storage) else { return Ok(()) };
-        if node == self.identity.node || storage <= known.storage {
-            return Ok(());
+    /// True if this node has taken and answered requests since its start.
+    pub(crate) fn has_opened(&self) -> bool {
+        self.witness.has_opened.load(Ordering::Acquire)
+    }
+
+    /// What another process of this node has acknowledged is not in this directory.
+    pub(super) fn doubt_directory(self: &Arc<Self>, process: u64) {
+        let mut board = self.witness.lock();
+        if board.outlasted.replace(process) == Some(process) {
+            return;
         }
-        let same_process = self
-            .directory
-            .borrow()
-            .get(&node)
-            .is_some_and(|it| it.incarnation >> 20 == hello.incarnation >> 20);
-        if !same_process && self.status(node).is_reachable(self.elapsed_us()) {
-            let message = format!("node {node} is up: it cannot be replaced");
-            return Err(CallError::new(Reason::NodeIsUp, message).with("node", node));
-        }
-        Ok(())
+        board.unjudged = Some(Seen { storage: board.own, ceiling: Hlc(u64::MAX) });
+        self.judge(board);
     }
 
     fn hear(self: &Arc<Self>, node: NodeId, seen: Seen) {
@@ -254,6 +255,10 @@ impl Shared {
         if state == OwnState::Superseded && !board.minted {
             return self.stop_for(StopReason::Superseded { storage: seen.storage });
         }
+        // A copy must not take the place of a node that is up, of which only some know (F14).
+        if !self.inquiry_is_over(&board) {
+            return;
+        }
         board.minting = true;
         drop(board);
         tracing::error!(
@@ -299,24 +304,33 @@ impl Shared {
         if !self.floors.is_shut() {
             return;
         }
-        let mut others = self.members();
-        if others.is_empty() {
+        if self.members().is_empty() {
             return;
         }
-        others.retain(|it| *it != self.identity.node);
         let mut board = self.witness.lock();
-        let over = board.inquiry.is_over(&others, self.elapsed_us(), PATIENCE_US);
+        let over = self.inquiry_is_over(&board);
+        if over && board.unjudged.is_some() && !board.minting {
+            self.judge(board);
+            board = self.witness.lock();
+        }
         // What nobody has found to be in order stays shut, and so does a node that stops for it.
         let in_doubt = board.minting || board.unjudged.is_some() || self.failure().is_some();
         if !in_doubt && (over || Mutant::RollbackUnseen.is_on()) {
             // From now on a later directory is somebody else's.
             board.minted = false;
+            self.witness.has_opened.store(true, Ordering::Release);
             self.floors.set_shut(false);
             drop(board);
             tracing::info!(filling = self.is_filling(), "the directory is what others have seen");
             self.witness.sound.notify_waiters();
             self.wake_stampers();
         }
+    }
+
+    fn inquiry_is_over(&self, board: &Board) -> bool {
+        let mut others = self.members();
+        others.retain(|it| *it != self.identity.node);
+        board.inquiry.is_over(&others, self.elapsed_us(), PATIENCE_US)
     }
 
     /// True while this node's directory is not known to be sound, or replicas in it are being filled.

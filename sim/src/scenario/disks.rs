@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use model::{ConsistencyLevel as L, Mutant};
+use proto::Reason;
 
 use super::{
     Scenario, Shown,
@@ -71,16 +72,40 @@ pub(super) fn all() -> Vec<Scenario> {
         ),
     ];
     all.extend(of_copies(&three, &purges));
-    all.push(steps(
-        "cx9-a-copied-directory-beside-its-node",
-        "A copy of a node's disk is started elsewhere, while one of the others cannot reach the node itself. \
-         A quorum with one of the two processes and one with the other need not meet: the copy takes \
-         nothing, and ends.",
-        &four,
-        |it| Box::pin(copied(it)),
-        &[Shown { mutant: Mutant::DoubleLetIn, says: "an acknowledged write is lost" }],
-    ));
+    all.extend(of_doubles(&four));
     all
+}
+
+/// Of disks that are copied, and started beside their nodes.
+fn of_doubles(four: &Shape) -> Vec<Scenario> {
+    vec![
+        steps(
+            "cx9-a-copied-directory-beside-its-node",
+            "A copy of a node's disk is started elsewhere, while one of the others cannot reach the node \
+             itself. A quorum with one of the two processes and one with the other need not meet: the copy \
+             takes nothing, and ends.",
+            four,
+            |it| Box::pin(copied(it)),
+            &[Shown { mutant: Mutant::DoubleLetIn, says: "an acknowledged write is lost" }],
+        ),
+        steps(
+            "cx9-a-copy-from-before-takes-nobodys-place",
+            "The same, with a copy from before a write. Whoever lets it in says that it is behind. It does not \
+             take the node's place by that, for another member knows that the node is up.",
+            four,
+            |it| Box::pin(copied_before(it)),
+            &[Shown { mutant: Mutant::DoubleLetIn, says: "the node itself has lost its place" }],
+        ),
+        steps(
+            "cx10-two-processes-of-a-node-on-two-sides",
+            "A network is cut, with a node on one side and a copy of it on the other: both are let in, and \
+             both sides have a quorum. When the cut heals, one of the two ends, and the other one is filled: it \
+             lacks what the first has acknowledged.",
+            four,
+            |it| Box::pin(two_sides(it)),
+            &[Shown { mutant: Mutant::DoubleUnfilled, says: "an acknowledged write is lost" }],
+        ),
+    ]
 }
 
 /// Of disks that are put back to a copy.
@@ -111,7 +136,7 @@ fn of_copies(three: &Shape, purges: &Shape) -> Vec<Scenario> {
              the directory's new id is written. It counts, and the node comes back.",
             three,
             |it| Box::pin(new_id(it, false)),
-            &[Shown { mutant: Mutant::HelloUnheard, says: "takes no writes" }],
+            &[],
         ),
         steps(
             "cx8-and-there-is-no-room-for-the-id",
@@ -119,7 +144,7 @@ fn of_copies(three: &Shape, purges: &Shape) -> Vec<Scenario> {
              comes back.",
             three,
             |it| Box::pin(new_id(it, true)),
-            &[Shown { mutant: Mutant::HelloUnheard, says: "takes no writes" }],
+            &[],
         ),
     ]
 }
@@ -263,7 +288,16 @@ async fn old_vote(it: Script) -> Result<(), String> {
     )
 }
 
-async fn copied(it: Script) -> Result<(), String> {
+/// Two replicas of a key and the third, which is copied; and a node that holds nothing of it and has ended, for
+/// the copy.
+struct Cast {
+    apart: usize,
+    third: usize,
+    copied: usize,
+    copy: usize,
+}
+
+async fn cast(it: &Script) -> Result<Cast, String> {
     it.put_soon(0, "first", L::All).await?;
     let holds = |node: &usize| it.stored_version(*node).is_some();
     let replicas: Vec<usize> = (0..4).filter(holds).collect();
@@ -271,13 +305,19 @@ async fn copied(it: Script) -> Result<(), String> {
     let [apart, copied, third] = replicas[..] else {
         return Err("three do not hold it".to_owned());
     };
-    let cut = |nodes: [usize; 2]| {
-        let [from, to] = nodes.map(|it| vec![format!("n{}", it + 1)]);
-        Cut { kind: CutKind::Stop, from, to }
-    };
     it.end(copy, EndKind::Crash).await;
-    it.cut(1, cut([apart, copied])).await;
-    it.cut(2, cut([copied, copy])).await;
+    Ok(Cast { apart, third, copied, copy })
+}
+
+fn stopped(from: &[usize], to: &[usize]) -> Cut {
+    let names = |nodes: &[usize]| nodes.iter().map(|it| format!("n{}", it + 1)).collect();
+    Cut { kind: CutKind::Stop, from: names(from), to: names(to) }
+}
+
+async fn copied(it: Script) -> Result<(), String> {
+    let Cast { apart, third, copied, copy } = cast(&it).await?;
+    it.cut(1, stopped(&[apart], &[copied])).await;
+    it.cut(2, stopped(&[copied], &[copy])).await;
     it.until_missed(apart).await?;
     // The copy is of a node that has nothing to write, so that its clock's ceiling is that of the other one.
     it.wait(3_000).await;
@@ -287,7 +327,7 @@ async fn copied(it: Script) -> Result<(), String> {
     if reached.is_ok() {
         it.say("the copy has taken a write");
     }
-    it.cut(3, cut([apart, third])).await;
+    it.cut(3, stopped(&[apart], &[third])).await;
     if it.put(apart, "key", "kept", L::Quorum).await.is_ok() {
         it.end(apart, EndKind::PowerLoss).await;
         let found = it.get_soon(third, "key", L::Quorum).await?;
@@ -297,11 +337,74 @@ async fn copied(it: Script) -> Result<(), String> {
     for id in 1..=3 {
         it.heal(id).await;
     }
-    it.within(20, async || {
-        let answers = it.get(copy, "key", L::Quorum).await;
-        ensure(answers.is_err(), "two processes of one node are up")
-    })
-    .await?;
+    until_alone(&it, copied, copy).await
+}
+
+async fn copied_before(it: Script) -> Result<(), String> {
+    let Cast { apart, copied, copy, .. } = cast(&it).await?;
+    it.copy_disk(copied, copy).await;
+    it.put_soon(copied, "newer", L::All).await?;
+    // All have heard how far the node has come.
+    it.wait(3_000).await;
+    it.cut(1, stopped(&[apart], &[copied])).await;
+    it.cut(2, stopped(&[copied], &[copy])).await;
+    it.until_missed(apart).await?;
+    it.start(copy).await;
+    it.wait(8_000).await;
+    it.heal(1).await;
+    it.heal(2).await;
+    until_alone(&it, copied, copy).await
+}
+
+async fn two_sides(it: Script) -> Result<(), String> {
+    let Cast { apart, third, copied, copy } = cast(&it).await?;
+    it.wait(3_000).await;
+    it.copy_disk(copied, copy).await;
+    it.cut(1, stopped(&[apart, copy], &[third, copied])).await;
+    it.until_missed(apart).await?;
+    it.start(copy).await;
+    for (node, key) in [(apart, "there"), (third, "here")] {
+        let put = it.within(20, async || it.put(node, key, "kept", L::Quorum).await).await;
+        works("put", put)?;
+    }
+    it.heal(1).await;
+    let left = it.within(20, async || one_left(&it, [copied, copy]).await).await?;
+    // Of the side of the other one.
+    let (key, ended, stays) =
+        if left == copied { ("there", apart, third) } else { ("here", third, apart) };
+    it.end(ended, EndKind::PowerLoss).await;
+    for _ in 0..10 {
+        it.wait(500).await;
+        for node in [left, stays] {
+            let found = it.get(node, key, L::Quorum).await;
+            let old = found.is_ok_and(|it| it.as_deref() != Some(b"kept"));
+            ensure(!old, "an acknowledged write is lost with a process that has ended")?;
+        }
+    }
+    it.start(ended).await;
+    let found = it.get_soon(left, key, L::Quorum).await?;
+    let kept = found.as_deref() == Some(b"kept");
+    ensure(kept, "an acknowledged write is lost with a process that has ended")
+}
+
+/// The one of two processes that is left.
+async fn one_left(it: &Script, processes: [usize; 2]) -> Result<usize, String> {
+    let mut left = Vec::new();
+    for node in processes {
+        let found = it.get(node, "key", L::One).await;
+        // Else nobody is there to say anything.
+        if !found.is_err_and(|it| it.reason == Reason::ConnectionLost) {
+            left.push(node);
+        }
+    }
+    let [left] = left[..] else { return Err("two processes of one node are up".to_owned()) };
+    Ok(left)
+}
+
+/// Waits until the copy has ended, and the node itself takes writes.
+async fn until_alone(it: &Script, copied: usize, copy: usize) -> Result<(), String> {
+    let left = it.within(20, async || one_left(it, [copied, copy]).await).await?;
+    ensure(left == copied, "the node itself has lost its place to its copy")?;
     let put = it.within(10, async || it.put(copied, "key", "last", L::All).await).await;
     works("put", put)?;
     ensure(it.holds(copied, b"last"), "the node itself has lost its place to its copy")

@@ -30,7 +30,7 @@ use proto::v1::ConsistencyLevel as Wire;
 /// A stranger that presents itself soundly, with addresses where nobody listens.
 fn hello() -> Hello {
     Hello {
-        protocol: 1,
+        protocol: 2,
         cluster_id: Bytes::new(),
         node_id: Bytes::from_static(b"a stranger's id!"),
         storage_id: Bytes::from_static(b"a stranger's dsk"),
@@ -46,6 +46,9 @@ fn hello() -> Hello {
         clock_ceiling: 0,
         cluster_name: "quorate".to_owned(),
         seen: Vec::new(),
+        process: 7,
+        is_open: true,
+        has_opened: true,
     }
 }
 
@@ -140,7 +143,7 @@ async fn hellos() {
         let metadata = &details.error_info().expect("checked").metadata;
         assert_eq!(
             (&metadata["required"], &metadata["actual"]),
-            (&"1".into(), &protocol.to_string())
+            (&"2".into(), &protocol.to_string())
         );
     }
     for wrong in [

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::{
-    ImportArgs, Job, Stop,
+    Effects, ImportArgs, Job, Stop,
     batches::{Batch, Batches},
 };
 use crate::{
@@ -63,12 +63,12 @@ pub(super) async fn run(
         batches.settled();
         // Records settle in the order of the file: none behind a refused one does.
         match (&mut stop, settled.refused) {
-            (Some(Stop::Refused { wrote, .. }), _) => {
-                *wrote |= settled.wrote;
+            (Some(Stop::Refused { behind, .. }), _) => {
+                behind.add(settled.rows);
                 continue;
             }
             (stop, Some(error)) => {
-                *stop = Some(Stop::Refused { error, wrote: settled.wrote });
+                *stop = Some(Stop::Refused { error, behind: settled.rows });
                 continue;
             }
             (_, None) => {}
@@ -100,8 +100,7 @@ pub(super) struct Settled {
     batch: Batch,
     /// By index of the record; a row that is absent was written.
     errors: BTreeMap<usize, RecordError>,
-    /// True if some of them were written, or may have been.
-    wrote: bool,
+    rows: Effects,
     /// What every other row would meet too. The batch is left as it is then.
     refused: Option<Error>,
 }
@@ -159,7 +158,7 @@ async fn write(batch: Batch, keyspace: &Keyspace, args: &ImportArgs) -> Settled 
     let mut left: Vec<(usize, ParsedRow)> =
         batch.rows().map(|(index, row)| (index, row.clone())).collect();
     let mut errors = BTreeMap::new();
-    let (mut wrote, mut refused) = (false, None);
+    let (mut rows, mut refused) = (Effects::default(), None);
     let (mut attempts, mut delay) = (0, RETRY_DELAY);
     while !left.is_empty() && refused.is_none() {
         attempts += 1;
@@ -168,10 +167,10 @@ async fn write(batch: Batch, keyspace: &Keyspace, args: &ImportArgs) -> Settled 
         let mut again = Vec::new();
         for ((index, row), result) in left.into_iter().zip(results) {
             let Err(error) = result else {
-                wrote = true;
+                rows.wrote = true;
                 continue;
             };
-            wrote |= error.is_unknown_write();
+            rows.unknown |= error.is_unknown_write();
             if worth_another_try(&error, args.retry_unknown) && Instant::now() + delay < deadline {
                 again.push((index, row));
             } else if concerns_every_row(&error) {
@@ -186,7 +185,7 @@ async fn write(batch: Batch, keyspace: &Keyspace, args: &ImportArgs) -> Settled 
             delay = (delay * 2).min(RETRY_DELAY_MAX);
         }
     }
-    Settled { batch, errors, wrote, refused }
+    Settled { batch, errors, rows, refused }
 }
 
 async fn write_once(
