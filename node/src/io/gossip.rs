@@ -113,7 +113,7 @@ impl Gossip {
         self.rivals.subscribe()
     }
 
-    /// Notes a node's newest presentation of itself. One more than [`DIRECTORY_MAX`] is not noted.
+    /// Notes a node's newest presentation of itself. One for whom there is no room is not noted.
     pub fn learn(&self, member: &Member) {
         self.directory.send_if_modified(|directory| {
             let newer = match directory.get(&member.node()) {
