@@ -3,7 +3,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -125,18 +128,22 @@ impl NoLink {
 
 /// Since when nobody lets this node in, and when that was last so.
 #[derive(Default)]
-pub(super) struct Refusals(Mutex<Option<(Instant, Instant)>>);
+pub(super) struct Refusals {
+    refused: Mutex<Option<(Instant, Instant)>>,
+    /// It was said once that another process of this node goes on, as this one does.
+    double_told: AtomicBool,
+}
 
 impl Refusals {
     /// Somebody has let this node in.
     pub(super) fn over(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Nobody does; for how long it has gone on like this. Nobody's word is no refusal, and ends it.
     fn once_more(&self) -> Duration {
         let now = Instant::now();
-        let mut refused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let since = refused.filter(|it| now - it.1 < SILENCE).map_or(now, |it| it.0);
         *refused = Some((since, now));
         now - since
@@ -155,6 +162,7 @@ impl Links {
             (Reason::NodeIsUp, Some(GIVES_WAY), Some(address)) => {
                 shared.stop_for(StopReason::Double { address });
             }
+            (Reason::NodeIsUp, Some(_), Some(address)) => self.refused_by_double(shared, address),
             (Reason::NodeIsUp, None, address) => {
                 address.into_iter().for_each(|it| self.gossip.rival(it));
                 self.refused_by_all(io, error);
@@ -163,6 +171,14 @@ impl Links {
                 self.refused_by_all(io, error);
             }
             _ => {}
+        }
+    }
+
+    /// Another process of this node refuses this one, and does not end.
+    fn refused_by_double(&self, shared: &Shared, address: SocketAddr) {
+        let is_news = || !self.refusals.double_told.swap(true, Ordering::Relaxed);
+        if shared.standing().is_open && is_news() {
+            tracing::warn!(%address, "another process of this node has members of its own: both go on");
         }
     }
 
