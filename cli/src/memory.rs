@@ -18,7 +18,7 @@ pub(crate) fn warn_of(bytes: usize) {
 }
 
 fn quarter(available_bytes: Option<u64>) -> usize {
-    let Some(bytes) = available_bytes else { return UNKNOWN_BYTES };
+    let Some(bytes) = available_bytes else { return RocksLimits::MEMORY_BYTES_DEFAULT };
     usize::try_from(bytes / 4).unwrap_or(usize::MAX).max(RocksLimits::MEMORY_BYTES_MIN)
 }
 
@@ -37,9 +37,6 @@ fn available_bytes() -> Option<u64> {
     machine.into_iter().chain(groups).min()
 }
 
-/// Where nobody says how much there is.
-const UNKNOWN_BYTES: usize = 112 << 20;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -48,7 +45,7 @@ mod tests {
     fn a_quarter_of_what_there_is() {
         assert_eq!(quarter(Some(24 << 30)), 6 << 30);
         assert_eq!(quarter(Some(1 << 20)), RocksLimits::MEMORY_BYTES_MIN);
-        assert_eq!(quarter(None), UNKNOWN_BYTES);
+        assert_eq!(quarter(None), RocksLimits::MEMORY_BYTES_DEFAULT);
     }
 
     #[test]

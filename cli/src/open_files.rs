@@ -25,47 +25,50 @@ pub(crate) fn limit() -> usize {
 pub(crate) struct OpenFiles {
     /// Files of the database.
     pub(crate) database: usize,
-    /// Connections of clients, on each loop.
+    /// Connections.
+    pub(crate) connections: Connections,
+}
+
+/// Connections of each loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Connections {
+    /// Of clients.
     pub(crate) clients: usize,
-    /// Connections that other nodes open, on each loop. This node opens as many.
+    /// That other nodes open. This node opens as many.
     pub(crate) peers: usize,
 }
 
 impl OpenFiles {
-    /// Shares out `limit` for so many loops. `clients` is what the command line asks for; less is no answer to
-    /// that, and more than the default is not taken.
+    /// Shares out `limit` for so many loops. `asked` is what the command line asks for clients: less is no answer
+    /// to that. Else nobody gets more connections than `most` has.
     pub(crate) fn share(
         limit: usize,
         loops: usize,
-        clients: Option<usize>,
-        default: Self,
+        asked: Option<usize>,
+        most: Connections,
     ) -> Result<Self, Failure> {
+        let too_few = |problem: String| {
+            let said = format!("this process may open {limit} files and connections: {problem}");
+            Err(Failure::usage(said).advise("ulimit -n, or LimitNOFILE= of its unit"))
+        };
         if limit < LIMIT_MIN {
-            let problem = format!(
-                "this process may open {limit} files and connections, and a node needs {LIMIT_MIN}"
-            );
-            return Err(Failure::usage(problem).advise("ulimit -n, or LimitNOFILE= of its unit"));
+            return too_few(format!("a node needs {LIMIT_MIN}"));
         }
         let database = (limit / 4).clamp(DATABASE_MIN, DATABASE_MAX);
         let rest = limit.saturating_sub(database + SPARE + SPARE_OF_A_LOOP * loops);
         let (room, peers) = (rest / 2 / loops, rest / 4 / loops);
         if peers < PEERS_MIN {
-            let problem = format!(
-                "this process may open {limit} files and connections, too few for {loops} I/O threads"
-            );
-            return Err(Failure::usage(problem).advise("ulimit -n, or LimitNOFILE= of its unit"));
+            return too_few(format!("too few for {loops} I/O threads"));
         }
-        if let Some(asked) = clients
+        if let Some(asked) = asked
             && asked > room
         {
-            let problem = format!(
-                "--connections-max: {asked} are more than {room}, which is what the {limit} files and \
-                 connections that this process may open leave for clients"
-            );
-            return Err(Failure::usage(problem).advise("ulimit -n, or LimitNOFILE= of its unit"));
+            return too_few(format!(
+                "they leave {room} for clients, and --connections-max asks for {asked}"
+            ));
         }
-        let clients = clients.unwrap_or(room.min(default.clients)).max(1);
-        Ok(Self { database, clients, peers: peers.clamp(1, default.peers) })
+        let clients = asked.unwrap_or(room.min(most.clients));
+        Ok(Self { database, connections: Connections { clients, peers: peers.min(most.peers) } })
     }
 }
 
@@ -86,30 +89,34 @@ const PEERS_MIN: usize = 8;
 mod tests {
     use super::*;
 
-    const DEFAULT: OpenFiles = OpenFiles { database: 512, clients: 4_096, peers: 4_096 };
+    const MOST: Connections = Connections { clients: 4_096, peers: 4_096 };
 
     #[test]
     fn what_is_allowed_suffices_for_all() {
         for limit in [256, 300, 1_024, 4_096, 20_000, 524_288, LIMIT_MAX] {
             for loops in [1, 4, 16] {
-                let Ok(it) = OpenFiles::share(limit, loops, None, DEFAULT) else {
+                let Ok(it) = OpenFiles::share(limit, loops, None, MOST) else {
                     assert!(loops > 1 && limit <= 1_024, "{limit} for {loops}");
                     continue;
                 };
-                let most = it.database + loops * (it.clients + 2 * it.peers) + SPARE;
-                assert!(most <= limit && it.peers >= PEERS_MIN, "{limit} for {loops}: {it:?}");
+                let Connections { clients, peers } = it.connections;
+                let all = it.database + loops * (clients + 2 * peers) + SPARE;
+                assert!(all <= limit && peers >= PEERS_MIN, "{limit} for {loops}: {it:?}");
             }
         }
     }
 
     #[test]
     fn shares() {
-        let share = |limit, clients| OpenFiles::share(limit, 1, clients, DEFAULT);
-        let of = |database, clients, peers| OpenFiles { database, clients, peers };
+        let share = |limit, asked| OpenFiles::share(limit, 1, asked, MOST);
+        let of = |database, clients, peers| OpenFiles {
+            database,
+            connections: Connections { clients, peers },
+        };
         assert_eq!(share(1_024, None).unwrap(), of(256, 348, 174));
         assert_eq!(share(LIMIT_MAX, None).unwrap(), of(8_192, 4_096, 4_096));
-        assert_eq!(share(LIMIT_MAX, Some(100_000)).unwrap().clients, 100_000);
-        assert_eq!(share(1_024, Some(348)).unwrap().clients, 348);
+        assert_eq!(share(LIMIT_MAX, Some(100_000)).unwrap().connections.clients, 100_000);
+        assert_eq!(share(1_024, Some(348)).unwrap().connections.clients, 348);
         assert!(share(1_024, Some(349)).is_err() && share(255, None).is_err());
     }
 

@@ -22,7 +22,7 @@ use crate::{
     failure::{Exit, Failure, with_causes},
     local_node::SharedResources,
     memory,
-    open_files::{self, OpenFiles},
+    open_files::{self, Connections, OpenFiles},
     output::{Output, Paint},
     progress,
     signals::StopSignals,
@@ -263,7 +263,7 @@ fn stopped_by_itself(ended: Result<(), StopReason>) -> Result<Exit, Failure> {
             .advise("look at the disk")
             .advise("start it again: what it acknowledged is durable"),
         StopReason::Superseded { .. } => Failure::new("NODE_STOPPED", message)
-            .advise("start a node with an empty data directory, and --replace with its own id"),
+            .advise("remove this data directory: the node goes on with its later one"),
         StopReason::NothingToReplace { .. } | StopReason::DatacenterChanged { .. } => {
             Failure::new("NODE_STOPPED", message).advise("correct --replace or --dc")
         }
@@ -345,23 +345,21 @@ impl StartArgs {
     /// Bounds connections by what this process may have open, and returns what that leaves for files.
     fn share_open_files(&self, config: &mut NodeConfig) -> Result<usize, Failure> {
         let limit = open_files::limit();
-        let default = OpenFiles {
-            database: 0,
-            clients: config.connections_max,
-            peers: config.peer_connections_max,
-        };
-        let files = OpenFiles::share(limit, config.io_threads, self.connections_max, default)?;
-        if files.clients < default.clients {
-            let connections_max = files.clients;
+        let most =
+            Connections { clients: config.connections_max, peers: config.peer_connections_max };
+        let OpenFiles { database, connections } =
+            OpenFiles::share(limit, config.io_threads, self.connections_max, most)?;
+        if connections.clients < most.clients {
+            let connections_max = connections.clients;
             tracing::warn!(
                 limit,
                 connections_max,
                 "this process may open few files: fewer clients than usual can connect"
             );
         }
-        config.connections_max = files.clients;
-        config.peer_connections_max = files.peers;
-        Ok(files.database)
+        config.connections_max = connections.clients;
+        config.peer_connections_max = connections.peers;
+        Ok(database)
     }
 
     fn config(&self) -> Result<NodeConfig, Failure> {

@@ -195,8 +195,10 @@ impl IoLoop {
         let until = deadline.min(Instant::now() + REACH_TIMEOUT);
         loop {
             let (now_us, own) = (self.shared.elapsed_us(), self.shared.identity.node);
-            let is_reachable =
-                |node: &NodeId| *node == own || self.shared.status(*node).is_reachable(now_us);
+            let is_reachable = |node: &NodeId| {
+                let status = self.shared.status_if_known(*node);
+                *node == own || status.is_some_and(|it| it.is_reachable(now_us))
+            };
             let acceptors = proposer.acceptors().iter().copied();
             let (up, missing): (Vec<_>, Vec<_>) = acceptors.partition(is_reachable);
             let (required, reachable) = (proposer.required(), up.len());

@@ -79,7 +79,9 @@ impl Gossip {
     /// Takes what a peer's frame says of a later incarnation than the one it writes to, which is or was this
     /// node.
     pub fn outlived(&self, frame: &Frame) {
-        if let Ok(peer_address) = frame.heard_at.parse() {
+        if frame.incarnation_heard > 0
+            && let Ok(peer_address) = frame.heard_at.parse()
+        {
             let later = Later { incarnation: frame.incarnation_heard, peer_address };
             // Dropped with a full queue; the peer's next packet says it again.
             let _ = self.events.try_send(GossipEvent::Outlived(later));

@@ -40,6 +40,8 @@ pub struct RocksLimits {
 impl RocksLimits {
     /// The least that [`Self::for_memory`] can share out.
     pub const MEMORY_BYTES_MIN: usize = 16 << 20;
+    /// What is shared out where nobody says how much there is.
+    pub const MEMORY_BYTES_DEFAULT: usize = 112 << 20;
 
     /// Shares out memory for one database: four parts in seven for rows, for one that is found there costs a
     /// tenth of one that is found in a block, and the others for blocks. Of those memtables take two thirds, but
@@ -62,7 +64,7 @@ impl RocksLimits {
 impl Default for RocksLimits {
     /// 112 MiB: 64 of rows and 48 of blocks, of which memtables take at most 32, 8 for a database.
     fn default() -> Self {
-        Self::for_memory(112 << 20)
+        Self::for_memory(Self::MEMORY_BYTES_DEFAULT)
     }
 }
 
