@@ -394,6 +394,9 @@ pub(crate) fn failure(status: &Status) -> Failure {
         error.reason = Reason::ConnectionLost;
     }
     let lost = error.reason == Reason::ConnectionLost;
+    if lost && status.source().is_some() {
+        error.message = format!("the connection broke: {}", innermost_message(status));
+    }
     Failure { progress: if lost { Progress::NoAnswer } else { Progress::Answered }, error }
 }
 

@@ -1,13 +1,22 @@
 //! Opening connections: a seam for simulated networks, and HTTP/2 on what it opens.
 
-use std::{fmt, future::Future, io, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use http::uri::Authority;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    sync::oneshot,
 };
 use tonic::body::Body;
 
@@ -65,30 +74,104 @@ impl Dialer {
     }
 
     /// Opens a connection, which lives until it breaks or nobody can send on it any more.
+    ///
+    /// It is open once the node has said something, its settings: an operating system accepts connections
+    /// in the name of processes that hang, or that stop and never see them. What is sent on such a one
+    /// was never taken, but nothing would prove it.
     pub(crate) async fn connect(&self, address: &str) -> io::Result<SendRequest<Body>> {
         let timeout = self.connect_timeout;
         let connecting = async {
             let stream = self.connector.connect(address).await?;
-            http2::Builder::new(TokioExecutor::new())
+            let (stream, said_something) = Heard::new(stream);
+            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(self.keep_alive_interval)
                 .keep_alive_timeout(self.keep_alive_timeout)
                 .keep_alive_while_idle(true)
                 .handshake(TokioIo::new(stream))
                 .await
-                .map_err(io::Error::other)
-        };
-        let (sender, connection) =
-            tokio::time::timeout(timeout, connecting).await.map_err(|elapsed| {
-                let message = format!("no connection within {timeout:?}: {elapsed}");
-                io::Error::new(io::ErrorKind::TimedOut, message)
-            })??;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection has ended");
+                .map_err(io::Error::other)?;
+            let ended = tokio::spawn(async move {
+                let ended = connection.await;
+                if let Err(error) = &ended {
+                    tracing::debug!(%error, "a connection has ended");
+                }
+                ended
+            });
+            if said_something.await.is_ok() {
+                return Ok(sender);
             }
-        });
-        Ok(sender)
+            Err(match ended.await {
+                Ok(Err(error)) => io::Error::other(error),
+                _ => io::Error::from(io::ErrorKind::ConnectionAborted),
+            })
+        };
+        tokio::time::timeout(timeout, connecting).await.map_err(|elapsed| {
+            let message = format!("no connection within {timeout:?}: {elapsed}");
+            io::Error::new(io::ErrorKind::TimedOut, message)
+        })?
+    }
+}
+
+/// A connection that tells when the other side has first said something.
+struct Heard {
+    stream: Box<dyn Connection>,
+    /// Until then.
+    tell: Option<oneshot::Sender<()>>,
+}
+
+impl Heard {
+    fn new(stream: Box<dyn Connection>) -> (Self, oneshot::Receiver<()>) {
+        let (tell, told) = oneshot::channel();
+        (Self { stream, tell: Some(tell) }, told)
+    }
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if buffer.filled().len() > before
+            && let Some(tell) = self.tell.take()
+        {
+            // Nobody waits any more: the time to connect was up.
+            let _ = tell.send(());
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

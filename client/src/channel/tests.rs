@@ -1,4 +1,7 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
@@ -113,4 +116,34 @@ async fn an_attempt_to_connect_is_for_all_who_wait_and_outlives_who_began_it() {
     may_end.add_permits(1);
     assert!(call().await.expect("it does not panic").is_err(), "another attempt ends too");
     assert_eq!(connector.begun.load(Ordering::Relaxed), 2);
+}
+
+/// What becomes of a call to a node whose operating system alone accepts its connection, and which then
+/// breaks it off or leaves it.
+async fn taken_by_nobody(breaks_off: bool) -> Progress {
+    let (ours, mut theirs) = tokio::io::duplex(64 << 10);
+    let connector = Arc::new(Piped(Mutex::new(vec![ours])));
+    let connect_timeout = Duration::from_millis(50);
+    let config = ClientConfig { connector, connect_timeout, ..ClientConfig::default() };
+    let authority = authority_of("127.0.0.1:1").expect("it is one");
+    let mut channel = Channel::new(authority, Arc::new(Dialer::new(&config)));
+    let call = channel.call(Request::new(Body::new(String::from("a call"))));
+    let node = async move {
+        // Something has been sent, and is read by nobody.
+        theirs.read_exact(&mut [0; 24]).await.expect("a preface");
+        let left = (!breaks_off).then_some(theirs);
+        std::future::pending::<()>().await;
+        drop(left);
+    };
+    let error = tokio::select! {
+        answer = call => answer.expect_err("no answer"),
+        () = node => unreachable!("it is pending"),
+    };
+    failure(&Status::from_error(error)).progress
+}
+
+#[tokio::test]
+async fn what_only_an_operating_system_accepts_was_never_taken() {
+    assert_eq!(taken_by_nobody(true).await, Progress::NeverTaken);
+    assert_eq!(taken_by_nobody(false).await, Progress::NeverTaken);
 }

@@ -211,11 +211,13 @@ impl Links {
             let Some(address) = *rivals.borrow_and_update() else { continue };
             let mut backoff = Backoff::default();
             for _ in 0..RIVAL_TRIES {
-                match self.open(&io, &address.to_string(), JOIN_IO_LOOP).await {
-                    Ok(_) => break,
-                    Err(error) => self.not_let_in(&io, error),
-                }
+                let opened = self.open(&io, &address.to_string(), JOIN_IO_LOOP).await;
+                let is_another_node = opened.is_ok();
+                opened.err().into_iter().for_each(|it| self.not_let_in(&io, it));
                 backoff.wait(&io).await;
+                if is_another_node {
+                    break;
+                }
             }
         }
         None
