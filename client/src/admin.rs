@@ -9,6 +9,7 @@ use proto::{
     CallError, Reason,
     v1::{self, admin_service_client::AdminServiceClient},
 };
+use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     error::Error,
     keyspace::IntoKey,
     node::{InFlight, Node},
-    refresh,
+    refresh::{self, Learnt},
 };
 
 /// Administration calls. They go to the node that the client was connected to, and to others only when
@@ -177,11 +178,13 @@ impl Admin {
 
     /// Makes a call that changes the metadata, and learns them from the node that answered.
     async fn change<C: Call>(&self, call: C) -> Result<C::Response, Error> {
+        let cluster = self.client.cluster();
+        let deadline = Instant::now() + self.options.timeout(cluster.config());
         let (response, node) = self.call_and_tell(call).await?;
-        if let Err(failure) = refresh::refresh_from(self.client.cluster(), node.node()).await {
+        let learning = refresh::refresh_from(cluster, node.node());
+        if !matches!(timeout_at(deadline, learning).await, Ok(Ok(Learnt::Topology))) {
             // The change is made; the background task learns of it later.
-            tracing::debug!(error = %failure.error, "the topology was not learnt");
-            self.client.cluster().wake_background();
+            cluster.wake_background();
         }
         Ok(response)
     }

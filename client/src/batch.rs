@@ -26,6 +26,8 @@ use crate::{
     retry::{self, Decision, Progress},
 };
 
+/// What a message takes for an item beside its key and value: lengths, a TTL, a request id.
+const ITEM_BYTES: usize = 48;
 /// Parts of a large batch that are under way at a time.
 const PARTS_AT_A_TIME: usize = 4;
 
@@ -81,7 +83,7 @@ impl WriteItem {
 
     fn bytes(&self) -> usize {
         let value = if let Write::Put(value) = &self.write { value.len() } else { 0 };
-        key_bytes(&self.key) + value
+        key_bytes(&self.key) + value + ITEM_BYTES
     }
 }
 
@@ -161,15 +163,12 @@ impl<'a> BatchWrite<'a> {
         {
             return vec![Err(error); items.len()];
         }
+        let until = (options, keyspace.deadline(options));
         let run = |part: Range<usize>| {
             let items = &items[part];
             let pending = (0..items.len()).collect();
-            run_part(
-                keyspace,
-                items.len(),
-                options,
-                WriteRound { keyspace, items, pending, options },
-            )
+            let round = WriteRound { keyspace, items, pending, options };
+            run_part(keyspace, items.len(), until, round)
         };
         in_order(parts, run).await
     }
@@ -206,10 +205,12 @@ impl<'a> BatchGet<'a> {
     /// order; if a call failed as a whole, its keys share its error.
     pub async fn send(self) -> Vec<Result<Found, Error>> {
         let Self { keyspace, keys, options } = &self;
+        let until = (options, keyspace.deadline(options));
         let run = |part: Range<usize>| {
             let keys = &keys[part];
             let pending = (0..keys.len()).collect();
-            run_part(keyspace, keys.len(), options, GetRound { keyspace, keys, pending, options })
+            let round = GetRound { keyspace, keys, pending, options };
+            run_part(keyspace, keys.len(), until, round)
         };
         in_order(keyspace.parts(keys, key_bytes), run).await
     }
@@ -220,6 +221,11 @@ fn key_bytes(key: &Key) -> usize {
 }
 
 impl Keyspace {
+    /// Until when all parts of a batch that begins now have to be done.
+    fn deadline(&self, options: &CallOptions) -> Instant {
+        Instant::now() + options.timeout(self.cluster().config())
+    }
+
     /// Cuts a batch into parts that a node takes. An item that is too large alone is a part: the node
     /// says so better.
     fn parts<T>(&self, items: &[T], bytes: fn(&T) -> usize) -> Vec<Range<usize>> {
@@ -286,17 +292,27 @@ trait Round: Call {
     fn results(response: Self::Response) -> Vec<Result<Self::Output, v1::KeyError>>;
 }
 
+/// A part whose turn came when the time of the whole batch was up.
+fn no_time_left<R: Round>() -> Error {
+    let message = "the time was up before this part of the batch was sent";
+    let mut cause = CallError::new(Reason::DeadlinePassed, message);
+    cause.outcome = CallOutcome::NotApplied;
+    Error::new(R::NAME, R::WRITES, None, 0, cause)
+}
+
 /// Sends a part, and sends the keys again that were refused without doing anything.
 async fn run_part<R: Round>(
     keyspace: &Keyspace,
     length: usize,
-    options: &CallOptions,
+    (options, deadline): (&CallOptions, Instant),
     mut round: R,
 ) -> Vec<Result<R::Output, Error>> {
     let cluster = keyspace.cluster();
     let config = cluster.config();
-    let timeout = options.timeout.unwrap_or(config.request_timeout);
-    let deadline = Instant::now() + timeout;
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    if timeout.is_zero() {
+        return std::iter::repeat_with(|| Err(no_time_left::<R>())).take(length).collect();
+    }
     let mut options = CallOptions { timeout: Some(timeout), ..options.clone() };
     let mut results: Vec<Option<Result<R::Output, Error>>> = Vec::new();
     results.resize_with(length, || None);

@@ -8,7 +8,10 @@ use std::{
     error::Error as _,
     future::{Future, poll_fn},
     pin::pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -24,7 +27,7 @@ use tonic::{
 use crate::{
     channel::Channel,
     cluster::Cluster,
-    config::ATTEMPTS_LIMIT,
+    config::{ATTEMPTS_LIMIT, ClientConfig, TIME_MAX},
     error::Error,
     node::{InFlight, Node},
     retry::{self, Decision, Progress},
@@ -73,6 +76,11 @@ pub(crate) struct CallOptions {
 }
 
 impl CallOptions {
+    /// The longest that the call may take.
+    pub(crate) fn timeout(&self, config: &ClientConfig) -> Duration {
+        self.timeout.map_or(config.request_timeout, |it| it.min(TIME_MAX))
+    }
+
     /// The trace context as a header's value.
     pub(crate) fn trace_header(
         &self,
@@ -172,7 +180,7 @@ impl Cluster {
         options: &CallOptions,
     ) -> Result<(C::Response, InFlight), Error> {
         let trace = options.trace_header(C::NAME)?;
-        let timeout = options.timeout.unwrap_or(self.config().request_timeout);
+        let timeout = options.timeout(self.config());
         let deadline = Instant::now() + timeout;
         let mut remaining = timeout;
         let mut attempts = Attempts::default();
@@ -298,23 +306,14 @@ impl Cluster {
     ) -> Result<C::Response, Failure> {
         let mut request = Request::new(request);
         self.set_headers(&mut request, budget, trace);
-        // Around the whole call, whatever the node makes of the header. The
-        // futures are pinned where they are made: moving them would cost more than all else here.
-        let sending = C::send(node.channel(), self.config().message_bytes_max, request);
-        let mut sending = pin!(sending);
-        let mut time_is_up = pin!(tokio::time::sleep(budget));
-        let answer = poll_fn(|context| match sending.as_mut().poll(context) {
-            Poll::Ready(answer) => Poll::Ready(Some(answer)),
-            Poll::Pending => time_is_up.as_mut().poll(context).map(|()| None),
-        });
-        match answer.await {
-            Some(Ok(response)) => Ok(response.into_inner()),
-            Some(Err(status)) => Err(failure(&status)),
-            None => Err(Failure {
-                progress: Progress::NoAnswer,
-                error: no_answer_in_time(C::WRITES, budget),
-            }),
-        }
+        let bytes_max = self.config().message_bytes_max;
+        let response = send_within(
+            node,
+            budget,
+            |channel| C::send(channel, bytes_max, request),
+            || no_answer_in_time(C::WRITES, budget),
+        );
+        Ok(response.await?.into_inner())
     }
 
     /// Sets the deadline and the trace context of a request.
@@ -376,15 +375,48 @@ impl Cluster {
     }
 }
 
+/// Sends a call to a node, whatever the node makes of its deadline, and tells how far it got if it fails: time
+/// that is up before there is a connection proves that it was never sent. `late` is the error of one that was.
+pub(crate) async fn send_within<T, F: Future<Output = Result<T, Status>>>(
+    node: &Node,
+    budget: Duration,
+    send: impl FnOnce(Channel) -> F,
+    late: impl FnOnce() -> CallError,
+) -> Result<T, Failure> {
+    let is_connected = AtomicBool::new(false);
+    // The futures are pinned where they are made: moving them would cost more than all else here.
+    let mut sending = pin!(async {
+        let channel = node.open().await.map_err(|it| Status::from_error(Box::new(it)))?;
+        is_connected.store(true, Ordering::Relaxed);
+        send(channel).await
+    });
+    let mut time_is_up = pin!(tokio::time::sleep(budget));
+    let answer = poll_fn(|context| match sending.as_mut().poll(context) {
+        Poll::Ready(answer) => Poll::Ready(Some(answer)),
+        Poll::Pending => time_is_up.as_mut().poll(context).map(|()| None),
+    });
+    match answer.await {
+        Some(answer) => answer.map_err(|status| failure(&status)),
+        None if is_connected.load(Ordering::Relaxed) => {
+            Err(Failure { progress: Progress::NoAnswer, error: late() })
+        }
+        None => Err(never_sent(&format!("cannot connect: no connection within {budget:?}"))),
+    }
+}
+
+/// A call that no node has begun with.
+fn never_sent(message: &str) -> Failure {
+    let mut error = CallError::new(Reason::ConnectionLost, message);
+    error.outcome = CallOutcome::NotApplied;
+    Failure { progress: Progress::NeverTaken, error }
+}
+
 /// Tells how far a call got, by the error that tonic made of it.
 pub(crate) fn failure(status: &Status) -> Failure {
     let mut source = status.source();
     while let Some(error) = source {
         if let Some(why) = never_taken(error) {
-            let message = format!("{why}: {}", innermost_message(status));
-            let mut error = CallError::new(Reason::ConnectionLost, message);
-            error.outcome = CallOutcome::NotApplied;
-            return Failure { progress: Progress::NeverTaken, error };
+            return never_sent(&format!("{why}: {}", innermost_message(status)));
         }
         source = error.source();
     }

@@ -30,12 +30,9 @@ const AGENT: HeaderValue =
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A connection that is made when it is first used, and again when it is used after it broke. Clones
-/// share it; it closes with the last of them.
-#[derive(Clone)]
-pub(crate) struct Channel(Arc<Link>);
-
-struct Link {
+/// The way to a node: a connection that is made when it is first used, and again when it is used after it
+/// broke.
+pub(crate) struct Link {
     authority: Authority,
     dialer: Arc<Dialer>,
     /// The connection, if there has been one.
@@ -47,18 +44,18 @@ struct Link {
 /// What came of an attempt to connect.
 type Attempt = Result<Arc<SendRequest<Body>>, Arc<io::Error>>;
 
-impl fmt::Debug for Channel {
+impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Channel").field(&self.0.authority).finish()
+        f.debug_tuple("Link").field(&self.authority).finish()
     }
 }
 
-impl Channel {
-    /// A channel that is not connected yet.
-    pub(crate) fn new(authority: Authority, dialer: Arc<Dialer>) -> Self {
-        let (sender, attempt) = (ArcSwapOption::empty(), Mutex::default());
-        Self(Arc::new(Link { authority, dialer, sender, attempt }))
-    }
+/// The connection of a link that is open. Clones share it; it closes when the link has another one, or is gone,
+/// and no call is under way on it.
+#[derive(Clone)]
+pub(crate) struct Channel {
+    link: Arc<Link>,
+    sender: Arc<SendRequest<Body>>,
 }
 
 impl Service<Request<Body>> for Channel {
@@ -71,33 +68,26 @@ impl Service<Request<Body>> for Channel {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let link = Arc::clone(&self.0);
-        Box::pin(link.send(request))
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let completed = self.link.complete(&mut request);
+        let mut sender = SendRequest::clone(&self.sender);
+        Box::pin(async move {
+            completed?;
+            let sent = sender.try_send_request(request).await;
+            sent.map_err(|mut error| match error.take_message() {
+                // The connection was about to close and has not taken it: it may go by another one.
+                Some(_unsent) => ConnectError(error.into_error().into()).into(),
+                None => error.into_error().into(),
+            })
+        })
     }
 }
 
 impl Link {
-    async fn send(
-        self: Arc<Self>,
-        mut request: Request<Body>,
-    ) -> Result<Response<Incoming>, BoxError> {
-        self.complete(&mut request)?;
-        let open = self.open().await?;
-        let unsent = match SendRequest::clone(&open).try_send_request(request).await {
-            Ok(response) => return Ok(response),
-            Err(mut error) => match error.take_message() {
-                // The connection was about to close and has not taken it: it may go by another one.
-                Some(unsent) => unsent,
-                None => return Err(error.into_error().into()),
-            },
-        };
-        let open = self.open().await?;
-        let sent = SendRequest::clone(&open).try_send_request(unsent).await;
-        sent.map_err(|mut error| match error.take_message() {
-            Some(_unsent) => ConnectError(error.into_error().into()).into(),
-            None => error.into_error().into(),
-        })
+    /// A link without a connection.
+    pub(crate) fn new(authority: Authority, dialer: Arc<Dialer>) -> Arc<Self> {
+        let (sender, attempt) = (ArcSwapOption::empty(), Mutex::default());
+        Arc::new(Self { authority, dialer, sender, attempt })
     }
 
     /// Says whom the request is for, and from whom.
@@ -111,14 +101,15 @@ impl Link {
     }
 
     /// The connection that is open, or a new one. A [`ConnectError`] proves that a call was never sent.
-    async fn open(self: &Arc<Self>) -> Result<Arc<SendRequest<Body>>, ConnectError> {
+    pub(crate) async fn open(self: &Arc<Self>) -> Result<Channel, ConnectError> {
+        let channel = |sender| Channel { link: Arc::clone(self), sender };
         if let Some(open) = self.usable() {
-            return Ok(open);
+            return Ok(channel(open));
         }
         let mut attempt = self.attempt();
         let ended = attempt.wait_for(Option::is_some).await;
         let ended = ended.map_or(None, |it| it.clone()).unwrap_or_else(|| Err(Arc::new(stopped())));
-        ended.map_err(|error| ConnectError(Box::new(error)))
+        ended.map(channel).map_err(|error| ConnectError(Box::new(error)))
     }
 
     fn usable(&self) -> Option<Arc<SendRequest<Body>>> {

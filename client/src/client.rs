@@ -52,6 +52,7 @@ impl Client {
     /// ```
     pub async fn connect(config: ClientConfig) -> Result<Self, Error> {
         config.validate()?;
+        let config = config.bounded();
         let dialer = Arc::new(Dialer::new(&config));
         let mut seeds = Vec::with_capacity(config.addresses.len());
         for address in &config.addresses {

@@ -131,6 +131,27 @@ impl ClientConfig {
     }
 }
 
+impl ClientConfig {
+    /// With no time longer than [`TIME_MAX`].
+    pub(crate) fn bounded(mut self) -> Self {
+        for time in [
+            &mut self.connect_timeout,
+            &mut self.request_timeout,
+            &mut self.retry_delay,
+            &mut self.retry_delay_max,
+            &mut self.topology_refresh_interval,
+            &mut self.keep_alive_interval,
+            &mut self.keep_alive_timeout,
+        ] {
+            *time = TIME_MAX.min(*time);
+        }
+        self
+    }
+}
+
+/// What stands for ever: clocks and headers have no room for much more.
+pub(crate) const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// The highest `attempts_max`.
 pub(crate) const ATTEMPTS_LIMIT: u32 = 16;
 
@@ -169,5 +190,18 @@ mod tests {
         check(|it| it.attempts_max = 17, "attempts_max");
         check(|it| it.batch_keys_max = 0, "batch_keys_max");
         check(|it| it.topology_refresh_interval = Duration::ZERO, "topology_refresh_interval");
+    }
+
+    #[test]
+    fn for_ever_is_a_year() {
+        let config = ClientConfig {
+            request_timeout: Duration::MAX,
+            topology_refresh_interval: Duration::MAX,
+            ..ClientConfig::default()
+        };
+        let bounded = config.bounded();
+        assert_eq!(bounded.request_timeout, TIME_MAX);
+        assert_eq!(bounded.topology_refresh_interval, TIME_MAX);
+        assert_eq!(bounded.retry_delay, ClientConfig::default().retry_delay);
     }
 }

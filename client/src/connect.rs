@@ -52,6 +52,9 @@ impl Connector for TcpConnector {
     }
 }
 
+/// The largest that HTTP/2 knows (RFC 9113, 6.9.1).
+const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
+
 /// Opens connections, all with the same settings.
 pub(crate) struct Dialer {
     connector: Arc<dyn Connector>,
@@ -88,6 +91,8 @@ impl Dialer {
                 .keep_alive_interval(self.keep_alive_interval)
                 .keep_alive_timeout(self.keep_alive_timeout)
                 .keep_alive_while_idle(true)
+                // A scan that nobody reads keeps its own window only, and no answer of another call waits for it.
+                .initial_connection_window_size(WINDOW_BYTES_MAX)
                 .handshake(TokioIo::new(stream))
                 .await
                 .map_err(io::Error::other)?;

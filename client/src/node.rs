@@ -1,12 +1,14 @@
-//! One node as this client sees it: its channels, its calls in flight, and whether it answers.
+//! One node as this client sees it: its links, its calls in flight, and whether it answers.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU8, AtomicUsize, Ordering},
 };
 
+use tonic::ConnectError;
+
 use crate::{
-    channel::Channel,
+    channel::{Channel, Link},
     connect::{Dialer, InvalidAddress, authority_of},
 };
 
@@ -14,8 +16,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Node {
     address: Arc<str>,
-    channels: Box<[Channel]>,
-    next_channel: AtomicUsize,
+    links: Box<[Arc<Link>]>,
+    next_link: AtomicUsize,
     in_flight: AtomicUsize,
     health: AtomicU8,
 }
@@ -23,11 +25,11 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(address: &str, dialer: &Arc<Dialer>) -> Result<Self, InvalidAddress> {
         let authority = authority_of(address)?;
-        let channel = || Channel::new(authority.clone(), Arc::clone(dialer));
+        let link = || Link::new(authority.clone(), Arc::clone(dialer));
         Ok(Self {
             address: address.into(),
-            channels: std::iter::repeat_with(channel).take(dialer.connections_per_node).collect(),
-            next_channel: AtomicUsize::new(0),
+            links: std::iter::repeat_with(link).take(dialer.connections_per_node).collect(),
+            next_link: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             health: AtomicU8::new(UNTRIED),
         })
@@ -38,13 +40,13 @@ impl Node {
         &self.address
     }
 
-    /// One of its channels, in turn.
-    pub(crate) fn channel(&self) -> Channel {
-        if let [only] = &*self.channels {
-            return only.clone();
-        }
-        let turn = self.next_channel.fetch_add(1, Ordering::Relaxed);
-        self.channels[turn % self.channels.len()].clone()
+    /// One of its connections, in turn, opened if it is not. An error proves that a call was never sent.
+    pub(crate) async fn open(&self) -> Result<Channel, ConnectError> {
+        let turn = match &*self.links {
+            [_only] => 0,
+            links => self.next_link.fetch_add(1, Ordering::Relaxed) % links.len(),
+        };
+        self.links[turn].open().await
     }
 
     /// Calls sent there and not yet answered.

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tonic::Request;
 
 use crate::{
-    call::{Failure, failure},
+    call::{Failure, send_within},
     cluster::Cluster,
     node::Node,
     retry::Progress,
@@ -80,19 +80,23 @@ fn note(node: &Node, response: &Result<v1::GetTopologyResponse, Failure>) {
 }
 
 /// Asks one node after the other for the topology, until one answers with what can be used.
+///
+/// Those that may know best come first, among them any: one that is cut off from the others still answers, and
+/// would be asked for ever.
 pub(crate) async fn refresh(cluster: &Cluster) {
     let mut nodes = cluster.view().all_nodes();
-    // Healthy ones first; among them the client's own datacenter, by the layout's order.
+    // Healthy ones first; among them the client's own datacenter.
     let view = cluster.topology();
     let is_local = |node: &Node| {
         view.nodes()
             .iter()
             .any(|it| it.address == **node.address() && it.datacenter == cluster.datacenter())
     };
-    nodes.sort_by_key(|it| (it.is_broken(), !is_local(it)));
+    nodes.sort_by_cached_key(|it| (it.is_broken(), !is_local(it), cluster.draw()));
     for node in nodes {
         match refresh_from(cluster, &node).await {
-            Ok(()) => return,
+            Ok(Learnt::Topology) => return,
+            Ok(Learnt::Nothing) => {}
             Err(failure) => {
                 tracing::debug!(node = %node.address(), error = %failure.error, "no topology");
             }
@@ -100,8 +104,16 @@ pub(crate) async fn refresh(cluster: &Cluster) {
     }
 }
 
+/// What a node's answer was good for.
+pub(crate) enum Learnt {
+    /// It is as new as what was known, or newer.
+    Topology,
+    /// It is older, of another cluster, or makes no sense.
+    Nothing,
+}
+
 /// Asks one node for the topology, and shows it to all calls unless what is known is newer.
-pub(crate) async fn refresh_from(cluster: &Cluster, node: &Node) -> Result<(), Failure> {
+pub(crate) async fn refresh_from(cluster: &Cluster, node: &Node) -> Result<Learnt, Failure> {
     let known = cluster.topology();
     let response = fetch(cluster.config(), node, known.layout_hash()).await;
     note(node, &response);
@@ -115,13 +127,14 @@ pub(crate) async fn refresh_from(cluster: &Cluster, node: &Node) -> Result<(), F
     };
     match parsed {
         Ok(topology) => {
-            if !cluster.show(topology) {
-                tracing::debug!(node = %node.address(), "an older topology, or a foreign one");
+            if cluster.show(topology) {
+                return Ok(Learnt::Topology);
             }
+            tracing::debug!(node = %node.address(), "an older topology, or a foreign one");
         }
         Err(error) => tracing::warn!(node = %node.address(), %error, "the topology is refused"),
     }
-    Ok(())
+    Ok(Learnt::Nothing)
 }
 
 /// Asks one node for the topology.
@@ -133,13 +146,13 @@ pub(crate) async fn fetch(
     let timeout = config.request_timeout;
     let mut request = Request::new(v1::GetTopologyRequest { known_layout_hash });
     request.set_timeout(timeout);
-    let mut client =
-        AdminServiceClient::new(node.channel()).max_decoding_message_size(config.message_bytes_max);
-    match tokio::time::timeout(timeout, client.get_topology(request)).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(failure(&status)),
-        Err(_) => Err(Failure { progress: Progress::NoAnswer, error: silent(timeout) }),
-    }
+    let bytes_max = config.message_bytes_max;
+    let ask = async |channel| {
+        let client = AdminServiceClient::new(channel);
+        client.max_decoding_message_size(bytes_max).get_topology(request).await
+    };
+    let response = send_within(node, timeout, ask, || silent(timeout));
+    Ok(response.await?.into_inner())
 }
 
 /// A node that does not say what it knows of the cluster. Whoever connects has not begun a call of its

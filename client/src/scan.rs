@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tonic::{Request, Streaming};
 
 use crate::{
-    call::{Attempts, CallOptions, Failure, failure, no_answer_in_time},
+    call::{Attempts, CallOptions, Failure, failure, no_answer_in_time, send_within},
     error::Error,
     keyspace::Keyspace,
     node::InFlight,
@@ -206,7 +206,7 @@ impl Scan {
     /// Only what was not cured by resuming on other nodes.
     pub async fn next_page(&mut self) -> Result<Option<Page>, Error> {
         let trace = self.options.trace_header(NAME)?;
-        let timeout = self.options.timeout.unwrap_or_else(|| self.config().request_timeout);
+        let timeout = self.options.timeout(self.config());
         let deadline = Instant::now() + timeout;
         let mut attempts = Attempts::default();
         while !self.ended {
@@ -221,27 +221,28 @@ impl Scan {
                     }
                 },
             };
-            let next = tokio::time::timeout_at(deadline, stream.messages.message()).await;
+            // Half of what is left, as for the head of a stream, while another node can be asked.
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            let is_last = attempts.count() + 1 >= self.config().attempts_max;
+            let patience = if is_last { remaining } else { remaining / 2 };
+            let next = tokio::time::timeout(patience, stream.messages.message()).await;
+            let is_silent = next.is_err();
             let lost = match next {
                 Ok(Ok(Some(response))) => {
                     stream.pages += 1;
                     return Ok(Some(self.accept(response, stream)));
                 }
-                Ok(Ok(None)) if self.page_token.is_empty() || stream.pages == 0 => {
-                    self.ended = true;
-                    break;
-                }
-                // Ended in good order before the last page: resumed like one that broke.
+                // In good order, and before the last page: resumed like one that broke.
                 Ok(Ok(None)) => Failure { progress: Progress::NoAnswer, error: cut_off() },
                 Ok(Err(status)) => failure(&status),
                 Err(_) => Failure {
                     progress: Progress::NoAnswer,
-                    error: no_answer_in_time(false, timeout),
+                    error: no_answer_in_time(false, patience),
                 },
             };
-            // A stream that served pages before it ended was no failed attempt: its time was up, or
-            // its node went away.
-            if stream.pages == 0 || lost.progress == Progress::Answered {
+            // A stream that served pages before it ended was no failed attempt: its node's time was up, or
+            // the node went away. One that says nothing was.
+            if stream.pages == 0 || is_silent || lost.progress == Progress::Answered {
                 self.recover(stream.node, lost, &mut attempts, deadline, timeout).await?;
             } else {
                 self.keyspace.cluster().learn_from(stream.node.node(), &lost);
@@ -298,26 +299,23 @@ impl Scan {
             range: Some(self.range.0.clone()),
             consistency: self.options.consistency.map(Into::into),
             page_rows: self.page_rows,
-            limit: self.limit,
+            // A node counts from the token on.
+            limit: self.limit.saturating_sub(self.delivered),
             page_token: self.page_token.clone(),
             clock: cluster.clock(),
         });
         cluster.set_headers(&mut request, timeout, trace);
-        let mut client = KvServiceClient::new(node.node().channel())
-            .max_decoding_message_size(self.config().message_bytes_max);
-        // Half of what is left, so that another node can be asked should this one hang.
-        let remaining = deadline.saturating_duration_since(Instant::now());
-        let failure = match tokio::time::timeout(remaining / 2, client.scan(request)).await {
-            Ok(Ok(response)) => {
-                return Ok(Open { messages: response.into_inner(), node, pages: 0 });
-            }
-            Ok(Err(status)) => failure(&status),
-            Err(_) => Failure {
-                progress: Progress::NoAnswer,
-                error: no_answer_in_time(false, remaining / 2),
-            },
+        let bytes_max = self.config().message_bytes_max;
+        let scan = async |channel| {
+            KvServiceClient::new(channel).max_decoding_message_size(bytes_max).scan(request).await
         };
-        Err(Some((node, failure)))
+        // Half of what is left, so that another node can be asked should this one hang.
+        let budget = deadline.saturating_duration_since(Instant::now()) / 2;
+        let late = || no_answer_in_time(false, budget);
+        match send_within(node.node(), budget, scan, late).await {
+            Ok(response) => Ok(Open { messages: response.into_inner(), node, pages: 0 }),
+            Err(failure) => Err(Some((node, failure))),
+        }
     }
 
     /// Notes a failed attempt, and waits as the retry rules say; an error if they give up.

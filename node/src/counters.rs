@@ -122,6 +122,10 @@ counters! {
     calls_overloaded,
     /// Calls refused as invalid.
     calls_invalid,
+    /// Processes of a node that were refused because another one of it is up.
+    processes_refused,
+    /// Times that this process and another one of its node met, and both went on.
+    doubles_met,
     /// Client connections accepted.
     connections_accepted,
     /// Connections closed because there were too many, or because what came was of no client or node of ours.

@@ -32,6 +32,8 @@ async fn a_copied_directory_does_not_run_beside_its_node() {
         put_everywhere(&cluster, 2, "after").await;
         put_everywhere(&cluster, 1, "later").await;
     }
+    let refused = cluster.api(0).counter("processes_refused").await;
+    assert!(refused > 0, "its members count it");
 }
 
 /// An empty directory does not take the place of a node that is up.

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Admin;
 use crate::{
-    call::{Attempts, Failure, Route, failure, no_answer_in_time},
+    call::{Attempts, Failure, Route, failure, no_answer_in_time, send_within},
     channel::Channel,
     error::Error,
     node::InFlight,
@@ -90,7 +90,7 @@ impl Admin {
     ) -> Result<R, Error> {
         let cluster = self.client.cluster();
         let trace = self.options.trace_header(call)?;
-        let budget = self.options.timeout.unwrap_or(cluster.config().request_timeout);
+        let budget = self.options.timeout(cluster.config());
         let route = self.node.as_ref().map_or(Route::Home, Route::Node);
         let mut attempts = Attempts::default();
         let Some(node) = cluster.choose(&route, &attempts) else {
@@ -100,16 +100,16 @@ impl Admin {
         let mut request = Request::new(request);
         cluster.set_headers(&mut request, budget, trace.as_ref());
         let bytes_max = cluster.config().message_bytes_max;
-        let client = AdminServiceClient::new(node.node().channel());
-        let client = client.max_decoding_message_size(bytes_max);
+        let send = |channel| {
+            let client = AdminServiceClient::new(channel);
+            open(client.max_decoding_message_size(bytes_max), request)
+        };
         let silence = budget.max(SILENCE_MIN);
         let silent =
             || Failure { progress: Progress::NoAnswer, error: no_answer_in_time(writes, silence) };
         let read = async {
-            let opened = timeout(budget, open(client, request)).await.map_err(|_elapsed| {
-                Failure { progress: Progress::NoAnswer, error: no_answer_in_time(writes, budget) }
-            })?;
-            let mut messages = opened.map_err(|it| failure(&it))?.into_inner();
+            let late = || no_answer_in_time(writes, budget);
+            let mut messages = send_within(node.node(), budget, send, late).await?.into_inner();
             cluster.note_answer(node.node(), None);
             loop {
                 let next =

@@ -3,6 +3,7 @@ use std::{
     time::Duration,
 };
 
+use proto::CallOutcome;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     sync::Semaphore,
@@ -12,8 +13,9 @@ use tonic::Status;
 use super::*;
 use crate::{
     ClientConfig,
-    call::failure,
+    call::{failure, send_within},
     connect::{Connecting, Connection, Connector, authority_of},
+    node::Node,
     retry::Progress,
 };
 
@@ -47,6 +49,12 @@ impl Connector for Piped {
     }
 }
 
+/// Makes a call, by a connection that is opened for it.
+async fn call(link: &Arc<Link>, body: Body) -> Result<Response<Incoming>, BoxError> {
+    let mut channel = link.open().await?;
+    channel.call(Request::new(body)).await
+}
+
 /// What becomes of a call whose request is answered with these bytes, and then with the end.
 async fn answered_with(frames: &'static [u8]) -> Progress {
     const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
@@ -55,7 +63,7 @@ async fn answered_with(frames: &'static [u8]) -> Progress {
     let connector = Arc::new(Piped(Mutex::new(vec![ours])));
     let config = ClientConfig { connector, ..ClientConfig::default() };
     let authority = authority_of("127.0.0.1:1").expect("it is one");
-    let mut channel = Channel::new(authority, Arc::new(Dialer::new(&config)));
+    let link = Link::new(authority, Arc::new(Dialer::new(&config)));
     tokio::spawn(async move {
         theirs.write_all(SETTINGS).await?;
         let mut preface = [0; 24];
@@ -73,7 +81,7 @@ async fn answered_with(frames: &'static [u8]) -> Progress {
         }
     });
     let body = Body::new(String::from("a call"));
-    let error = channel.call(Request::new(body)).await.expect_err("no answer");
+    let error = call(&link, body).await.expect_err("no answer");
     failure(&Status::from_error(error)).progress
 }
 
@@ -96,10 +104,10 @@ async fn an_attempt_to_connect_is_for_all_who_wait_and_outlives_who_began_it() {
         Arc::new(Refusing { begun: AtomicUsize::new(0), may_end: Arc::clone(&may_end) });
     let config = ClientConfig { connector: connector.clone(), ..ClientConfig::default() };
     let authority = authority_of("127.0.0.1:1").expect("it is one");
-    let channel = Channel::new(authority, Arc::new(Dialer::new(&config)));
+    let link = Link::new(authority, Arc::new(Dialer::new(&config)));
     let call = || {
-        let mut channel = channel.clone();
-        tokio::spawn(async move { channel.call(Request::new(Body::empty())).await })
+        let link = Arc::clone(&link);
+        tokio::spawn(async move { call(&link, Body::empty()).await })
     };
     let (first, others) = (call(), [call(), call()]);
     while connector.begun.load(Ordering::Relaxed) == 0 {
@@ -126,8 +134,8 @@ async fn taken_by_nobody(breaks_off: bool) -> Progress {
     let connect_timeout = Duration::from_millis(50);
     let config = ClientConfig { connector, connect_timeout, ..ClientConfig::default() };
     let authority = authority_of("127.0.0.1:1").expect("it is one");
-    let mut channel = Channel::new(authority, Arc::new(Dialer::new(&config)));
-    let call = channel.call(Request::new(Body::new(String::from("a call"))));
+    let link = Link::new(authority, Arc::new(Dialer::new(&config)));
+    let call = call(&link, Body::new(String::from("a call")));
     let node = async move {
         // Something has been sent, and is read by nobody.
         theirs.read_exact(&mut [0; 24]).await.expect("a preface");
@@ -146,4 +154,45 @@ async fn taken_by_nobody(breaks_off: bool) -> Progress {
 async fn what_only_an_operating_system_accepts_was_never_taken() {
     assert_eq!(taken_by_nobody(true).await, Progress::NeverTaken);
     assert_eq!(taken_by_nobody(false).await, Progress::NeverTaken);
+}
+
+#[tokio::test]
+async fn time_that_is_up_before_there_is_a_connection_proves_that_nothing_was_sent() {
+    let may_end = Arc::new(Semaphore::new(0));
+    let connector = Arc::new(Refusing { begun: AtomicUsize::new(0), may_end });
+    let config = ClientConfig { connector, ..ClientConfig::default() };
+    let node = Node::new("127.0.0.1:1", &Arc::new(Dialer::new(&config))).expect("an address");
+    let budget = Duration::from_millis(20);
+    let send = async |_: Channel| -> Result<(), Status> { unreachable!("it is not connected") };
+    let late = || unreachable!("it was not sent");
+    let failure = send_within(&node, budget, send, late).await.expect_err("nobody listens");
+    assert_eq!(failure.progress, Progress::NeverTaken);
+    assert_eq!(failure.error.outcome, CallOutcome::NotApplied);
+}
+
+/// Answers of other calls come though scans are not read: what the connection may have under way does not bind.
+#[tokio::test]
+async fn a_connection_has_all_the_room_that_there_is() {
+    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const WINDOW_UPDATE: u8 = 8;
+    let (ours, mut theirs) = tokio::io::duplex(64 << 10);
+    let connector = Arc::new(Piped(Mutex::new(vec![ours])));
+    let config = ClientConfig { connector, ..ClientConfig::default() };
+    let authority = authority_of("127.0.0.1:1").expect("it is one");
+    let link = Link::new(authority, Arc::new(Dialer::new(&config)));
+    theirs.write_all(SETTINGS).await.expect("room");
+    let open = link.open().await.expect("it has said something");
+    theirs.read_exact(&mut [0; 24]).await.expect("a preface");
+    let window = loop {
+        let mut head = [0; 9];
+        theirs.read_exact(&mut head).await.expect("a frame");
+        let [high, middle, low, kind, _, stream @ ..] = head;
+        let mut payload = vec![0; u32::from_be_bytes([0, high, middle, low]) as usize];
+        theirs.read_exact(&mut payload).await.expect("its payload");
+        if kind == WINDOW_UPDATE && stream == [0; 4] {
+            break u32::from_be_bytes(payload.try_into().expect("four bytes")) + 65_535;
+        }
+    };
+    assert_eq!(window, (1 << 31) - 1);
+    drop(open);
 }

@@ -87,6 +87,20 @@ async fn a_broken_connection_leaves_every_write_of_the_batch_unknown() {
 }
 
 #[tokio::test]
+async fn all_parts_of_a_batch_share_its_time() {
+    let fake = Fake::start(&["a", "a"]).await;
+    let config = ClientConfig { batch_keys_max: 1, ..fake.config() };
+    let keyspace = client::Client::connect(config).await.unwrap().keyspace("k");
+    fake.script(vec![Answer::Hang; 4]);
+    let call = keyspace.batch_write(items(&["1", "2", "3", "4", "5"]));
+    let results = call.timeout(std::time::Duration::from_millis(200)).await;
+    let outcomes: Vec<_> = results.iter().map(|it| it.as_ref().unwrap_err().outcome()).collect();
+    assert_eq!(outcomes[..4], [CallOutcome::Unknown; 4]);
+    assert_eq!(outcomes[4], CallOutcome::NotApplied, "it was never sent");
+    assert_eq!(fake.received().len(), 4);
+}
+
+#[tokio::test]
 async fn a_large_batch_is_sent_in_parts() {
     let fake = Fake::start(&["a", "a"]).await;
     let config = ClientConfig { batch_keys_max: 2, ..fake.config() };

@@ -415,7 +415,9 @@ impl KvService for Service {
         request: Request<wire::ScanRequest>,
     ) -> Result<Response<Self::ScanStream>, Status> {
         let token = String::from_utf8_lossy(&request.get_ref().page_token).into_owned();
-        let answer = self.answer("scan", &request, request.get_ref().clock, vec![token]).await?;
+        let limit = request.get_ref().limit;
+        let about = if limit == 0 { token } else { format!("{token} limit {limit}") };
+        let answer = self.answer("scan", &request, request.get_ref().clock, vec![about]).await?;
         let participation = self.participation(&answer);
         let (pages, end) = match answer {
             Answer::Pages(pages, end) => (pages, *end),

@@ -129,4 +129,24 @@ async fn a_limit_holds_over_resumptions() {
         pages(&[(&["c", "d"], "t2"), (&["e"], "")], FINE),
     ]);
     assert_eq!(rows(keyspace.scan(ScanRange::all()).limit(3)).await.unwrap(), "a b c");
+    assert_eq!(tokens(&fake), [" limit 3", "t1 limit 1"]);
+}
+
+#[tokio::test]
+async fn a_stream_without_a_page_is_no_end() {
+    let fake = Fake::start(&["a", "a"]).await;
+    let keyspace = fake.keyspace().await;
+    fake.script([pages(&[(&["a"], "t1")], FINE), pages(&[], FINE), pages(&[(&["b"], "")], FINE)]);
+    assert_eq!(rows(keyspace.scan(ScanRange::all())).await.unwrap(), "a b");
+}
+
+#[tokio::test]
+async fn a_scan_whose_node_falls_silent_goes_on_elsewhere() {
+    let fake = Fake::start(&["a", "a", "a"]).await;
+    let keyspace = fake.keyspace().await;
+    fake.script([pages(&[(&["a"], "t1")], Answer::Hang), pages(&[(&["b"], "")], FINE)]);
+    let scan = keyspace.scan(ScanRange::all()).timeout(Duration::from_secs(1));
+    assert_eq!(rows(scan).await.unwrap(), "a b");
+    let path = fake.path();
+    assert_ne!(path[0], path[1]);
 }

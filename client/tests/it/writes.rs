@@ -149,6 +149,8 @@ async fn the_clock_is_carried_and_merged() {
         Answer::Error(refusal), // The retry carries what the refusal told.
         Answer::Fine { clock: 0 },
         Answer::Error(failure),
+        Answer::Fine { clock: 0 },
+        Answer::Pages(vec![(vec!["a"], "")], Box::new(Answer::Fine { clock: 0 })),
     ]);
     keyspace.put("key", "value").await.unwrap();
     keyspace.get("key").await.unwrap();

@@ -19,6 +19,7 @@ use super::{
     links::{Backoff, JOIN_IO_LOOP, Links, NoLink},
 };
 use crate::{
+    counters::Counters,
     membership::Member,
     shared::{Shared, StopReason},
 };
@@ -70,6 +71,7 @@ impl Shared {
         let Some(status) = self.status_if_known(node) else { return Ok(()) };
         match status.linked().filter(|it| it.process != hello.process) {
             Some(linked) if status.is_reachable(self.elapsed_us()) => {
+                Counters::count(&self.counters.processes_refused);
                 Err(is_up(member).with(PEER_ADDRESS, linked.peer_address))
             }
             _ => Ok(()),
@@ -176,8 +178,11 @@ impl Links {
 
     /// Another process of this node refuses this one, and does not end.
     fn refused_by_double(&self, shared: &Shared, address: SocketAddr) {
-        let is_news = || !self.refusals.double_told.swap(true, Ordering::Relaxed);
-        if shared.standing().is_open && is_news() {
+        if !shared.standing().is_open {
+            return;
+        }
+        Counters::count(&shared.counters.doubles_met);
+        if !self.refusals.double_told.swap(true, Ordering::Relaxed) {
             tracing::warn!(%address, "another process of this node has members of its own: both go on");
         }
     }

@@ -1,6 +1,10 @@
 //! Sends the batches of an import and settles them in the order of the file.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use client::{Error, Keyspace, WriteItem};
 use futures_util::{StreamExt, stream::FuturesOrdered};
@@ -31,6 +35,8 @@ const SAVE_INTERVAL: Duration = Duration::from_secs(1);
 /// The first pause before rows are tried again; it doubles.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
+/// What stands for ever: clocks have no room for much more.
+const RETRY_FOR_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Imports to the end of the file; what stopped it before, if something did.
 pub(super) async fn run(
@@ -44,11 +50,12 @@ pub(super) async fn run(
     let bar = progress::bytes_bar(output, job.length);
     let mut batches = Batches::new(args.batch_rows.get());
     let mut in_flight = FuturesOrdered::new();
+    let stopping = AtomicBool::new(false);
     let mut saved = Instant::now();
     loop {
         while stop.is_none() && in_flight.len() < args.in_flight.get() {
             let Some(batch) = batches.next(&mut job.source, &args.file)? else { break };
-            in_flight.push_back(write(batch, keyspace, args));
+            in_flight.push_back(write(batch, keyspace, args, &stopping));
         }
         if in_flight.is_empty() {
             break;
@@ -56,6 +63,7 @@ pub(super) async fn run(
         let settled = tokio::select! {
             Some(settled) = in_flight.next() => settled,
             signal = signals.next(), if stop.is_none() => {
+                stopping.store(true, Ordering::Relaxed);
                 stop = Some(Stop::Signal(signal));
                 continue;
             }
@@ -152,12 +160,18 @@ impl Job {
     }
 }
 
-/// Writes the rows of a batch, and those that were not applied again until they are or time is up.
-async fn write(batch: Batch, keyspace: &Keyspace, args: &ImportArgs) -> Settled {
-    let deadline = Instant::now() + args.retry_for;
+/// Writes the rows of a batch, and those that were not applied again until they are, time is up, or the import
+/// is to stop.
+async fn write(
+    batch: Batch,
+    keyspace: &Keyspace,
+    args: &ImportArgs,
+    stopping: &AtomicBool,
+) -> Settled {
+    let deadline = Instant::now() + args.retry_for.min(RETRY_FOR_MAX);
     let mut left: Vec<(usize, ParsedRow)> =
         batch.rows().map(|(index, row)| (index, row.clone())).collect();
-    let mut errors = BTreeMap::new();
+    let (mut errors, mut unknown) = (BTreeMap::new(), BTreeSet::new());
     let (mut rows, mut refused) = (Effects::default(), None);
     let (mut attempts, mut delay) = (0, RETRY_DELAY);
     while !left.is_empty() && refused.is_none() {
@@ -170,13 +184,17 @@ async fn write(batch: Batch, keyspace: &Keyspace, args: &ImportArgs) -> Settled 
                 rows.wrote = true;
                 continue;
             };
-            rows.unknown |= error.is_unknown_write();
-            if worth_another_try(&error, args.retry_unknown) && Instant::now() + delay < deadline {
+            if error.is_unknown_write() {
+                rows.unknown = true;
+                unknown.insert(index);
+            }
+            let goes_on = !stopping.load(Ordering::Relaxed) && Instant::now() + delay < deadline;
+            if worth_another_try(&error, args.retry_unknown) && goes_on {
                 again.push((index, row));
             } else if concerns_every_row(&error) {
                 refused = Some(error);
             } else {
-                errors.insert(index, record_error(&error, attempts));
+                errors.insert(index, record_error(&error, attempts, unknown.contains(&index)));
             }
         }
         left = again;
@@ -247,11 +265,27 @@ fn concerns_every_row(error: &Error) -> bool {
     }
 }
 
-fn record_error(error: &Error, attempts: u32) -> RecordError {
+/// What becomes of a row in the end. One whose outcome was unknown once stays so, whatever a later attempt was
+/// told.
+fn record_error(error: &Error, attempts: u32, was_unknown: bool) -> RecordError {
+    let outcome = if was_unknown { CallOutcome::Unknown } else { error.outcome() };
     RecordError {
         reason: error.reason().as_str().to_owned(),
-        outcome: error.outcome().as_str(),
+        outcome: outcome.as_str(),
         message: error.message().to_owned(),
         attempts,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_row_that_may_have_been_written_once_stays_unknown() {
+        let connected = client::Client::connect_to("127.0.0.1:1").await;
+        let error = connected.err().expect("nobody listens there");
+        assert_eq!(record_error(&error, 2, true).outcome, CallOutcome::Unknown.as_str());
+        assert_eq!(record_error(&error, 2, false).outcome, CallOutcome::NotApplied.as_str());
     }
 }
