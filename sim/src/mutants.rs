@@ -43,6 +43,7 @@ pub const STAGED: &[Mutant] = &[
     Mutant::FilledFromOne,
     Mutant::FillOrderIgnored,
     Mutant::FillKeepsExtras,
+    Mutant::FillMeetsUnswept,
     Mutant::OldVotesCount,
     Mutant::NotAskedAgain,
     Mutant::RollbackUnseen,

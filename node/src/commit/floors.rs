@@ -146,7 +146,8 @@ impl PartitionFloor {
         value.freeze()
     }
 
-    fn decode(key: &[u8], value: &[u8]) -> Option<Self> {
+    /// Reads the row of a partition; `None` if it is damaged.
+    pub fn decode(key: &[u8], value: &[u8]) -> Option<Self> {
         let (body, crc) = value.split_last_chunk::<4>()?;
         let (fields, []) = body.as_chunks::<8>() else { return None };
         let [fence, signed, signed_round, floor, floor_round, swept, opened, filled] = fields
@@ -248,6 +249,11 @@ impl Floors {
     /// True while nothing is taken or answered.
     pub fn is_shut(&self) -> bool {
         self.shut.load(Ordering::Acquire)
+    }
+
+    /// True if this replica of a partition takes writes.
+    pub fn takes_writes(&self, keyspace: KeyspaceId, partition: PartitionIndex) -> bool {
+        !self.is_shut() && self.table.load().takes_writes(keyspace, partition)
     }
 
     /// The floor of a partition; an error if what this replica holds of it does not count.

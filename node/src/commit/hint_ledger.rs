@@ -212,7 +212,8 @@ impl HintLedger {
         self.set(place, count);
     }
 
-    /// A hint is removed. `stamp_ms` is `None` if it was damaged: then it counts as one of the oldest.
+    /// A hint is removed. `stamp_ms` is `None` if it was damaged: then it counts as one of the oldest, so that
+    /// they are not looked for again and again. Of ANY as one of the newest: no fence may pass one that is left.
     pub(super) fn remove(
         &mut self,
         target: NodeId,
@@ -224,7 +225,11 @@ impl HintLedger {
         let kind = class.into();
         let place = |it: u64| Place { target, kind, keyspace, step: it / AGE_STEP_MS };
         let known = stamp_ms.map(place).filter(|it| self.counts.contains_key(it));
-        let Some(place) = known.or_else(|| self.oldest(target, kind, keyspace)) else { return };
+        let guessed = || match class {
+            HintClass::Ordinary => self.places(target, kind, keyspace).next(),
+            HintClass::Any => self.places(target, kind, keyspace).next_back(),
+        };
+        let Some(place) = known.or_else(guessed) else { return };
         let before = self.count(place);
         let number = before.number.saturating_sub(1);
         let bytes = if number == 0 { 0 } else { before.bytes.saturating_sub(bytes) };
@@ -337,14 +342,20 @@ impl HintLedger {
 
     fn hint_sum(&self, target: NodeId, kind: Kind, keyspace: KeyspaceId) -> HintSum {
         let sum = self.sum(target, kind, keyspace);
-        let oldest = self.oldest(target, kind, keyspace);
+        let oldest = self.places(target, kind, keyspace).next();
         let oldest_ms = oldest.map(|it| it.step.saturating_mul(AGE_STEP_MS));
         HintSum { hints: sum.number, bytes: sum.bytes, oldest_ms }
     }
 
-    fn oldest(&self, target: NodeId, kind: Kind, keyspace: KeyspaceId) -> Option<Place> {
+    /// From the oldest to the newest.
+    fn places(
+        &self,
+        target: NodeId,
+        kind: Kind,
+        keyspace: KeyspaceId,
+    ) -> impl DoubleEndedIterator<Item = Place> {
         let [first, last] = [0, u64::MAX].map(|step| Place { target, kind, keyspace, step });
-        self.counts.range(first..=last).next().map(|it| *it.0)
+        self.counts.range(first..=last).map(|it| *it.0)
     }
 }
 

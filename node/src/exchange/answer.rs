@@ -176,15 +176,11 @@ impl Shared {
                 false => Some(Sketch::decode(&range.sketch).ok_or(Refusal::Failed)?),
             };
             let span = Span::from_wire(keyspace, range).ok_or(Refusal::Failed)?;
-            let read = span
-                .read(&self.world.storage, &hasher, asked.salt, ANSWER_LIMITS, &self.damage)
-                .map_err(|error| self.read_error(&error))?;
+            let read = span.read_for(self, &hasher, asked.salt, ANSWER_LIMITS)?;
             read_bytes += read.bytes;
             let read = read.without_purgeable(Hlc(asked.floor)).stamped_after(Hlc(asked.since));
-            if asked.exact && read.damaged > 0 {
-                // Nobody knows what they were.
-                return Err(Refusal::Corrupt);
-            }
+            // Nobody knows what they were.
+            let damaged = read.is_unreadable || asked.exact && read.damaged > 0;
             let differences = match &sketch {
                 Some(sketch) => compare(sketch, &read.digests, read.covered_to.is_none()),
                 None => name_all(&read.digests),
@@ -195,6 +191,7 @@ impl Shared {
                 buckets: buckets.into(),
                 records: records.into(),
                 covered_to: read.covered_to.unwrap_or_default(),
+                damaged,
             });
         }
         Ok(answer)

@@ -3,11 +3,12 @@
 use antientropy::exchange::{RecordDigest, TokenRange};
 use antientropy::merkle::RecordHasher;
 use bytes::Bytes;
-use model::{Hlc, KeyspaceId, Record, StorageKey, Token};
+use model::{Hlc, KeyspaceId, Record, Refusal, StorageKey, Token};
 use proto::internal::RecordRange;
 
 use crate::damage::DamageBoard;
 use crate::replica::decode_stored;
+use crate::shared::Shared;
 use crate::storage::{RangeRequest, Space, Storage, StorageError};
 
 /// A range of tokens, or a part of one: a partition key with more rows than are read at once has one
@@ -71,6 +72,24 @@ impl Span {
         RangeRequest { space: Space::Data, start, end, reverse: false, rows_max, bytes_max }
     }
 
+    /// Reads the span's records until so many rows or about so many bytes; notes which are damaged. Of a span
+    /// that storage cannot read there are none: others are compared all the same.
+    pub(crate) fn read_for(
+        &self,
+        shared: &Shared,
+        hasher: &RecordHasher,
+        salt: u64,
+        limits: (usize, usize),
+    ) -> Result<SpanRecords, Refusal> {
+        let read = self.read(&shared.world.storage, hasher, salt, limits, &shared.damage);
+        read.or_else(|error| match shared.read_error(&error) {
+            Refusal::Corrupt => {
+                Ok(SpanRecords { damaged: 1, is_unreadable: true, ..SpanRecords::default() })
+            }
+            refusal => Err(refusal),
+        })
+    }
+
     /// Reads the span's records until so many rows or about so many bytes; notes which are damaged.
     pub(crate) fn read(
         &self,
@@ -122,6 +141,8 @@ pub(crate) struct SpanRecords {
     pub(crate) bytes: usize,
     /// Rows that failed their checksum.
     pub(crate) damaged: usize,
+    /// Storage cannot read the span at all.
+    pub(crate) is_unreadable: bool,
     /// The last storage key that was read, if there are more behind it.
     pub(crate) covered_to: Option<Bytes>,
 }

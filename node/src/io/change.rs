@@ -164,17 +164,36 @@ impl IoLoop {
         let shared = &self.shared;
         let turn = timeout_at(deadline, shared.changes.proposing.lock()).await;
         let mut run = turn.map_err(|_elapsed| ProposeError::NoTurn)?;
-        let mut is_first = true;
+        let (mut is_first, mut overtaken) = (true, None);
         loop {
             *run += 1;
-            let number = shared.identity.incarnation << 20 | *run & 0xf_ffff;
+            // The low bits of an incarnation are free at a start.
+            let number = shared.identity.incarnation | *run & 0xf_ffff;
             let view = shared.view.load_full();
             let parent = view.metadata().map(|it| Metadata::clone(it));
-            let own = make(parent.as_ref())?;
+            let own = match (make(parent.as_ref()), overtaken) {
+                (Ok(own), _) => own,
+                (Err(error), None) => return Err(error.into()),
+                // By what was proposed here, maybe.
+                (Err(_), Some(required)) => {
+                    return Err(ProposeError::Undecided {
+                        required,
+                        agreed: 0,
+                        silent: Vec::new(),
+                    });
+                }
+            };
+            let hash = own.hash();
             let proposer = Proposer::new(parent, own, shared.identity.node, number)
                 .expect("a successor follows its parent");
             self.await_enough(&proposer, deadline, std::mem::take(&mut is_first)).await?;
-            let (metadata, ours) = self.decide(proposer, deadline).await?;
+            let required = proposer.required();
+            let (metadata, whose) = self.decide(proposer, deadline).await?;
+            // Another one was decided on top of it.
+            let ours = whose == Whose::Own || metadata.parent() == hash;
+            if whose == Whose::Overtaken {
+                overtaken = Some(required);
+            }
             shared.adopt_durably(metadata).await?;
             if ours {
                 let view = shared.view.load_full();
@@ -231,12 +250,12 @@ impl IoLoop {
         }
     }
 
-    /// Runs one proposer to its end; true if what was decided is what it proposed.
+    /// Runs one proposer to its end; whose proposal was decided.
     async fn decide(
         &self,
         mut proposer: Proposer,
         deadline: Instant,
-    ) -> Result<(Metadata, bool), ProposeError> {
+    ) -> Result<(Metadata, Whose), ProposeError> {
         let (sender, mut replies) = mpsc::channel(256);
         let changes = &self.shared.changes;
         let slot = || changes.replies.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -306,10 +325,20 @@ impl IoLoop {
     }
 }
 
-fn ended(outcome: Outcome) -> Result<(Metadata, bool), ProposeError> {
+/// Whose proposal has become the metadata in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    Own,
+    Another,
+    /// Later ones were decided. What was proposed may be a part of them.
+    Overtaken,
+}
+
+fn ended(outcome: Outcome) -> Result<(Metadata, Whose), ProposeError> {
     match outcome {
-        Outcome::Decided { metadata, ours } => Ok((metadata, ours)),
-        Outcome::Overtaken { newest } => Ok((newest, false)),
+        Outcome::Decided { metadata, ours: true } => Ok((metadata, Whose::Own)),
+        Outcome::Decided { metadata, ours: false } => Ok((metadata, Whose::Another)),
+        Outcome::Overtaken { newest } => Ok((newest, Whose::Overtaken)),
         Outcome::Conflict { node, other } => {
             Err(ProposeError::Conflict { node, cluster: other.cluster() })
         }
@@ -341,7 +370,11 @@ impl From<ProposeError> for CallError {
             ProposeError::Refused { .. } | ProposeError::Conflict { .. } => {
                 Self::new(Reason::AgreementFailed, message)
             }
-            ProposeError::Storage(_) => Self::new(Reason::StorageFailed, message),
+            ProposeError::Storage(_) => {
+                // Decided, and kept by the others.
+                let error = Self::new(Reason::AgreementFailed, message);
+                Self { outcome: CallOutcome::Unknown, ..error }
+            }
         }
     }
 }

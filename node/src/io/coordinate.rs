@@ -116,10 +116,14 @@ impl IoLoop {
         deadline_us: u64,
     ) {
         let PlannedWrite { mut request, replicas, stamp, traceparent } = planned;
-        let alive = state.peers.alive(&replicas, now_us);
+        let mut alive = state.peers.alive(&replicas, now_us);
         let key = request.key.clone();
+        let partition = view.partition(key.token());
+        if !self.shared.floors.takes_writes(key.keyspace(), partition) {
+            // It would refuse what the others take: of unknown outcome, and known before.
+            alive = alive.without(replicas.select(|node| state.peers.own() == Some(node)));
+        }
         if alive != replicas.all() && !state.contended.is_empty() {
-            let partition = view.partition(key.token());
             request.query_first = is_contended(&state.contended, partition, now_us);
         }
         let mut effects = std::mem::take(&mut state.write_effects);

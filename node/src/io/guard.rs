@@ -25,8 +25,13 @@ const FRAME_HEAD_BYTES: usize = 9;
 const HEADERS: u8 = 0x1;
 const SETTINGS: u8 = 0x4;
 const PING: u8 = 0x6;
-/// Pings and settings of one connection within a window. Keep-alive needs a few a minute.
+/// Pings and settings of one connection within a window. Keep-alive needs a few a minute; some clients measure
+/// their connection by a ping for each answer: what is asked and answered excuses some.
 const CONTROL_FRAMES_MAX: u32 = 1_000;
+/// Of these, excused by a request.
+const EXCUSED_BY_REQUEST: u32 = 3;
+/// Bytes of answers that excuse one. The answer to a ping is far from it.
+const EXCUSED_BY_BYTES: usize = 1_024;
 const CONTROL_WINDOW: Duration = Duration::from_secs(10);
 
 /// What is wrong with a connection's bytes.
@@ -47,6 +52,7 @@ struct FrameWatch {
     payload_left: usize,
     requested: bool,
     control_frames: u32,
+    answered_bytes: usize,
 }
 
 impl FrameWatch {
@@ -79,12 +85,27 @@ impl FrameWatch {
         Ok(())
     }
 
+    fn excuse(&mut self, frames: u32) {
+        self.control_frames = self.control_frames.saturating_sub(frames);
+    }
+
+    /// Notes that bytes went the other way.
+    fn answered(&mut self, bytes: usize) {
+        self.answered_bytes += bytes;
+        let excused = self.answered_bytes / EXCUSED_BY_BYTES;
+        self.answered_bytes %= EXCUSED_BY_BYTES;
+        self.excuse(u32::try_from(excused).unwrap_or(u32::MAX));
+    }
+
     fn frame(&mut self) -> Result<(), Offence> {
         let [high, middle, low, kind, ..] = self.head;
         self.payload_left = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
         self.head_bytes = 0;
         match kind {
-            HEADERS => self.requested = true,
+            HEADERS => {
+                self.requested = true;
+                self.excuse(EXCUSED_BY_REQUEST);
+            }
             PING | SETTINGS => {
                 self.control_frames += 1;
                 if self.control_frames > CONTROL_FRAMES_MAX {
@@ -168,7 +189,9 @@ impl AsyncWrite for GuardedStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(context, bytes)
+        let written = ready!(Pin::new(&mut self.inner).poll_write(context, bytes))?;
+        self.watch.answered(written);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -184,7 +207,9 @@ impl AsyncWrite for GuardedStream {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(context, buffers)
+        let written = ready!(Pin::new(&mut self.inner).poll_write_vectored(context, buffers))?;
+        self.watch.answered(written);
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -211,7 +236,8 @@ mod tests {
 
     #[test]
     fn a_request_is_seen_however_the_bytes_are_cut() {
-        let bytes = [PREFACE, &frame(SETTINGS, 12), &frame(0x8, 4), &frame(HEADERS, 300)].concat();
+        let frames = [frame(SETTINGS, 12), frame(0x8, 4), frame(HEADERS, 300), frame(PING, 8)];
+        let bytes = [PREFACE, &frames.concat()].concat();
         for cut in 1..40 {
             let mut watch = FrameWatch::default();
             for part in bytes.chunks(cut) {
@@ -237,5 +263,29 @@ mod tests {
             watch.take(&frame(PING, 8)).unwrap();
         }
         assert_eq!(watch.take(&frame(PING, 8)), Err(Offence::Flood));
+        // Answered or not: an answer to a ping has 17 bytes.
+        let mut watch = FrameWatch::default();
+        watch.take(PREFACE).unwrap();
+        let mut pings = (0..2 * CONTROL_FRAMES_MAX).map(|_| {
+            watch.answered(17);
+            watch.take(&frame(PING, 8))
+        });
+        assert!(pings.any(|it| it == Err(Offence::Flood)));
+    }
+
+    #[test]
+    fn a_ping_for_each_answer_is_no_flood() {
+        // Of a call, and of a page of a scan.
+        for answer in [(Some(frame(HEADERS, 40)), 60), (None, 2_100)] {
+            let mut watch = FrameWatch::default();
+            watch.take(PREFACE).unwrap();
+            for _ in 0..10 * CONTROL_FRAMES_MAX {
+                let (request, bytes) = &answer;
+                request.iter().for_each(|it| watch.take(it).unwrap());
+                watch.answered(*bytes);
+                watch.take(&frame(PING, 8)).unwrap();
+                watch.take(&frame(PING, 8)).unwrap();
+            }
+        }
     }
 }

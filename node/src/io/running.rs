@@ -129,7 +129,7 @@ impl Node {
     }
 
     fn in_flight(&self) -> bool {
-        let waits = |it: &LoopState| it.operations.len() > 0 || it.unanswered > 0;
+        let waits = |it: &LoopState| it.operations.has_calls() || it.unanswered > 0;
         self.loops.iter().any(|it| waits(&it.lock()))
     }
 }

@@ -3,11 +3,11 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use futures_util::Stream;
-use proto::{CallError, v1};
+use proto::{CallError, Reason, v1};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, metadata::MetadataMap};
 
@@ -17,6 +17,8 @@ use crate::counters::Counters;
 /// The answer stream of a scan. Dropping it ends the scan before its next page.
 pub(super) struct ScanStream {
     pages: mpsc::Receiver<Result<v1::ScanResponse, Status>>,
+    /// The last page has come, or an error.
+    has_ended: bool,
     /// A scan holds pages for as long as its client does not take them: hence a bound for the node.
     _permit: Arc<OwnedSemaphorePermit>,
 }
@@ -25,7 +27,14 @@ impl Stream for ScanStream {
     type Item = Result<v1::ScanResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.pages.poll_recv(context)
+        let next = ready!(self.pages.poll_recv(context));
+        // Who reads to the end must not take a scan for whole that has ended before its last page.
+        let next = next.or_else(|| (!self.has_ended).then(|| Err(cut_off().into())));
+        self.has_ended |= next.as_ref().is_none_or(|it| match it {
+            Ok(page) => page.next_page_token.is_empty(),
+            Err(_) => true,
+        });
+        Poll::Ready(next)
     }
 }
 
@@ -46,6 +55,10 @@ impl ScanStream {
         // A page that is under way goes on when its client has gone: it counts until it ends.
         let permit = Arc::new(permit);
         tokio::spawn(scan.run(sender, Arc::clone(&permit)));
-        Ok(Self { pages, _permit: permit })
+        Ok(Self { pages, has_ended: false, _permit: permit })
     }
+}
+
+fn cut_off() -> CallError {
+    CallError::new(Reason::ReadFailed, "the scan has ended before its last page")
 }

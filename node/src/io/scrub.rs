@@ -145,6 +145,13 @@ impl IoLoop {
     }
 }
 
+/// What a leaf was found to be.
+struct Compared {
+    report: ScrubReport,
+    /// Its data are not what it says.
+    is_suspect: bool,
+}
+
 impl Shared {
     /// Compares leaves with their data until about so many bytes were read.
     fn scrub_leaves(
@@ -154,12 +161,26 @@ impl Shared {
     ) -> Result<Batch, Refusal> {
         let mut batch = Batch { behind, ..Batch::default() };
         let mut bytes = 0;
+        let bytes_max = u64::try_from(bytes_max).unwrap_or(u64::MAX);
         while bytes < bytes_max && batch.report.leaves < BATCH_LEAVES {
-            let Some((keyspace, leaf)) = self.trees.leaf_behind(behind) else {
+            let Some((keyspace, mut leaf)) = self.trees.leaf_behind(behind) else {
                 batch.ends = true;
                 break;
             };
-            bytes += self.scrub_leaf(keyspace, &leaf, &mut batch)?;
+            let mut compared = self.compare_leaf(keyspace, &leaf)?;
+            // One that was written meanwhile differs from what was read after it.
+            for _ in 0..LOOKS_AGAIN {
+                match self.trees.leaf_behind(behind).filter(|_| compared.is_suspect) {
+                    Some((same, now)) if same == keyspace && now != leaf => leaf = now,
+                    _ => break,
+                }
+                compared = self.compare_leaf(keyspace, &leaf)?;
+            }
+            bytes += compared.report.bytes;
+            batch.report.add(&compared.report);
+            if compared.is_suspect {
+                batch.suspects.push((keyspace, leaf.first));
+            }
             batch.report.leaves += 1;
             batch.report.partitions += u64::from(self.ends_partition(&leaf));
             behind = Some((keyspace, leaf.last()));
@@ -168,32 +189,26 @@ impl Shared {
         Ok(batch)
     }
 
-    /// Compares one leaf; the bytes that were read for it.
-    fn scrub_leaf(
-        &self,
-        keyspace: KeyspaceId,
-        leaf: &Leaf,
-        batch: &mut Batch,
-    ) -> Result<usize, Refusal> {
+    /// Compares one leaf with its data.
+    fn compare_leaf(&self, keyspace: KeyspaceId, leaf: &Leaf) -> Result<Compared, Refusal> {
         let data = match self.trees.leaf_data(&self.world.storage, keyspace, leaf) {
             Ok(data) => data.unwrap_or_default(),
             Err(error @ StorageError::Corruption { .. }) => {
                 self.read_error(&error);
-                batch.report.leaves_unreadable += 1;
-                return Ok(0);
+                let report = ScrubReport { leaves_unreadable: 1, ..ScrubReport::default() };
+                return Ok(Compared { report, is_suspect: false });
             }
             Err(error) => return Err(self.read_error(&error)),
         };
-        if !data.is(leaf) {
-            batch.suspects.push((keyspace, leaf.first));
-        }
         data.damaged.iter().for_each(|it| self.damage.note(it));
-        let report = &mut batch.report;
-        report.records += data.records;
-        report.bytes += u64::try_from(data.bytes).unwrap_or(u64::MAX);
-        report.damaged += u64::try_from(data.damaged.len()).unwrap_or(u64::MAX);
-        report.unreadable += data.unreadable;
-        Ok(data.bytes)
+        let report = ScrubReport {
+            records: data.records,
+            bytes: u64::try_from(data.bytes).unwrap_or(u64::MAX),
+            damaged: u64::try_from(data.damaged.len()).unwrap_or(u64::MAX),
+            unreadable: data.unreadable,
+            ..ScrubReport::default()
+        };
+        Ok(Compared { report, is_suspect: !data.is(leaf) })
     }
 
     /// True for the last leaf of a partition.
@@ -220,6 +235,9 @@ impl ScrubReport {
 
 /// Leaves compared before the next ones are: a database of many small ones is no burst either.
 const BATCH_LEAVES: u64 = 64;
+/// How often a leaf is compared anew that is written meanwhile. Then it is counted while nothing is written: that
+/// holds up all writes for as long as its records take to be read.
+const LOOKS_AGAIN: usize = 3;
 /// How often it is made durable how far a pass is.
 const STORE_INTERVAL_US: u64 = 60_000_000;
 /// How soon a disk that could not be read is read again.

@@ -43,7 +43,40 @@ pub(super) fn all() -> Vec<Scenario> {
             |it| Box::pin(healed(it)),
             &[Shown { mutant: Mutant::HealsFromOne, says: "an acknowledged write is gone" }],
         ),
+        steps(
+            "a-damaged-record-keeps-one-replica-of-a-lost-disk",
+            "A disk is lost, and of those that it is filled from one has a damaged record, which nobody can \
+             heal meanwhile. What lies in other partitions counts again.",
+            &Shape {
+                bounds: Bounds { scrub_interval_ms: Bounds::default().scrub_interval_ms, ..alone },
+                ..three
+            },
+            |it| Box::pin(filled_beside(it)),
+            &[],
+        ),
     ]
+}
+
+async fn filled_beside(it: Script) -> Result<(), String> {
+    it.put_soon(0, "value", L::All).await?;
+    it.end(0, EndKind::Crash).await;
+    it.rot(0).await;
+    it.start(0).await;
+    // Elsewhere: nobody looks at the key.
+    for number in 0..8 {
+        let put =
+            it.within(10, async || it.put(1, &format!("other {number}"), "value", L::All).await);
+        works("put", put.await)?;
+    }
+    it.end(2, EndKind::Crash).await;
+    it.wipe(2).await;
+    it.start(2).await;
+    it.until_filling(2).await?;
+    it.within(20, async || match it.filled(2) {
+        (replicas, filled) if filled > 0 && filled + 1 >= replicas => Ok(()),
+        counts => Err(format!("of {} replicas {} are filled", counts.0, counts.1)),
+    })
+    .await
 }
 
 async fn lost(it: Script) -> Result<(), String> {

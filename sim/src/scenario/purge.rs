@@ -67,6 +67,15 @@ pub(super) fn all() -> Vec<Scenario> {
             &[Shown { mutant: Mutant::SignedBlindly, says: "what was deleted is left" }],
         ),
         steps(
+            "ce18-what-is-about-to-be-purged-is-put-back",
+            "A node's disk is put back to a copy from before a delete, while the others' floors cover the \
+             tombstone and their slow disks still hold it. It is not what they hold any more: what was deleted \
+             goes with it, and does not come back.",
+            &Shape { partitions: 1, ..three.clone() },
+            |it| Box::pin(put_back_while_swept(it)),
+            &[Shown { mutant: Mutant::FillMeetsUnswept, says: "deleted data is back" }],
+        ),
+        steps(
             "ce20-power-is-lost-after-a-purge",
             "A replica gets a tombstone with a round of purging. The moment it is gone everywhere all \
              nodes lose their power. What was deleted is gone afterwards.",
@@ -264,6 +273,38 @@ pub(super) async fn until_no_hint(it: &Script) -> Result<(), String> {
     .await
 }
 
+async fn put_back_while_swept(it: Script) -> Result<(), String> {
+    it.put_soon(0, "old", L::All).await?;
+    // Nothing is purged while a replica is away.
+    it.end(1, EndKind::Crash).await;
+    it.until_missed(0).await?;
+    // More than is removed in one go, and the key last.
+    for number in 0..TOMBSTONES {
+        works("delete", it.delete(0, &format!("other {number}"), L::Quorum).await)?;
+    }
+    it.take_image(2).await;
+    works("delete", it.delete(0, "key", L::Quorum).await)?;
+    // Old enough for one round to cover all of them.
+    it.wait(8_000).await;
+    it.start(1).await;
+    it.within(20, async || {
+        let known = it.delete(0, "another", L::All).await;
+        ensure(known.is_ok(), "a replica does not come back")
+    })
+    .await?;
+    it.slow_disk(0, SLOW_MS).await;
+    it.slow_disk(1, SLOW_MS).await;
+    it.until_sweeping(0).await?;
+    it.roll_back(2).await;
+    it.start(2).await;
+    it.wait(20_000).await;
+    for node in [2, 0, 1] {
+        let found = it.get_soon(node, "key", L::One).await?;
+        ensure(found.is_none(), format!("deleted data is back: {found:?}"))?;
+    }
+    Ok(())
+}
+
 /// Waits until no replica holds a row for the key.
 pub(super) async fn until_gone(it: &Script, seconds: u64) -> Result<(), String> {
     it.within(seconds, async || {
@@ -273,3 +314,7 @@ pub(super) async fn until_gone(it: &Script, seconds: u64) -> Result<(), String> 
     })
     .await
 }
+
+/// Removed in six goes, each of which waits for the disk: long enough for a replica to be filled meanwhile.
+const TOMBSTONES: usize = 6_000;
+const SLOW_MS: u64 = 1_500;

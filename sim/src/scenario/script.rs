@@ -16,7 +16,9 @@ use std::{
 use bytes::Bytes;
 use model::{ConsistencyLevel, Key, KeyspaceId, NodeId, OperationId, Record, StorageKey, Version};
 use node::{
-    commit::{CommitItem, CommitSettings, CommitStage, Committer, DIRTY_PREFIX, HintClass},
+    commit::{
+        CommitItem, CommitSettings, CommitStage, Committer, DIRTY_PREFIX, HintClass, PartitionFloor,
+    },
     replica::decode_stored,
     storage::{RangeRequest, Space, memory::MemoryStorage},
 };
@@ -177,13 +179,35 @@ impl Script {
     /// Waits until a node whose disk was lost has a floor again, for ten seconds.
     pub(super) async fn until_filling(&self, node: usize) -> Result<(), String> {
         for _ in 0..10_000 {
-            let floors = RangeRequest::prefix(Space::System, &b"\0floor/"[..]);
-            if !self.disks[node].peek(&floors).rows.is_empty() {
+            if !self.floors(node).is_empty() {
                 return Ok(());
             }
             self.wait(1).await;
         }
         Err(format!("n{} is not filled by anybody", node + 1))
+    }
+
+    /// How many replicas of a node whose disk was lost stand on its disk, and how many of them are filled.
+    pub(super) fn filled(&self, node: usize) -> (usize, usize) {
+        let floors = self.floors(node);
+        (floors.len(), floors.iter().filter(|it| it.filled > 0).count())
+    }
+
+    fn floors(&self, node: usize) -> Vec<PartitionFloor> {
+        let rows = self.disks[node].peek(&RangeRequest::prefix(Space::System, FLOOR_PREFIX)).rows;
+        rows.iter().filter_map(|(key, value)| PartitionFloor::decode(key, value)).collect()
+    }
+
+    /// Waits until a node holds what its floors have given up, for it has not removed all of it yet: for a
+    /// minute.
+    pub(super) async fn until_sweeping(&self, node: usize) -> Result<(), String> {
+        for _ in 0..60_000 {
+            if self.floors(node).iter().any(|it| it.swept < it.floor) {
+                return Ok(());
+            }
+            self.wait(1).await;
+        }
+        Err(format!("n{} purges nothing", node + 1))
     }
 
     /// How many hints a node's disk holds, and how many dirty marks.
@@ -411,3 +435,6 @@ pub(super) fn refused_for<T>(result: &Result<T, CallError>, reason: Reason) -> b
         .as_ref()
         .is_err_and(|it| it.reason == reason && it.outcome == proto::CallOutcome::NotApplied)
 }
+
+/// The rows of floors.
+const FLOOR_PREFIX: &[u8] = b"\0floor/";

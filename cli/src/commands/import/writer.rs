@@ -46,11 +46,10 @@ pub(super) async fn run(
     output: Output,
 ) -> Result<Option<Stop>, Failure> {
     let mut signals = StopSignals::new()?;
-    let mut stop = None;
+    let (mut stop, stopping) = (None, AtomicBool::new(false));
     let bar = progress::bytes_bar(output, job.length);
     let mut batches = Batches::new(args.batch_rows.get());
     let mut in_flight = FuturesOrdered::new();
-    let stopping = AtomicBool::new(false);
     let mut saved = Instant::now();
     loop {
         while stop.is_none() && in_flight.len() < args.in_flight.get() {

@@ -232,15 +232,18 @@ impl IoLoop {
                 }
             }
         }
-        // A source that has purged further meanwhile may have left out what this replica still holds.
+        // A source that has purged further meanwhile may have left out what this replica still holds. One that
+        // does not say so now does not count.
         let partitions: Vec<PartitionIndex> = sources.keys().copied().collect();
         let answers = self.ask_sources(view, known, &partitions).await;
         for (partition, (need, found)) in sources {
             let own = table.of(keyspace, partition).floor;
-            if answers.of(partition).iter().any(|it| it.floor > own) {
+            let now = answers.of(partition);
+            if now.iter().any(|it| it.floor > own) {
                 continue;
             }
-            let held = certain.remove(&partition).unwrap_or_default();
+            let mut held = certain.remove(&partition).unwrap_or_default();
+            held.retain(|node| now.iter().any(|it| it.node == *node));
             // Without any source there is nothing to be certain of: the operator has said so.
             if need.is_met(held.into_iter()) && (judged.contains(&partition) || found.is_empty()) {
                 let change = FloorChange::Filled { generation };

@@ -196,7 +196,8 @@ impl IoLoop {
         if is_ahead && !Mutant::FenceAheadTaken.is_on() {
             return refused(Refusal::ClockAhead);
         }
-        if open.allows_any && shared.oldest_any_hint_ms().is_some_and(|it| it <= up_to.ms()) {
+        if open.allows_any && shared.oldest_any_hint_ms(keyspace).is_some_and(|it| it <= up_to.ms())
+        {
             return refused(Refusal::NotReady);
         }
         self.step(keyspace, &partitions, FloorChange::Fence(up_to));

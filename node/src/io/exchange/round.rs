@@ -14,13 +14,13 @@ use antientropy::{
     exchange::{TokenRange, Width},
     merkle::Tree,
 };
-use model::{Hlc, KeyspaceId, NodeId, NodeIndex, PartitionIndex};
+use model::{Hlc, KeyspaceId, Mutant, NodeId, NodeIndex, PartitionIndex};
 use proto::internal::{PartitionFloor, exchange_request::Step};
 
 use super::{pace::Pace, step::Answered};
 use crate::{
     commit::FloorTable,
-    exchange::{RoundEnd, RoundReport, SharedTrees},
+    exchange::{RoundEnd, RoundReport, SharedTrees, partition_of},
     io::io_loop::IoLoop,
 };
 
@@ -184,8 +184,10 @@ impl<'a> Round<'a> {
             let count = self.partitions;
             let ranges = unequal.differing.iter().map(|it| whole_of(*it, count));
             let suspects = self.differing_ranges(keyspace, ranges).await?;
-            self.how.floor = Hlc::ZERO;
-            failed.extend(self.compare_records(suspects).await?);
+            for (floor, suspects) in self.by_floor(suspects) {
+                self.how.floor = floor;
+                failed.extend(self.compare_records(suspects).await?);
+            }
             for (partition, theirs) in unequal.apart {
                 let own = shared.floors.of(keyspace, partition).floor;
                 self.how.floor = own.max(Hlc(theirs.floor));
@@ -197,6 +199,23 @@ impl<'a> Round<'a> {
         failed.sort_unstable();
         let is_certain = |it: &&PartitionIndex| failed.binary_search(it).is_err();
         Ok(partitions.iter().filter(is_certain).copied().collect())
+    }
+
+    /// At which floors trees are compared that were purged alike. While they are filled, at their own: a source
+    /// that has not swept yet still holds the tombstones of what it would not hold any more, and they are
+    /// refused here (F7).
+    fn by_floor(&self, suspects: Vec<Suspect>) -> BTreeMap<Hlc, Vec<Suspect>> {
+        let mut by_floor = BTreeMap::<Hlc, Vec<Suspect>>::new();
+        for suspect in suspects {
+            let floor = match (&self.filling, partition_of(suspect.1, self.partitions)) {
+                (Some(_), Some(partition)) if !Mutant::FillMeetsUnswept.is_on() => {
+                    self.io.shared.floors.of(suspect.0, partition).floor
+                }
+                _ => Hlc::ZERO,
+            };
+            by_floor.entry(floor).or_default().push(suspect);
+        }
+        by_floor
     }
 
     fn new(io: &'a IoLoop, other: NodeId, how: How, pace: &'a mut Pace) -> Option<Self> {

@@ -199,7 +199,7 @@ impl IoLoop {
     }
 
     /// Groups that the disk has refused so far.
-    fn groups_not_written(&self) -> u64 {
+    pub(super) fn groups_not_written(&self) -> u64 {
         let counters = self.shared.commit_counters.load();
         let read = |it: &AtomicU64| it.load(Ordering::Relaxed);
         read(&counters.groups_full) + read(&counters.groups_failed)
@@ -241,10 +241,9 @@ impl Shared {
         Hlc::from_ms(self.now_ms().saturating_sub(age_ms + margin_ms))
     }
 
-    /// When the oldest hint of a write at ANY was stamped, or a little earlier.
-    pub(super) fn oldest_any_hint_ms(&self) -> Option<u64> {
-        let kept = self.hint_totals.load().all();
-        kept.values().filter_map(|it| it.any.oldest_ms).min()
+    /// When the oldest hint of a write at ANY in a keyspace was stamped, or a little earlier.
+    pub(super) fn oldest_any_hint_ms(&self, keyspace: KeyspaceId) -> Option<u64> {
+        self.hint_totals.load().by_keyspace().get(&keyspace)?.any.oldest_ms
     }
 
     /// How slow clients are served, in thousandths of what is allowed

@@ -135,8 +135,14 @@ impl Round<'_> {
             ours.truncate(&theirs.covered_to);
             work.queue.push_front(rest);
         }
-        let mut moves = decide(&ours.digests, sketch, &named, how.cutoff);
         let partition = partition_of(span.range, self.partitions);
+        if theirs.damaged || ours.is_unreadable {
+            // What is there may be anything: it is compared again once it is healed.
+            self.report.refused += 1;
+            work.unsettled.extend(partition);
+            return Ok(());
+        }
+        let mut moves = decide(&ours.digests, sketch, &named, how.cutoff);
         if let Some(partition) = partition {
             self.restrict_fill((span.keyspace, partition), &ours, &named, &mut moves, slice);
         }
@@ -185,10 +191,13 @@ impl Round<'_> {
         if records.is_empty() {
             return Ok(());
         }
+        let not_written_before = self.io.groups_not_written();
         for (key, version) in records {
             self.io.queue(CommitItem::Discard { key, version });
         }
-        if self.io.settled().await { Ok(()) } else { Err(RoundEnd::Stuck) }
+        // What a full disk has not written is still there.
+        let written = self.io.settled().await && self.io.groups_not_written() == not_written_before;
+        if written { Ok(()) } else { Err(RoundEnd::Stuck) }
     }
 
     /// Reads this node's records of spans of one keyspace until they make a slice.
@@ -206,10 +215,7 @@ impl Round<'_> {
             let hasher = shared.trees.hasher().ok_or(Refusal::NotReady)?;
             let (mut read, mut bytes) = (Vec::new(), 0);
             for span in spans {
-                let limits = (SPAN_ROWS, slice_bytes);
-                let records =
-                    span.read(&shared.world.storage, &hasher, salt, limits, &shared.damage);
-                let records = records.map_err(|error| shared.read_error(&error))?;
+                let records = span.read_for(shared, &hasher, salt, (SPAN_ROWS, slice_bytes))?;
                 bytes += records.bytes;
                 read.push((span, records.without_purgeable(floor).stamped_after(since)));
                 if bytes >= slice_bytes {
