@@ -400,13 +400,17 @@ pub(crate) async fn send_within<T, F: Future<Output = Result<T, Status>>>(
         None if is_connected.load(Ordering::Relaxed) => {
             Err(Failure { progress: Progress::NoAnswer, error: late() })
         }
-        None => Err(never_sent(&format!("cannot connect: no connection within {budget:?}"))),
+        // Of the node it says nothing: connecting may take longer than this call has.
+        None => Err(never_sent(
+            Reason::DeadlinePassed,
+            &format!("there was no connection within {budget:?}, which was all the time there was"),
+        )),
     }
 }
 
 /// A call that no node has begun with.
-fn never_sent(message: &str) -> Failure {
-    let mut error = CallError::new(Reason::ConnectionLost, message);
+fn never_sent(reason: Reason, message: &str) -> Failure {
+    let mut error = CallError::new(reason, message);
     error.outcome = CallOutcome::NotApplied;
     Failure { progress: Progress::NeverTaken, error }
 }
@@ -416,7 +420,8 @@ pub(crate) fn failure(status: &Status) -> Failure {
     let mut source = status.source();
     while let Some(error) = source {
         if let Some(why) = never_taken(error) {
-            return never_sent(&format!("{why}: {}", innermost_message(status)));
+            let message = format!("{why}: {}", innermost_message(status));
+            return never_sent(Reason::ConnectionLost, &message);
         }
         source = error.source();
     }

@@ -59,8 +59,8 @@ pub struct ClientConfig {
     /// Keys of the largest batch sent in one call; a larger one is sent in several. Not above the
     /// nodes' own limit. Default: 4096.
     pub batch_keys_max: usize,
-    /// Bytes of keys and values of the largest batch sent in one call. Not above the nodes' own limit.
-    /// Default: 4 MiB.
+    /// Bytes of keys and values of the largest batch sent in one call, and some 48 more for each write: a node
+    /// reads little more than its limit. Not above that. Default: 4 MiB.
     pub batch_bytes_max: usize,
     /// Decides all random choices; `None` draws one from the operating system. Default: `None`.
     pub seed: Option<u64>,

@@ -119,7 +119,8 @@ mutants! {
     FillOrderIgnored = "fill-order-ignored",
     /// F7 off: what only a replica that was put back holds stays, although it was purged (CE18).
     FillKeepsExtras = "fill-keeps-extras",
-    /// F7 off: a replica that is filled is compared with tombstones that its source has purged in all but name (CE18).
+    /// F7 off: a replica that is filled is compared with tombstones that its source's floor covers and its disk still
+    /// holds (CE18).
     FillMeetsUnswept = "fill-meets-unswept",
     /// F12 off: votes of directories that were replaced meanwhile count (CX5).
     OldVotesCount = "old-votes-count",

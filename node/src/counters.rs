@@ -122,7 +122,7 @@ counters! {
     calls_overloaded,
     /// Calls refused as invalid.
     calls_invalid,
-    /// Processes of a node that were refused because another one of it is up.
+    /// Times that a process of a node was refused because another one of it is up.
     processes_refused,
     /// Times that this process and another one of its node met, and both went on.
     doubles_met,
@@ -174,7 +174,7 @@ impl Counters {
             (&self.exchange_record_bytes, report.record_bytes),
             (&self.exchange_bytes_sent, report.bytes_sent),
             (&self.exchange_bytes_received, report.bytes_received),
-            (&self.exchange_records_refused, report.refused),
+            (&self.exchange_records_refused, report.refused + report.damaged_ranges),
         ] {
             counter.fetch_add(count, Ordering::Relaxed);
         }

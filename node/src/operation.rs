@@ -259,8 +259,8 @@ impl OperationTable {
         self.operations.iter().filter(|(_, it)| is_one(&it.1)).count()
     }
 
-    /// True if one of them is for a client: all but hints and exchanges, which go on for as long as there is
-    /// something to bring.
+    /// True if one of them is a client's, answered or not: all but hints and exchanges, which go on for as long as
+    /// there is something to bring.
     pub fn has_calls(&self) -> bool {
         let is_background =
             |it: &Operation| matches!(it, Operation::Hint(_) | Operation::Exchange { .. });

@@ -452,6 +452,18 @@ mod tests {
         assert_eq!(ledger.published().all(), BTreeMap::new());
     }
 
+    #[test]
+    fn a_damaged_hint_of_any_makes_no_other_one_younger() {
+        let mut ledger = HintLedger::default();
+        let ([it, _], [keyspace, _]) = (NODES, KEYSPACES);
+        ledger.add(it, keyspace, HintClass::Any, 10_000, 7);
+        ledger.add(it, keyspace, HintClass::Any, 20_000, 9);
+        ledger.remove(it, keyspace, HintClass::Any, None, 9);
+        ledger.keep();
+        let left = ledger.published().all()[&it].any;
+        assert!(left.oldest_ms.is_some_and(|it| it <= 10_000), "{left:?}");
+    }
+
     /// What a ledger has to count.
     #[derive(Clone, Debug, Default)]
     struct There {

@@ -84,6 +84,8 @@ pub(crate) struct RoundReport {
     pub(crate) bytes_received: u64,
     /// Records that differed and were not moved: refused or damaged.
     pub(crate) refused: u64,
+    /// Ranges of which nobody knows what they hold, here or there: something there is damaged.
+    pub(crate) damaged_ranges: u64,
 }
 
 impl RoundReport {

@@ -103,7 +103,7 @@ impl AdminApi {
                 record_bytes: report.record_bytes,
                 bytes_sent: report.bytes_sent,
                 bytes_received: report.bytes_received,
-                records_refused: report.refused,
+                records_refused: report.refused + report.damaged_ranges,
             }
         };
         begun.map(pair).collect()

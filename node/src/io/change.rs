@@ -64,6 +64,9 @@ pub enum ProposeError {
         /// Nodes that did not answer.
         silent: Vec<NodeId>,
     },
+    /// Others were decided meanwhile. The change may be a part of them.
+    #[error("other changes were decided meanwhile, and this one may be a part of them")]
+    Overtaken,
     /// Nodes refuse for good. Nothing is known to be changed.
     #[error("node {node} refuses: {reason}")]
     Refused {
@@ -164,36 +167,26 @@ impl IoLoop {
         let shared = &self.shared;
         let turn = timeout_at(deadline, shared.changes.proposing.lock()).await;
         let mut run = turn.map_err(|_elapsed| ProposeError::NoTurn)?;
-        let (mut is_first, mut overtaken) = (true, None);
+        let (mut is_first, mut overtaken) = (true, false);
         loop {
             *run += 1;
             // The low bits of an incarnation are free at a start.
             let number = shared.identity.incarnation | *run & 0xf_ffff;
             let view = shared.view.load_full();
             let parent = view.metadata().map(|it| Metadata::clone(it));
-            let own = match (make(parent.as_ref()), overtaken) {
-                (Ok(own), _) => own,
-                (Err(error), None) => return Err(error.into()),
-                // By what was proposed here, maybe.
-                (Err(_), Some(required)) => {
-                    return Err(ProposeError::Undecided {
-                        required,
-                        agreed: 0,
-                        silent: Vec::new(),
-                    });
-                }
+            let own = match make(parent.as_ref()) {
+                // Because of what was proposed here, maybe.
+                Err(_) if overtaken => return Err(ProposeError::Overtaken),
+                made => made?,
             };
             let hash = own.hash();
             let proposer = Proposer::new(parent, own, shared.identity.node, number)
                 .expect("a successor follows its parent");
             self.await_enough(&proposer, deadline, std::mem::take(&mut is_first)).await?;
-            let required = proposer.required();
             let (metadata, whose) = self.decide(proposer, deadline).await?;
             // Another one was decided on top of it.
             let ours = whose == Whose::Own || metadata.parent() == hash;
-            if whose == Whose::Overtaken {
-                overtaken = Some(required);
-            }
+            overtaken |= whose == Whose::Overtaken;
             shared.adopt_durably(metadata).await?;
             if ours {
                 let view = shared.view.load_full();
@@ -367,14 +360,11 @@ impl From<ProposeError> for CallError {
                     .with("required", required)
                     .with("received", agreed)
             }
-            ProposeError::Refused { .. } | ProposeError::Conflict { .. } => {
-                Self::new(Reason::AgreementFailed, message)
-            }
-            ProposeError::Storage(_) => {
-                // Decided, and kept by the others.
-                let error = Self::new(Reason::AgreementFailed, message);
-                Self { outcome: CallOutcome::Unknown, ..error }
-            }
+            // Of a failed disk here, too: it is decided, and others keep it.
+            ProposeError::Refused { .. }
+            | ProposeError::Conflict { .. }
+            | ProposeError::Overtaken
+            | ProposeError::Storage(_) => Self::new(Reason::AgreementFailed, message),
         }
     }
 }

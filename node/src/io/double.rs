@@ -218,7 +218,9 @@ impl Links {
             for _ in 0..RIVAL_TRIES {
                 let opened = self.open(&io, &address.to_string(), JOIN_IO_LOOP).await;
                 let is_another_node = opened.is_ok();
-                opened.err().into_iter().for_each(|it| self.not_let_in(&io, it));
+                if let Err(error) = opened {
+                    self.not_let_in(&io, error);
+                }
                 backoff.wait(&io).await;
                 if is_another_node {
                     break;

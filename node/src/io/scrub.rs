@@ -170,7 +170,10 @@ impl Shared {
             let mut compared = self.compare_leaf(keyspace, &leaf)?;
             // One that was written meanwhile differs from what was read after it.
             for _ in 0..LOOKS_AGAIN {
-                match self.trees.leaf_behind(behind).filter(|_| compared.is_suspect) {
+                if !compared.is_suspect {
+                    break;
+                }
+                match self.trees.leaf_behind(behind) {
                     Some((same, now)) if same == keyspace && now != leaf => leaf = now,
                     _ => break,
                 }

@@ -46,7 +46,7 @@ pub(super) async fn run(
     output: Output,
 ) -> Result<Option<Stop>, Failure> {
     let mut signals = StopSignals::new()?;
-    let (mut stop, stopping) = (None, AtomicBool::new(false));
+    let (mut stop, stopping, mut is_left) = (None, AtomicBool::new(false), false);
     let bar = progress::bytes_bar(output, job.length);
     let mut batches = Batches::new(args.batch_rows.get());
     let mut in_flight = FuturesOrdered::new();
@@ -68,13 +68,18 @@ pub(super) async fn run(
             }
         };
         batches.settled();
-        // Records settle in the order of the file: none behind a refused one does.
+        // Records settle in the order of the file: none behind one that is refused or left does.
+        is_left |= settled.is_left;
+        if is_left && matches!(stop, Some(Stop::Signal(_))) {
+            continue;
+        }
         match (&mut stop, settled.refused) {
             (Some(Stop::Refused { behind, .. }), _) => {
                 behind.add(settled.rows);
                 continue;
             }
             (stop, Some(error)) => {
+                stopping.store(true, Ordering::Relaxed);
                 *stop = Some(Stop::Refused { error, behind: settled.rows });
                 continue;
             }
@@ -110,6 +115,8 @@ pub(super) struct Settled {
     rows: Effects,
     /// What every other row would meet too. The batch is left as it is then.
     refused: Option<Error>,
+    /// The import is to stop, and some of its rows would have been tried again.
+    is_left: bool,
 }
 
 impl Job {
@@ -159,8 +166,8 @@ impl Job {
     }
 }
 
-/// Writes the rows of a batch, and those that were not applied again until they are, time is up, or the import
-/// is to stop.
+/// Writes the rows of a batch, and those that were not applied again until they are or time is up. Where the
+/// import is to stop meanwhile they are left to the next one.
 async fn write(
     batch: Batch,
     keyspace: &Keyspace,
@@ -172,7 +179,7 @@ async fn write(
         batch.rows().map(|(index, row)| (index, row.clone())).collect();
     let (mut errors, mut unknown) = (BTreeMap::new(), BTreeSet::new());
     let (mut rows, mut refused) = (Effects::default(), None);
-    let (mut attempts, mut delay) = (0, RETRY_DELAY);
+    let (mut attempts, mut delay, mut is_left) = (0, RETRY_DELAY, false);
     while !left.is_empty() && refused.is_none() {
         attempts += 1;
         let items = left.iter().map(|(_, row)| item(row, args.ttl)).collect();
@@ -187,8 +194,7 @@ async fn write(
                 rows.unknown = true;
                 unknown.insert(index);
             }
-            let goes_on = !stopping.load(Ordering::Relaxed) && Instant::now() + delay < deadline;
-            if worth_another_try(&error, args.retry_unknown) && goes_on {
+            if worth_another_try(&error, args.retry_unknown) && Instant::now() + delay < deadline {
                 again.push((index, row));
             } else if concerns_every_row(&error) {
                 refused = Some(error);
@@ -197,12 +203,16 @@ async fn write(
             }
         }
         left = again;
+        is_left = !left.is_empty() && stopping.load(Ordering::Relaxed);
+        if is_left {
+            break;
+        }
         if !left.is_empty() && refused.is_none() {
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(RETRY_DELAY_MAX);
         }
     }
-    Settled { batch, errors, rows, refused }
+    Settled { batch, errors, rows, refused, is_left }
 }
 
 async fn write_once(

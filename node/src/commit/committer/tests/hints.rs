@@ -98,6 +98,16 @@ fn hints_are_read_in_pages_and_damaged_ones_named() {
 }
 
 #[test]
+fn a_hint_with_a_damaged_key_is_in_nobodys_way() {
+    let mut replica = Replica::new();
+    replica.commit(["a", "b"].map(|it| hint(it, "10a", None)).into());
+    let mut batch = WriteBatch::new();
+    batch.put(Space::Hints, &[&TARGET.to_bytes()[..], &[0, 0]].concat(), [&b"x"[..]]);
+    replica.storage.write(&batch, Durability::Synced).unwrap();
+    assert_eq!(hints_for(&replica.storage, TARGET, None, 9).unwrap().hints.len(), 2);
+}
+
+#[test]
 fn an_aged_hint_leaves_a_mark_in_the_same_batch() {
     let mut replica = Replica::new();
     replica.commit(vec![hint("a", "10a", None), hint("b", "20a", None)]);

@@ -138,7 +138,7 @@ impl Round<'_> {
         let partition = partition_of(span.range, self.partitions);
         if theirs.damaged || ours.is_unreadable {
             // What is there may be anything: it is compared again once it is healed.
-            self.report.refused += 1;
+            self.report.damaged_ranges += 1;
             work.unsettled.extend(partition);
             return Ok(());
         }
