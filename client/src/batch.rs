@@ -3,10 +3,11 @@
 //! Each key has its own result. Keys that a node refused without doing anything are sent again, the
 //! others not; a write of unknown outcome never is.
 
+mod parts;
+
 use std::{collections::BTreeSet, ops::Range, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
 use model::{Key, Version};
 use proto::{
     CallError, CallOutcome, Reason,
@@ -25,12 +26,10 @@ use crate::{
     options::{call_options, into_future},
     retry::{self, Decision, Progress},
 };
+use parts::{in_order, parts};
 
 /// What a message takes for an item beside its key and value: lengths, a TTL, a request id.
 const ITEM_BYTES: usize = 48;
-/// Parts of a large batch that are under way at a time.
-const PARTS_AT_A_TIME: usize = 4;
-
 /// One write of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriteItem {
@@ -234,49 +233,12 @@ impl Keyspace {
     }
 }
 
-fn parts(
-    sizes: impl Iterator<Item = usize>,
-    keys_max: usize,
-    bytes_max: usize,
-) -> Vec<Range<usize>> {
-    let mut parts: Vec<Range<usize>> = Vec::new();
-    let mut filled = 0;
-    for (position, size) in sizes.enumerate() {
-        match parts.last_mut() {
-            Some(part) if part.len() < keys_max && filled + size <= bytes_max => {
-                part.end = position + 1;
-                filled += size;
-            }
-            _ => {
-                parts.push(position..position + 1);
-                filled = size;
-            }
-        }
-    }
-    parts
-}
-
 fn repeated_key(items: &[WriteItem]) -> Option<Error> {
     let mut seen = BTreeSet::new();
     let repeated = items.iter().find(|it| !seen.insert(&it.key))?;
     let message = format!("the batch names {:?} twice", repeated.key);
     let cause = CallError::new(Reason::DuplicateKey, message).at_field("items");
     Some(Error::new(WriteRound::NAME, true, None, 0, cause))
-}
-
-/// Runs all parts, some at a time, and joins their results in order.
-async fn in_order<T, F: Future<Output = Vec<T>>>(
-    mut parts: Vec<Range<usize>>,
-    run: impl Fn(Range<usize>) -> F,
-) -> Vec<T> {
-    if parts.len() <= 1 {
-        return match parts.pop() {
-            Some(part) => run(part).await,
-            None => Vec::new(),
-        };
-    }
-    let results: Vec<_> = stream::iter(parts).map(run).buffered(PARTS_AT_A_TIME).collect().await;
-    results.into_iter().flatten().collect()
 }
 
 /// One call of a part: its items, or those of them that are still without a result.
