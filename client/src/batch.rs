@@ -30,6 +30,7 @@ use parts::{in_order, parts};
 
 /// What a message takes for an item beside its key and value: lengths, a TTL, a request id.
 const ITEM_BYTES: usize = 48;
+
 /// One write of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriteItem {
@@ -257,8 +258,7 @@ trait Round: Call {
 /// A part whose turn came when the time of the whole batch was up.
 fn no_time_left<R: Round>() -> Error {
     let message = "the time was up before this part of the batch was sent";
-    let mut cause = CallError::new(Reason::DeadlinePassed, message);
-    cause.outcome = CallOutcome::NotApplied;
+    let cause = CallError::new(Reason::DeadlinePassed, message);
     Error::new(R::NAME, R::WRITES, None, 0, cause)
 }
 

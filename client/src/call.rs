@@ -188,7 +188,7 @@ impl Cluster {
             let Some(node) = self.choose(&route, &attempts) else {
                 return Err(attempts.into_error(C::NAME, C::WRITES));
             };
-            let budget = self.budget::<C>(remaining, &attempts);
+            let budget = self.budget(C::WRITES, remaining, &attempts);
             let node = InFlight::new(node);
             let request = call.request(self.clock());
             let failure =
@@ -244,9 +244,14 @@ impl Cluster {
 
     /// The time for one attempt. A read leaves half for another node, should this one hang; a write
     /// can have no second attempt after that.
-    fn budget<C: Call>(&self, remaining: Duration, attempts: &Attempts) -> Duration {
+    pub(crate) fn budget(
+        &self,
+        writes: bool,
+        remaining: Duration,
+        attempts: &Attempts,
+    ) -> Duration {
         let is_last = attempts.count() + 1 >= self.config().attempts_max;
-        if C::WRITES || is_last { remaining } else { remaining / 2 }
+        if writes || is_last { remaining } else { remaining / 2 }
     }
 
     /// The best node for the next attempt.
@@ -311,7 +316,7 @@ impl Cluster {
             node,
             budget,
             |channel| C::send(channel, bytes_max, request),
-            || no_answer_in_time(C::WRITES, budget),
+            |was_sent| out_of_time(C::WRITES, was_sent, budget),
         );
         Ok(response.await?.into_inner())
     }
@@ -376,12 +381,13 @@ impl Cluster {
 }
 
 /// Sends a call to a node, whatever the node makes of its deadline, and tells how far it got if it fails: time
-/// that is up before there is a connection proves that it was never sent. `late` is the error of one that was.
+/// that is up before there is a connection proves that it was never sent. `late` makes its error, and is told
+/// whether it was.
 pub(crate) async fn send_within<T, F: Future<Output = Result<T, Status>>>(
     node: &Node,
     budget: Duration,
     send: impl FnOnce(Channel) -> F,
-    late: impl FnOnce() -> CallError,
+    late: impl FnOnce(bool) -> CallError,
 ) -> Result<T, Failure> {
     let is_connected = AtomicBool::new(false);
     // The futures are pinned where they are made: moving them would cost more than all else here.
@@ -397,22 +403,12 @@ pub(crate) async fn send_within<T, F: Future<Output = Result<T, Status>>>(
     });
     match answer.await {
         Some(answer) => answer.map_err(|status| failure(&status)),
-        None if is_connected.load(Ordering::Relaxed) => {
-            Err(Failure { progress: Progress::NoAnswer, error: late() })
+        None => {
+            let was_sent = is_connected.load(Ordering::Relaxed);
+            let progress = if was_sent { Progress::NoAnswer } else { Progress::NeverTaken };
+            Err(Failure { progress, error: late(was_sent) })
         }
-        // Of the node it says nothing: connecting may take longer than this call has.
-        None => Err(never_sent(
-            Reason::DeadlinePassed,
-            &format!("there was no connection within {budget:?}, which was all the time there was"),
-        )),
     }
-}
-
-/// A call that no node has begun with.
-fn never_sent(reason: Reason, message: &str) -> Failure {
-    let mut error = CallError::new(reason, message);
-    error.outcome = CallOutcome::NotApplied;
-    Failure { progress: Progress::NeverTaken, error }
 }
 
 /// Tells how far a call got, by the error that tonic made of it.
@@ -421,7 +417,9 @@ pub(crate) fn failure(status: &Status) -> Failure {
     while let Some(error) = source {
         if let Some(why) = never_taken(error) {
             let message = format!("{why}: {}", innermost_message(status));
-            return never_sent(Reason::ConnectionLost, &message);
+            let mut error = CallError::new(Reason::ConnectionLost, message);
+            error.outcome = CallOutcome::NotApplied;
+            return Failure { progress: Progress::NeverTaken, error };
         }
         source = error.source();
     }
@@ -460,6 +458,17 @@ fn innermost_message(status: &Status) -> String {
         source = error.source();
     }
     innermost
+}
+
+/// The error of a call whose time is up. Where it was not sent that says nothing of the node: connecting may take
+/// longer than the call has.
+pub(crate) fn out_of_time(writes: bool, was_sent: bool, budget: Duration) -> CallError {
+    if was_sent {
+        return no_answer_in_time(writes, budget);
+    }
+    let message =
+        format!("there was no connection within {budget:?}, which was all the time there was");
+    CallError::new(Reason::DeadlinePassed, message)
 }
 
 pub(crate) fn no_answer_in_time(writes: bool, budget: Duration) -> CallError {

@@ -1,23 +1,16 @@
 //! Opening connections: a seam for simulated networks, and HTTP/2 on what it opens.
 
-use std::{
-    fmt,
-    future::Future,
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{fmt, future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
 use http::uri::Authority;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::oneshot,
 };
+use tokio_util::io::InspectReader;
 use tonic::body::Body;
 
 use crate::config::ClientConfig;
@@ -85,7 +78,14 @@ impl Dialer {
         let timeout = self.connect_timeout;
         let connecting = async {
             let stream = self.connector.connect(address).await?;
-            let (stream, said_something) = Heard::new(stream);
+            let (tell, said_something) = oneshot::channel();
+            let mut tell = Some(tell);
+            let stream = InspectReader::new(stream, move |bytes: &[u8]| {
+                if let Some(tell) = tell.take_if(|_| !bytes.is_empty()) {
+                    // Nobody waits any more: the time to connect was up.
+                    let _ = tell.send(());
+                }
+            });
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(self.keep_alive_interval)
@@ -115,68 +115,6 @@ impl Dialer {
             let message = format!("no connection within {timeout:?}: {elapsed}");
             io::Error::new(io::ErrorKind::TimedOut, message)
         })?
-    }
-}
-
-/// A connection that tells when the other side has first said something.
-struct Heard {
-    stream: Box<dyn Connection>,
-    /// Until then.
-    tell: Option<oneshot::Sender<()>>,
-}
-
-impl Heard {
-    fn new(stream: Box<dyn Connection>) -> (Self, oneshot::Receiver<()>) {
-        let (tell, told) = oneshot::channel();
-        (Self { stream, tell: Some(tell) }, told)
-    }
-}
-
-impl AsyncRead for Heard {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        if buffer.filled().len() > before
-            && let Some(tell) = self.tell.take()
-        {
-            // Nobody waits any more: the time to connect was up.
-            let _ = tell.send(());
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Heard {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

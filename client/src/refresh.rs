@@ -11,7 +11,7 @@ use proto::{
     v1::{self, admin_service_client::AdminServiceClient},
 };
 use tokio::time::Instant;
-use tonic::{Request, Response};
+use tonic::Request;
 
 use crate::{
     call::{Failure, send_within},
@@ -151,14 +151,8 @@ pub(crate) async fn fetch(
         let client = AdminServiceClient::new(channel);
         client.max_decoding_message_size(bytes_max).get_topology(request).await
     };
-    let response = send_within(node, timeout, ask, || silent(timeout)).await;
-    response.map(Response::into_inner).map_err(|failure| match failure.error.reason {
-        // All the time that a node has to say something, and no deadline of whoever asks.
-        Reason::DeadlinePassed if failure.progress == Progress::NeverTaken => {
-            Failure { error: silent(timeout), ..failure }
-        }
-        _ => failure,
-    })
+    let response = send_within(node, timeout, ask, |_| silent(timeout));
+    Ok(response.await?.into_inner())
 }
 
 /// A node that does not say what it knows of the cluster. Whoever connects has not begun a call of its

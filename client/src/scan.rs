@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tonic::{Request, Streaming};
 
 use crate::{
-    call::{Attempts, CallOptions, Failure, failure, no_answer_in_time, send_within},
+    call::{Attempts, CallOptions, Failure, failure, no_answer_in_time, out_of_time, send_within},
     error::Error,
     keyspace::Keyspace,
     node::InFlight,
@@ -221,10 +221,8 @@ impl Scan {
                     }
                 },
             };
-            // Half of what is left, as for the head of a stream, while another node can be asked.
             let remaining = deadline.saturating_duration_since(Instant::now());
-            let is_last = attempts.count() + 1 >= self.config().attempts_max;
-            let patience = if is_last { remaining } else { remaining / 2 };
+            let patience = self.keyspace.cluster().budget(false, remaining, &attempts);
             let next = tokio::time::timeout(patience, stream.messages.message()).await;
             let is_silent = next.is_err();
             let lost = match next {
@@ -309,9 +307,9 @@ impl Scan {
         let scan = async |channel| {
             KvServiceClient::new(channel).max_decoding_message_size(bytes_max).scan(request).await
         };
-        // Half of what is left, so that another node can be asked should this one hang.
+        // Always half of what is left: a page has to come after it.
         let budget = deadline.saturating_duration_since(Instant::now()) / 2;
-        let late = || no_answer_in_time(false, budget);
+        let late = |was_sent| out_of_time(false, was_sent, budget);
         match send_within(node.node(), budget, scan, late).await {
             Ok(response) => Ok(Open { messages: response.into_inner(), node, pages: 0 }),
             Err(failure) => Err(Some((node, failure))),

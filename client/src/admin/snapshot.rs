@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Admin;
 use crate::{
-    call::{Attempts, Failure, Route, failure, no_answer_in_time, send_within},
+    call::{Attempts, Failure, Route, failure, no_answer_in_time, out_of_time, send_within},
     channel::Channel,
     error::Error,
     node::InFlight,
@@ -108,7 +108,7 @@ impl Admin {
         let silent =
             || Failure { progress: Progress::NoAnswer, error: no_answer_in_time(writes, silence) };
         let read = async {
-            let late = || no_answer_in_time(writes, budget);
+            let late = |was_sent| out_of_time(writes, was_sent, budget);
             let mut messages = send_within(node.node(), budget, send, late).await?.into_inner();
             cluster.note_answer(node.node(), None);
             loop {

@@ -13,7 +13,7 @@ use tonic::Status;
 use super::*;
 use crate::{
     ClientConfig,
-    call::{failure, send_within},
+    call::{failure, out_of_time, send_within},
     connect::{Connecting, Connection, Connector, authority_of},
     node::Node,
     retry::Progress,
@@ -49,6 +49,17 @@ impl Connector for Piped {
     }
 }
 
+/// What a node says first.
+const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+
+/// A link that connects once, and the node's end of that.
+fn piped(config: ClientConfig) -> (Arc<Link>, DuplexStream) {
+    let (ours, theirs) = tokio::io::duplex(64 << 10);
+    let connector = Arc::new(Piped(Mutex::new(vec![ours])));
+    let dialer = Arc::new(Dialer::new(&ClientConfig { connector, ..config }));
+    (Link::new(authority_of("127.0.0.1:1").expect("it is one"), dialer), theirs)
+}
+
 /// Makes a call, by a connection that is opened for it.
 async fn call(link: &Arc<Link>, body: Body) -> Result<Response<Incoming>, BoxError> {
     let mut channel = link.open().await?;
@@ -57,13 +68,8 @@ async fn call(link: &Arc<Link>, body: Body) -> Result<Response<Incoming>, BoxErr
 
 /// What becomes of a call whose request is answered with these bytes, and then with the end.
 async fn answered_with(frames: &'static [u8]) -> Progress {
-    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
     const HEADERS: u8 = 1;
-    let (ours, mut theirs) = tokio::io::duplex(64 << 10);
-    let connector = Arc::new(Piped(Mutex::new(vec![ours])));
-    let config = ClientConfig { connector, ..ClientConfig::default() };
-    let authority = authority_of("127.0.0.1:1").expect("it is one");
-    let link = Link::new(authority, Arc::new(Dialer::new(&config)));
+    let (link, mut theirs) = piped(ClientConfig::default());
     tokio::spawn(async move {
         theirs.write_all(SETTINGS).await?;
         let mut preface = [0; 24];
@@ -129,12 +135,8 @@ async fn an_attempt_to_connect_is_for_all_who_wait_and_outlives_who_began_it() {
 /// What becomes of a call to a node whose operating system alone accepts its connection, and which then
 /// breaks it off or leaves it.
 async fn taken_by_nobody(breaks_off: bool) -> Progress {
-    let (ours, mut theirs) = tokio::io::duplex(64 << 10);
-    let connector = Arc::new(Piped(Mutex::new(vec![ours])));
     let connect_timeout = Duration::from_millis(50);
-    let config = ClientConfig { connector, connect_timeout, ..ClientConfig::default() };
-    let authority = authority_of("127.0.0.1:1").expect("it is one");
-    let link = Link::new(authority, Arc::new(Dialer::new(&config)));
+    let (link, mut theirs) = piped(ClientConfig { connect_timeout, ..ClientConfig::default() });
     let call = call(&link, Body::new(String::from("a call")));
     let node = async move {
         // Something has been sent, and is read by nobody.
@@ -164,7 +166,7 @@ async fn time_that_is_up_before_there_is_a_connection_proves_that_nothing_was_se
     let node = Node::new("127.0.0.1:1", &Arc::new(Dialer::new(&config))).expect("an address");
     let budget = Duration::from_millis(20);
     let send = async |_: Channel| -> Result<(), Status> { unreachable!("it is not connected") };
-    let late = || unreachable!("it was not sent");
+    let late = |was_sent| out_of_time(true, was_sent, budget);
     let failure = send_within(&node, budget, send, late).await.expect_err("nobody listens");
     assert_eq!(failure.progress, Progress::NeverTaken);
     assert_eq!(failure.error.outcome, CallOutcome::NotApplied);
@@ -173,13 +175,8 @@ async fn time_that_is_up_before_there_is_a_connection_proves_that_nothing_was_se
 /// Answers of other calls come though scans are not read: what the connection may have under way does not bind.
 #[tokio::test]
 async fn a_connection_has_all_the_room_that_there_is() {
-    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
     const WINDOW_UPDATE: u8 = 8;
-    let (ours, mut theirs) = tokio::io::duplex(64 << 10);
-    let connector = Arc::new(Piped(Mutex::new(vec![ours])));
-    let config = ClientConfig { connector, ..ClientConfig::default() };
-    let authority = authority_of("127.0.0.1:1").expect("it is one");
-    let link = Link::new(authority, Arc::new(Dialer::new(&config)));
+    let (link, mut theirs) = piped(ClientConfig::default());
     theirs.write_all(SETTINGS).await.expect("room");
     let open = link.open().await.expect("it has said something");
     theirs.read_exact(&mut [0; 24]).await.expect("a preface");

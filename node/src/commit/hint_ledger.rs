@@ -440,27 +440,29 @@ mod tests {
         assert!(HintLedger::load(&storage).is_err());
     }
 
+    /// Of two hints of a class the newer one was damaged, and is gone.
+    fn without_a_damaged_one(class: HintClass) -> HintLedger {
+        let mut ledger = HintLedger::default();
+        ledger.add(NODES[0], KEYSPACES[0], class, 10_000, 7);
+        ledger.add(NODES[0], KEYSPACES[0], class, 20_000, 9);
+        ledger.remove(NODES[0], KEYSPACES[0], class, None, 9);
+        ledger
+    }
+
     #[test]
     fn a_damaged_hint_counts_as_one_of_the_oldest() {
-        let mut ledger = HintLedger::default();
-        let ([it, _], [keyspace, _]) = (NODES, KEYSPACES);
-        ledger.add(it, keyspace, HintClass::Ordinary, 10_000, 7);
-        ledger.add(it, keyspace, HintClass::Ordinary, 20_000, 9);
-        ledger.remove(it, keyspace, HintClass::Ordinary, None, 9);
-        ledger.remove(it, keyspace, HintClass::Ordinary, Some(10_000), 7);
+        let class = HintClass::Ordinary;
+        let mut ledger = without_a_damaged_one(class);
+        ledger.remove(NODES[0], KEYSPACES[0], class, Some(10_000), 7);
         ledger.keep();
         assert_eq!(ledger.published().all(), BTreeMap::new());
     }
 
     #[test]
     fn a_damaged_hint_of_any_makes_no_other_one_younger() {
-        let mut ledger = HintLedger::default();
-        let ([it, _], [keyspace, _]) = (NODES, KEYSPACES);
-        ledger.add(it, keyspace, HintClass::Any, 10_000, 7);
-        ledger.add(it, keyspace, HintClass::Any, 20_000, 9);
-        ledger.remove(it, keyspace, HintClass::Any, None, 9);
+        let mut ledger = without_a_damaged_one(HintClass::Any);
         ledger.keep();
-        let left = ledger.published().all()[&it].any;
+        let left = ledger.published().all()[&NODES[0]].any;
         assert!(left.oldest_ms.is_some_and(|it| it <= 10_000), "{left:?}");
     }
 

@@ -218,9 +218,7 @@ impl Shared {
             }
             let range = it.range.as_ref().ok_or(Refusal::Failed)?;
             let span = Span::from_wire(keyspace, range).ok_or(Refusal::Failed)?;
-            let read = span
-                .read(&self.world.storage, &hasher, salt, ANSWER_LIMITS, &self.damage)
-                .map_err(|error| self.read_error(&error))?;
+            let read = span.read_for(self, &hasher, salt, ANSWER_LIMITS)?;
             read_bytes += read.bytes;
             let mut names = it.names.clone();
             names.sort_unstable();

@@ -91,7 +91,7 @@ impl Span {
     }
 
     /// Reads the span's records until so many rows or about so many bytes; notes which are damaged.
-    pub(crate) fn read(
+    fn read(
         &self,
         storage: &impl Storage,
         hasher: &RecordHasher,

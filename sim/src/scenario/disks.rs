@@ -8,7 +8,7 @@ use proto::Reason;
 use super::{
     Scenario, Shown,
     executions::steps,
-    purge::{late_hint_of_a_purged_key, until_gone, until_no_hint},
+    purge::{late_hint_of_a_purged_key, until_absent, until_gone, until_no_hint},
     script::{Script, ensure, works},
 };
 use crate::{
@@ -193,10 +193,7 @@ async fn put_back(it: Script) -> Result<(), String> {
     it.roll_back(2).await;
     it.start(2).await;
     it.wait(8_000).await;
-    for node in [2, 0, 1] {
-        let found = it.get_soon(node, "key", L::One).await?;
-        ensure(found.is_none(), format!("deleted data is back: {found:?}"))?;
-    }
+    until_absent(&it, [2, 0, 1]).await?;
     until_gone(&it, 20).await
 }
 
@@ -322,7 +319,7 @@ async fn copied(it: Script) -> Result<(), String> {
     // The copy is of a node that has nothing to write, so that its clock's ceiling is that of the other one.
     it.wait(3_000).await;
     // Where both are let in, the last to hear of the other one has the links: not always the copy.
-    for last in [false, false, false, false, false, true] {
+    for start in 1..=STARTS {
         it.copy_disk(copied, copy).await;
         it.start(copy).await;
         let reached = it.within(5, async || it.put(apart, "key", "all", L::All).await).await;
@@ -330,7 +327,7 @@ async fn copied(it: Script) -> Result<(), String> {
             it.say("the copy has taken a write");
             break;
         }
-        if !last {
+        if start < STARTS {
             it.end(copy, EndKind::Crash).await;
         }
     }
@@ -481,3 +478,6 @@ async fn two_disks(it: Script) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// How often a copy is started, until it is the one that is heard of last.
+const STARTS: usize = 6;

@@ -123,11 +123,7 @@ async fn waits(it: Script) -> Result<(), String> {
     ensure(kept == 2, "a tombstone went too early: a replica was away")?;
     it.start(0).await;
     until_gone(&it, 60).await?;
-    for node in 0..3 {
-        let found = it.get_soon(node, "key", L::One).await?;
-        ensure(found.is_none(), format!("deleted data is back: {found:?}"))?;
-    }
-    Ok(())
+    until_absent(&it, [0, 1, 2]).await
 }
 
 async fn late_hint(it: Script) -> Result<(), String> {
@@ -298,7 +294,12 @@ async fn put_back_while_swept(it: Script) -> Result<(), String> {
     it.roll_back(2).await;
     it.start(2).await;
     it.wait(20_000).await;
-    for node in [2, 0, 1] {
+    until_absent(&it, [2, 0, 1]).await
+}
+
+/// Waits until nodes answer for the key, one after the other, each at ONE: it must not be there.
+pub(super) async fn until_absent(it: &Script, nodes: [usize; 3]) -> Result<(), String> {
+    for node in nodes {
         let found = it.get_soon(node, "key", L::One).await?;
         ensure(found.is_none(), format!("deleted data is back: {found:?}"))?;
     }
