@@ -62,6 +62,10 @@ pub struct NodeConfig {
     pub streams_per_connection_max: u32,
     /// Operations of each loop at once; more are refused with OVERLOADED. An operation holds about 1 KiB.
     pub operations_in_flight_max: usize,
+    /// Bytes of values that clients' calls hold, of all loops together: as they arrive and until the call is
+    /// answered, and as they are read. More calls are refused with OVERLOADED; for those let in as much
+    /// again may be read.
+    pub call_bytes_max: usize,
     /// Reads of calls that wait for the disk at once, in the node; more are refused, and their
     /// coordinators turn to other replicas. Some of the largest batches; each key holds about 1 KiB.
     pub disk_reads_max: usize,
@@ -140,6 +144,7 @@ impl Default for NodeConfig {
             peer_connections_max: 4_096,
             streams_per_connection_max: 1_024,
             operations_in_flight_max: 65_536,
+            call_bytes_max: 256 << 20,
             disk_reads_max: 65_536,
             scans_max: 64,
             peer_queue_bytes_max: 64 << 20,
@@ -234,11 +239,7 @@ impl NodeConfig {
                 format!("{actual} is below {least}: a write must be over before its fence");
             return error("fence_lag_ms", problem);
         }
-        let (limit, actual) = (self.limits.batch_bytes_max, self.limits.value_bytes_max);
-        if actual == 0 || actual > limit {
-            let problem = format!("{actual} is not within 1 to {limit}, the bytes of a batch");
-            return error("value_bytes_max", problem);
-        }
+        self.validate_bytes()?;
         if self.connections_max == 0 || self.connections_max > CONNECTIONS_MAX {
             let actual = self.connections_max;
             return error(
@@ -252,7 +253,26 @@ impl NodeConfig {
         }
         Ok(())
     }
+
+    fn validate_bytes(&self) -> Result<(), ConfigError> {
+        let error = |setting, problem: String| Err(ConfigError { setting, problem });
+        let (limit, actual) = (self.limits.batch_bytes_max, self.limits.value_bytes_max);
+        if actual == 0 || actual > limit {
+            let problem = format!("{actual} is not within 1 to {limit}, the bytes of a batch");
+            return error("value_bytes_max", problem);
+        }
+        let (least, actual) = (self.io_threads * CALL_BATCHES * limit, self.call_bytes_max);
+        if actual < least {
+            let problem =
+                format!("{actual} is below {least}, {CALL_BATCHES} batches for each loop");
+            return error("call_bytes_max", problem);
+        }
+        Ok(())
+    }
 }
+
+/// Of the largest batches: with room for fewer, smaller calls could keep one from being let in.
+const CALL_BATCHES: usize = 4;
 
 /// Loops have four bits in the id of an operation.
 pub const IO_THREADS_MAX: usize = 16;

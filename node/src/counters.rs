@@ -104,6 +104,8 @@ counters! {
     reads_from_disk,
     /// Those of them that were not done: too many waited, or their turn came too late.
     reads_from_disk_refused,
+    /// Records read for a call that were thrown away, because calls under way held as many bytes as they may.
+    answers_refused,
     /// Records that failed their checksum, here or on arrival.
     checksum_failures,
     /// Requests of peers refused.

@@ -4,6 +4,7 @@
 //! and messages as arguments. The simulator runs all of it on a simulated world.
 
 pub mod agreement;
+mod call_bytes;
 mod clock;
 mod clock_watch;
 pub mod commit;

@@ -19,6 +19,7 @@ use prometheus_client::{
 };
 
 use crate::{
+    call_bytes::CallBytes,
     counters::{Figure, FigureKind},
     shared::Shared,
 };
@@ -27,12 +28,22 @@ pub(crate) use gauges::gauges;
 pub(crate) use requests::{RequestKind, RequestTable};
 
 /// What one I/O loop counts for itself, so that no loop writes to another's memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LoopMetrics {
     /// Its clients' requests.
     pub requests: RequestTable,
     /// What it has in flight.
     pub operations_in_flight: Arc<AtomicUsize>,
+    /// What its clients' calls hold.
+    pub call_bytes: Arc<CallBytes>,
+}
+
+impl LoopMetrics {
+    /// Nothing has happened yet.
+    pub fn new(call_bytes_max: usize) -> Self {
+        let (requests, operations_in_flight) = Default::default();
+        Self { requests, operations_in_flight, call_bytes: CallBytes::new(call_bytes_max) }
+    }
 }
 
 /// The registry of one node.

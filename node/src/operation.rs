@@ -11,7 +11,10 @@ use proto::internal::{ExchangeAnswer, QueryAnswer, RangeAnswer, RangeQuery};
 use slab::Slab;
 use tokio::sync::oneshot;
 
-use crate::reply::{ReadReplyTo, WriteReplyTo};
+use crate::{
+    call_bytes::Held,
+    reply::{ReadReplyTo, WriteReplyTo},
+};
 
 /// Names one request of one operation, on the wire and in the commit queue:
 /// `generation (32) | index (24) | loop (4) | sequence (4)`.
@@ -113,6 +116,9 @@ pub struct WriteOperation {
     pub stamps: ShortList<Hlc>,
     /// By when its client must be told, in microseconds since the node started.
     pub deadline_us: u64,
+    /// The bytes of what it writes, until it is answered: what a slow replica has yet to get counts in the
+    /// queues before it, which are bounded, and must not keep others from being served.
+    pub held: Option<Held>,
     /// Whom to tell.
     pub reply: Option<WriteReplyTo>,
     /// W3C trace context, if the client sent one.
@@ -133,6 +139,10 @@ pub struct ReadOperation {
     pub started_us: u64,
     /// By when its client must be told, in microseconds since the node started.
     pub deadline_us: u64,
+    /// The bytes of what replicas answer, as many as usual or as have come; goes along with the reply.
+    pub held: Option<Held>,
+    /// Bytes of records that replicas have answered.
+    pub answered_bytes: usize,
     /// Whom to tell.
     pub reply: Option<ReadReplyTo>,
     /// W3C trace context, if the client sent one.

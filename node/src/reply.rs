@@ -5,10 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use coordinator::{ReadError, ReadReply, WriteError, WriteReply};
 use tokio::sync::oneshot;
 
+use crate::call_bytes::Held;
+
 /// The result of a put or delete.
 pub(crate) type WriteDone = Result<WriteReply, WriteError>;
-/// The result of a get.
-pub(crate) type ReadDone = Result<ReadReply, ReadError>;
+/// The result of a get, and what is held for it until it has been passed on.
+pub(crate) type ReadDone = (Result<ReadReply, ReadError>, Held);
 
 /// Where a write's result goes.
 pub(crate) type WriteReplyTo = ReplyTo<WriteDone>;

@@ -205,8 +205,9 @@ impl Shared {
         let scans = Arc::new(Semaphore::new(config.scans_max));
         let disk_reads = Arc::new(Semaphore::new(config.disk_reads_max));
         let done = std::iter::repeat_with(DoneQueue::default).take(config.io_threads).collect();
-        let loop_metrics =
-            std::iter::repeat_with(LoopMetrics::default).take(config.io_threads).collect();
+        let call_bytes_max = config.call_bytes_max / config.io_threads.max(1);
+        let loop_metrics = std::iter::repeat_with(|| LoopMetrics::new(call_bytes_max));
+        let loop_metrics = loop_metrics.take(config.io_threads).collect();
         let process = xxh3_64_with_seed(b"process", world.seed);
         let shared = Self {
             config,

@@ -7,6 +7,8 @@ use model::{
     ReplicaSet, Token, overlaps, satisfies_require_overlap,
 };
 
+use crate::call_bytes::UsualBytes;
+
 /// The metadata in force, as one node sees it.
 #[derive(Debug, Default)]
 pub struct View {
@@ -25,6 +27,8 @@ pub struct KeyspaceView {
     pub replicas: Vec<(DcIndex, u8)>,
     local_dc: DcIndex,
     sets: Vec<Arc<ReplicaSet>>,
+    /// How large its values usually are.
+    pub usual_value: UsualBytes,
 }
 
 impl View {
@@ -37,6 +41,7 @@ impl View {
         let keyspaces = metadata.keyspaces().iter().map(|keyspace| {
             let known = previous.keyspaces.iter().find(|it| it.keyspace.id == keyspace.id);
             let sets = known.filter(|_| same_layout).map(|it| it.sets.clone());
+            let usual_value = known.map(|it| it.usual_value.continued()).unwrap_or_default();
             let replicas = replicas_by_index(keyspace, &metadata);
             let sets = sets.unwrap_or_else(|| layout.replica_sets(&replicas));
             Arc::new(KeyspaceView {
@@ -44,6 +49,7 @@ impl View {
                 replicas,
                 local_dc: local_dc.unwrap_or(NO_DATACENTER),
                 sets,
+                usual_value,
             })
         });
         let keyspaces = keyspaces.collect();

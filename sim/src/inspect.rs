@@ -465,6 +465,10 @@ pub fn nothing_is_left(world: &World, shape: &Shape) -> Vec<Violation> {
         if connections > 0 {
             violated(format!("{connections} connections of clients are still open"));
         }
+        let held: usize = node.shared.loop_metrics.iter().map(|it| it.call_bytes.held()).sum();
+        if held > 0 {
+            violated(format!("{held} bytes are held for calls"));
+        }
         let tasks = it.controls.tasks.load(Ordering::Relaxed);
         let limit = TASKS_OF_A_NODE + TASKS_OF_A_LINK * shape.nodes().count();
         if tasks > limit {

@@ -111,6 +111,12 @@ pub(crate) struct StartArgs {
     #[arg(long, value_name = "SIZE", value_parser = values::memory)]
     memory: Option<usize>,
 
+    /// Bytes of the values of calls under way; beyond them more calls are refused [default: half of --memory,
+    /// and 64M for
+    /// each I/O thread at least]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    call_bytes_max: Option<usize>,
+
     /// The deadline of calls that name none, and the longest that one may name
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = values::timeout)]
     request_timeout: Duration,
@@ -201,8 +207,7 @@ pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure
         restore_from(snapshot, &args.data, output)?;
     }
     args.memory.into_iter().for_each(memory::warn_of);
-    let memory = args.memory.unwrap_or_else(memory::default_bytes);
-    let mut node = SharedResources::for_one_node(memory, files)?.start(config)?;
+    let mut node = SharedResources::for_one_node(args.memory_bytes(), files)?.start(config)?;
     announce(&node, &datacenter, &rack, &args, output)?;
 
     let signal = tokio::select! {
@@ -246,6 +251,9 @@ fn restore_from(snapshot: &Path, data: &Path, output: Output) -> Result<(), Fail
     Ok(())
 }
 
+/// The least that calls of one loop may hold, unless less is asked for: some of the largest batches, and their
+/// answers.
+const CALL_BYTES: usize = 64 << 20;
 /// Damaged files named in an error.
 const FINDINGS_MAX: usize = 10;
 
@@ -362,6 +370,10 @@ impl StartArgs {
         Ok(database)
     }
 
+    fn memory_bytes(&self) -> usize {
+        self.memory.unwrap_or_else(memory::default_bytes)
+    }
+
     fn config(&self) -> Result<NodeConfig, Failure> {
         let peer_listen = match self.peer_listen {
             Some(it) => it,
@@ -390,6 +402,9 @@ impl StartArgs {
             shutdown_grace_ms: milliseconds("--shutdown-grace", self.shutdown_grace)?,
             ..NodeConfig::default()
         };
+        let least = CALL_BYTES.saturating_mul(self.io_threads);
+        config.call_bytes_max =
+            self.call_bytes_max.unwrap_or_else(|| (self.memory_bytes() / 2).max(least));
         if let Some(it) = self.value_bytes_max {
             config.limits.value_bytes_max = it;
         }

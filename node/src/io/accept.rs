@@ -118,12 +118,12 @@ pub(super) async fn serve_clients(
     let kv = KvServiceServer::new(KvApi { io: Arc::clone(&io) })
         .max_decoding_message_size(message_bytes_max)
         .max_encoding_message_size(answer_bytes_max);
-    let others = Routes::new(AdminServiceServer::new(AdminApi { io }))
+    let others = Routes::new(AdminServiceServer::new(AdminApi { io: Arc::clone(&io) }))
         .add_service(health)
         .add_service(reflection_v1)
         .add_service(reflection_v1alpha)
         .prepare();
-    let dispatch = Dispatch { kv, others, backstop, refusals };
+    let dispatch = Dispatch { kv, io, others, backstop, refusals };
     let streams_max = shared.config.streams_per_connection_max;
     let bounds = Http2Limits { streams_max };
     let service = service_fn(move |request| dispatch.answer(request));

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use bytes::Bytes;
 use proto::{CallError, Reason, v1};
 use tokio::sync::oneshot;
 use tonic::metadata::MetadataMap;
@@ -10,7 +9,7 @@ use tonic::metadata::MetadataMap;
 use super::{
     call::Call,
     coordinate::PlannedWrite,
-    kv::{KvApi, WriteItem, WriteLevel, found, stopped_read, stopped_write},
+    kv::{KvApi, READ_COPIES, WriteItem, WriteLevel, found, stopped_read, stopped_write},
     request::MeasuredRequest,
 };
 use crate::reply::{Batch, ReplyTo};
@@ -28,17 +27,21 @@ impl KvApi {
         let WriteLevel { level, overlap } =
             self.write_level(keyspace, request.consistency.as_ref())?;
         measured.at_level(level);
-        check_batch(&call, request.items.iter().map(|it| (it.key.as_ref(), put_bytes(it))))?;
+        let bytes =
+            check_batch(&call, request.items.iter().map(|it| (it.key.as_ref(), put_bytes(it))))?;
+        let mut held = self.io.hold(bytes)?;
         let stamp = self.stamp(&call, request.items.len()).await?;
         let mut results: Vec<Option<v1::BatchWriteResult>> = vec![None; request.items.len()];
         let (mut planned, mut positions, mut required) = (Vec::new(), Vec::new(), 0);
         for (position, item) in request.items.into_iter().enumerate() {
             let item = batch_item(&call, item);
+            let bytes = item.as_ref().map_or(0, WriteItem::bytes);
             match item.and_then(|item| self.plan_write(&call, keyspace, level, item)) {
                 Ok((request, replicas)) => {
+                    let held = held.split(bytes);
                     required = request.requirement.required();
                     let traceparent = call.traceparent.clone();
-                    planned.push(PlannedWrite { request, replicas, stamp, traceparent });
+                    planned.push(PlannedWrite { request, replicas, stamp, held, traceparent });
                     positions.push(position);
                 }
                 Err(error) => results[position] = Some(write_failure(measured, error)),
@@ -82,11 +85,19 @@ impl KvApi {
         let (level, overlap) = self.read_level(keyspace, request.consistency.as_ref())?;
         measured.at_level(level);
         check_batch(&call, request.keys.iter().map(|it| (Some(it), 0)))?;
+        let limit = call.shared.config.limits.batch_bytes_max;
+        let keys = request.keys.len();
+        let expected = limit.min(keyspace.usual_value.expected().saturating_mul(keys));
+        // What is read, and the answer.
+        let mut held = self.io.hold_in_advance(expected * (READ_COPIES + 1))?;
+        let each = expected * READ_COPIES / keys.max(1);
         let mut results: Vec<Option<v1::BatchGetResult>> = vec![None; request.keys.len()];
         let (mut planned, mut positions, mut required) = (Vec::new(), Vec::new(), 0);
         for (position, key) in request.keys.into_iter().enumerate() {
             let key = call.key(Some(key));
-            match key.and_then(|key| self.plan_read(&call, keyspace, level, &key)) {
+            let planning =
+                key.and_then(|key| self.plan_read(&call, keyspace, level, &key, held.split(each)));
+            match planning {
                 Ok(read) => {
                     required = read.request.requirement.required();
                     planned.push(read);
@@ -95,11 +106,10 @@ impl KvApi {
                 Err(error) => results[position] = Some(read_failure(measured, error)),
             }
         }
-        let limit = call.shared.config.limits.batch_bytes_max;
         let (mut planned, mut positions) = (planned.into_iter(), positions.into_iter());
-        let (mut asked, mut bytes) = (0, 0);
+        let (mut asked, mut bytes, mut answered) = (0, 0, Vec::new());
         while planned.len() > 0 && bytes < limit {
-            let wave = wave(planned.len(), asked, bytes, limit);
+            let wave = wave(planned.len(), (asked, bytes), limit, keyspace.usual_value.get());
             asked += wave;
             let (done, results_of) = oneshot::channel();
             let batch = Batch::new(wave, done);
@@ -107,12 +117,17 @@ impl KvApi {
                 .map(|(position, it)| (it, ReplyTo::Batch { batch: Arc::clone(&batch), position }))
                 .collect();
             self.io.start_reads(reads.into_iter(), call.deadline_us)?;
-            for done in results_of.await.map_err(stopped_read)? {
+            for (done, read_held) in results_of.await.map_err(stopped_read)? {
                 let position = positions.next().expect("one for each that was planned");
                 results[position] = Some(match done {
                     Ok(_) if bytes >= limit => answer_full(measured, limit, bytes),
                     Ok(reply) => {
-                        bytes += reply.value.as_ref().map_or(0, Bytes::len);
+                        if let Some(value) = &reply.value {
+                            bytes += value.len();
+                            // Until the answer has been made.
+                            answered.push(read_held);
+                            keyspace.usual_value.measured(value.len());
+                        }
                         let found = v1::batch_get_result::Result::Found(found(reply));
                         v1::BatchGetResult { result: Some(found) }
                     }
@@ -143,23 +158,28 @@ fn answer_full(
 }
 
 /// How many of the keys that are left to read at once: values have any size, and what is read is held
-/// until the answer is sent. About as many as still fit, going by those read so far.
-fn wave(left: usize, asked: usize, bytes: usize, limit: usize) -> usize {
-    if asked == 0 {
-        return left.min(FIRST_WAVE);
-    }
-    let usual = (bytes / asked).max(1);
-    left.min(((limit - bytes) / usual).max(1))
+/// until the answer is sent. At first as many as fit going by what values of the keyspace usually have, then
+/// going by those of this batch.
+fn wave(left: usize, (asked, bytes): (usize, usize), limit: usize, usual: Option<usize>) -> usize {
+    let fit = match (asked, bytes) {
+        (0, _) => usual.map_or(FIRST_WAVE, |it| limit / it).min(FIRST_WAVE_MAX),
+        (_, 0) => asked.saturating_mul(FIRST_WAVE),
+        _ => (limit - bytes) / (bytes / asked).max(1),
+    };
+    left.min(fit.max(1))
 }
 
-/// Most batches are no larger, and are read at once.
-const FIRST_WAVE: usize = 128;
+/// While no value of a keyspace has been seen: as few as fit in any case, by the limits that nodes have unless
+/// told otherwise. And how many times as many then, for as long as none is found.
+const FIRST_WAVE: usize = 4;
+/// Most batches are no larger, and are read at once; the values of a larger one may be others than usual.
+const FIRST_WAVE_MAX: usize = 128;
 
-/// Checks a batch as a whole: keys, bytes, no row twice.
+/// Checks a batch as a whole: keys, bytes, no row twice. Its bytes.
 fn check_batch<'a>(
     call: &Call<'_>,
     items: impl ExactSizeIterator<Item = (Option<&'a v1::Key>, usize)>,
-) -> Result<(), CallError> {
+) -> Result<usize, CallError> {
     let limits = &call.shared.config.limits;
     let too_large = |what, limit: usize, actual: usize| {
         let message = format!("the batch has {actual} {what}; at most {limit} are allowed");
@@ -171,8 +191,9 @@ fn check_batch<'a>(
     }
     let (mut bytes, mut seen) = (0, BTreeSet::new());
     for (position, (key, value_bytes)) in items.enumerate() {
+        bytes += value_bytes;
         let Some(key) = key else { continue };
-        bytes += key.partition_key.len() + key.sort_key.len() + value_bytes;
+        bytes += key.partition_key.len() + key.sort_key.len();
         if !seen.insert((&key.partition_key, &key.sort_key)) {
             let message = format!("item {position} names a row that an earlier item names");
             return Err(CallError::new(Reason::DuplicateKey, message)
@@ -182,7 +203,7 @@ fn check_batch<'a>(
     if bytes > limits.batch_bytes_max {
         return too_large("bytes", limits.batch_bytes_max, bytes);
     }
-    Ok(())
+    Ok(bytes)
 }
 
 fn put_bytes(item: &v1::BatchWriteItem) -> usize {
@@ -227,10 +248,14 @@ mod tests {
 
     #[test]
     fn waves_are_as_large_as_what_still_fits() {
-        assert_eq!(wave(100, 0, 0, 1_000), 100, "most batches in one");
-        assert_eq!(wave(4_000, 0, 0, 1_000), FIRST_WAVE);
-        assert_eq!(wave(3_872, 128, 0, 1_000), 1_000, "nothing found yet");
-        assert_eq!(wave(3_872, 128, 128 * 5, 1_000), 72);
-        assert_eq!(wave(3_872, 128, 999, 1_000), 1, "always on");
+        let none = (0, 0);
+        assert_eq!(wave(4_000, none, 1_000, None), FIRST_WAVE);
+        assert_eq!(wave(100, none, 1_000, Some(10)), 100, "most batches in one");
+        assert_eq!(wave(4_000, none, 1_000, Some(200)), 5);
+        assert_eq!(wave(4_000, none, 1_000, Some(5)), FIRST_WAVE_MAX, "they may be larger");
+        assert_eq!(wave(3_996, (4, 0), 1_000, None), 16, "nothing found yet");
+        assert_eq!(wave(3_980, (20, 0), 1_000, None), 80, "and still not");
+        assert_eq!(wave(3_872, (128, 128 * 5), 1_000, Some(1)), 72);
+        assert_eq!(wave(3_872, (128, 999), 1_000, Some(1)), 1, "always on");
     }
 }

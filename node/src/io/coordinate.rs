@@ -4,11 +4,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use coordinator::{Read, ReadEvent, ReadRequest, Write, WriteError, WriteEvent, WriteRequest};
 use model::{
-    Hlc, KeyspaceId, Mutant, NodeIndex, PartitionIndex, ReplicaMask, ReplicaSet, StorageKey,
+    Hlc, KeyspaceId, Mutant, NodeIndex, PartitionIndex, Refusal, ReplicaMask, ReplicaSet,
+    StorageKey,
 };
 
 use super::io_loop::{Alarm, IoLoop, LoopState};
 use crate::{
+    call_bytes::{CallBytes, Held},
     counters::Counters,
     operation::{Operation, ReadOperation, ShortList, Token, WriteOperation},
     reply::{ReadReplyTo, WriteReplyTo},
@@ -23,6 +25,8 @@ pub struct PlannedWrite {
     pub replicas: Arc<ReplicaSet>,
     /// A stamp of this node's clock.
     pub stamp: Hlc,
+    /// The bytes of what is written.
+    pub held: Held,
     /// W3C trace context, if the client sent one.
     pub traceparent: Option<Arc<str>>,
 }
@@ -35,6 +39,8 @@ pub struct PlannedRead {
     pub replicas: Arc<ReplicaSet>,
     /// The key.
     pub key: StorageKey,
+    /// Bytes for what is read.
+    pub held: Held,
     /// W3C trace context, if the client sent one.
     pub traceparent: Option<Arc<str>>,
 }
@@ -83,6 +89,26 @@ impl IoLoop {
         Ok(())
     }
 
+    /// Holds so many bytes of values for a call, or says that there is no room.
+    pub(super) fn hold(&self, bytes: usize) -> Result<Held, Full> {
+        self.call_bytes().hold(bytes).ok_or_else(|| self.no_room())
+    }
+
+    /// As [`IoLoop::hold`], for what is about to be read.
+    pub(super) fn hold_in_advance(&self, bytes: usize) -> Result<Held, Full> {
+        self.hold(self.call_bytes().in_advance(bytes))
+    }
+
+    /// Says that there is no room for more bytes of values, and counts it.
+    pub(super) fn no_room(&self) -> Full {
+        Counters::count(&self.shared.counters.calls_overloaded);
+        Full { what: "bytes of values in calls under way", limit: self.call_bytes().limit() }
+    }
+
+    fn call_bytes(&self) -> &Arc<CallBytes> {
+        &self.shared.loop_metrics[self.index].call_bytes
+    }
+
     /// Takes places for operations that cannot start yet, or says that there are none. Dropped right
     /// before they start.
     pub(super) fn reserve(&self, operations: usize) -> Result<Places<'_>, Full> {
@@ -115,7 +141,7 @@ impl IoLoop {
         reply: WriteReplyTo,
         deadline_us: u64,
     ) {
-        let PlannedWrite { mut request, replicas, stamp, traceparent } = planned;
+        let PlannedWrite { mut request, replicas, stamp, held, traceparent } = planned;
         let mut alive = state.peers.alive(&replicas, now_us);
         let key = request.key.clone();
         let partition = view.partition(key.token());
@@ -142,6 +168,7 @@ impl IoLoop {
                     key,
                     stamps,
                     deadline_us,
+                    held: Some(held),
                     reply,
                     traceparent,
                 };
@@ -172,7 +199,7 @@ impl IoLoop {
         reply: ReadReplyTo,
         deadline_us: u64,
     ) {
-        let PlannedRead { request, replicas, key, traceparent } = planned;
+        let PlannedRead { request, replicas, key, held, traceparent } = planned;
         let alive = state.peers.alive(&replicas, now_us);
         let mut order = std::mem::take(&mut state.order);
         state.peers.preferred(&replicas, view, &mut order);
@@ -180,7 +207,7 @@ impl IoLoop {
         match Read::start(request, Arc::clone(&replicas), alive, &order, &mut effects) {
             Err(error) => {
                 Counters::count(&self.shared.counters.reads_failed);
-                reply.send(Err(error));
+                reply.send((Err(error), held));
             }
             Ok(machine) => {
                 let (started_us, reply) = (now_us, Some(reply));
@@ -192,6 +219,8 @@ impl IoLoop {
                     rounds,
                     started_us,
                     deadline_us,
+                    held: Some(held),
+                    answered_bytes: 0,
                     reply,
                     traceparent,
                 };
@@ -223,10 +252,24 @@ impl IoLoop {
     pub fn read_event(&self, state: &mut LoopState, token: Token, event: ReadEvent) {
         let mut effects = std::mem::take(&mut state.read_effects);
         if let Some(Operation::Read(read)) = state.operations.get_mut(token) {
+            let event = self.held_answer(read, event);
             read.machine.handle(event, &mut effects);
             self.read_effects(state, token, &mut effects);
         }
         state.read_effects = effects;
+    }
+
+    /// A replica's answer, if there is room for what it carries; else that replica has not answered.
+    fn held_answer(&self, read: &mut ReadOperation, event: ReadEvent) -> ReadEvent {
+        let ReadEvent::Answer { from, record: Some(record), .. } = &event else { return event };
+        let Some(held) = &mut read.held else { return event };
+        let bytes = read.answered_bytes + record.as_bytes().len();
+        if !held.grow_to(bytes) {
+            Counters::count(&self.shared.counters.answers_refused);
+            return ReadEvent::Refused { from: *from, refusal: Refusal::Overloaded };
+        }
+        read.answered_bytes = bytes;
+        event
     }
 
     /// Rings an alarm of an operation that is still in flight.

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use tonic::{Status, body::Body, service::Routes};
 use tower::Service as _;
 
-use super::{call::timeout_of, http2::TimelyBody, kv::KvApi, world::Boxed};
+use super::{call::timeout_of, http2::BoundedBody, io_loop::IoLoop, kv::KvApi, world::Boxed};
 use crate::{counters::Counters, shared::Shared};
 
 /// All services of the clients' port.
@@ -21,6 +21,8 @@ use crate::{counters::Counters, shared::Shared};
 pub(super) struct Dispatch {
     /// The data interface, whose calls all end by deadlines of their own once they have arrived.
     pub(super) kv: KvServiceServer<KvApi>,
+    /// Where calls hold what they take of memory.
+    pub(super) io: Arc<IoLoop>,
     /// The other services, and the answer to unknown ones.
     pub(super) others: Routes,
     /// How long a request without a deadline of its client's may take to arrive whole; and one of the
@@ -43,7 +45,8 @@ impl Dispatch {
         let answer: Boxed<'static, Answer> = match is_of(request.uri().path(), SERVICE_NAME) {
             true => {
                 let patience = wanted.map_or(backstop, |it| it.min(backstop));
-                let whole = |it| Body::new(TimelyBody::new(it, patience));
+                let io = Arc::clone(&self.io);
+                let whole = |it| Body::new(BoundedBody::new(it, patience, io));
                 self.kv.clone().call(request.map(whole))
             }
             false => {

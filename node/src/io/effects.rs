@@ -57,6 +57,7 @@ impl IoLoop {
                         self.count_write(write.key.keyspace(), &result);
                         if let Some(reply) = write.reply.take() {
                             *unanswered -= 1;
+                            write.held = None;
                             reply.send(result);
                         }
                     }
@@ -236,8 +237,10 @@ impl IoLoop {
         } else {
             Counters::count(&counters.reads_failed);
         }
-        if let Some(reply) = read.reply.take() {
-            reply.send(result);
+        if let Some(reply) = read.reply.take()
+            && let Some(held) = read.held.take()
+        {
+            reply.send((result, held));
         }
     }
 

@@ -7,6 +7,7 @@
 use std::{
     convert::Infallible,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -27,7 +28,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Status, body::Body};
 
-use super::guard::GuardedStream;
+use super::{coordinate::Full, guard::GuardedStream, io_loop::IoLoop};
+use crate::call_bytes::Held;
 
 /// Serves connections for as long as somebody accepts them. Then tells them to go away, if `stop` was why,
 /// and lets the open calls end: who connects again at once must not find a port that is about to close.
@@ -98,22 +100,47 @@ const HEADER_BYTES_MAX: u32 = 16 << 10;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The body of a request, which has to arrive within a time. Most have come with their head: only one
-/// that is waited for needs a timer.
-pub(super) struct TimelyBody {
+/// The body of a request, which has to arrive within a time, and for which there has to be room. Most have
+/// come with their head and in one piece: only one that is waited for needs a timer, and one of many pieces
+/// counts while they are put together. One for which there is no room is taken to its end all the same: clients
+/// go on sending, and a connection with a thousand streams that were given up too early is closed by the
+/// library.
+pub(super) struct BoundedBody {
     incoming: Incoming,
     patience: Duration,
     timer: Option<Pin<Box<Sleep>>>,
+    io: Arc<IoLoop>,
+    first_bytes: Option<usize>,
+    held: Option<Held>,
+    refused: Option<Full>,
 }
 
-impl TimelyBody {
+impl BoundedBody {
     /// A body that may take so long from when it is first waited for.
-    pub(super) fn new(incoming: Incoming, patience: Duration) -> Self {
-        Self { incoming, patience, timer: None }
+    pub(super) fn new(incoming: Incoming, patience: Duration, io: Arc<IoLoop>) -> Self {
+        Self { incoming, patience, timer: None, io, first_bytes: None, held: None, refused: None }
+    }
+
+    /// Finds room for a piece that has come.
+    fn hold(&mut self, piece: &Bytes) -> Result<(), Full> {
+        let bytes = piece.len();
+        if bytes == 0 {
+            // Many clients say by an empty piece that there is no more.
+            return Ok(());
+        }
+        let Some(first_bytes) = self.first_bytes else {
+            self.first_bytes = Some(bytes);
+            return Ok(());
+        };
+        let Some(held) = &mut self.held else {
+            self.held = Some(self.io.hold(first_bytes + bytes)?);
+            return Ok(());
+        };
+        if held.add(bytes) { Ok(()) } else { Err(self.io.no_room()) }
     }
 }
 
-impl HttpBody for TimelyBody {
+impl HttpBody for BoundedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -121,9 +148,21 @@ impl HttpBody for TimelyBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) {
-            let failed = |error: hyper::Error| Status::from_error(Box::new(error));
-            return Poll::Ready(frame.map(|it| it.map_err(failed)));
+        while let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) {
+            let piece = frame.as_ref().and_then(|it| it.as_ref().ok()?.data_ref());
+            match (piece, self.refused) {
+                (Some(piece), None) => {
+                    self.refused = self.hold(piece).err();
+                }
+                (None, Some(full)) => {
+                    return Poll::Ready(Some(Err(CallError::from(full).into())));
+                }
+                _ => {}
+            }
+            if self.refused.is_none() {
+                let failed = |error: hyper::Error| Status::from_error(Box::new(error));
+                return Poll::Ready(frame.map(|it| it.map_err(failed)));
+            }
         }
         let patience = self.patience;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(patience)));
@@ -135,7 +174,7 @@ impl HttpBody for TimelyBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.refused.is_none() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -25,6 +25,7 @@ use super::{
     scan_stream::ScanStream,
 };
 use crate::{
+    call_bytes::Held,
     counters::Counters,
     metrics::RequestKind,
     reply::{ReadDone, ReplyTo, WriteDone},
@@ -50,6 +51,14 @@ pub(super) struct WriteItem {
     pub(super) value: Option<Bytes>,
     pub(super) ttl_seconds: Option<u64>,
     pub(super) request_id: u64,
+}
+
+impl WriteItem {
+    pub(super) fn bytes(&self) -> usize {
+        self.key.partition_key.len()
+            + self.key.sort_key.len()
+            + self.value.as_ref().map_or(0, Bytes::len)
+    }
 }
 
 impl KvApi {
@@ -111,6 +120,9 @@ impl KvApi {
             }
             ttl => ttl,
         };
+        if let Some(value) = &item.value {
+            keyspace.usual_value.measured(value.len());
+        }
         let token = item.key.token();
         let replicas = keyspace.replica_set(call.view.partition(token));
         let allow_any = keyspace.keyspace.allow_any;
@@ -139,6 +151,7 @@ impl KvApi {
         keyspace: &KeyspaceView,
         level: ConsistencyLevel,
         key: &Key,
+        held: Held,
     ) -> Result<PlannedRead, CallError> {
         let token = key.token();
         let replicas = keyspace.replica_set(call.view.partition(token));
@@ -152,6 +165,7 @@ impl KvApi {
             request: ReadRequest { requirement, read_at },
             replicas: Arc::clone(replicas),
             key: StorageKey::encode(keyspace.keyspace.id, token, key),
+            held,
             traceparent: call.traceparent.clone(),
         })
     }
@@ -163,10 +177,11 @@ impl KvApi {
         call: &Call<'_>,
         request: WriteRequest,
         replicas: Arc<ReplicaSet>,
+        held: Held,
     ) -> Result<WriteDone, CallError> {
         let stamp = self.stamp(call, 1).await?;
         let traceparent = call.traceparent.clone();
-        let planned = PlannedWrite { request, replicas, stamp, traceparent };
+        let planned = PlannedWrite { request, replicas, stamp, held, traceparent };
         let (reply, result) = oneshot::channel();
         let writes = std::iter::once((planned, ReplyTo::Call(reply)));
         self.io.start_writes(writes, call.deadline_us)?;
@@ -206,11 +221,12 @@ impl KvApi {
         call.check_writable()?;
         let keyspace = call.keyspace(&target.keyspace)?;
         let item = item(&call)?;
+        let held = self.io.hold(item.bytes())?;
         let WriteLevel { level, overlap } =
             self.write_level(keyspace, target.consistency.as_ref())?;
         measured.at_level(level);
         let (request, replicas) = self.plan_write(&call, keyspace, level, item)?;
-        let done = self.write_one(&call, request, Arc::clone(&replicas)).await?;
+        let done = self.write_one(&call, request, Arc::clone(&replicas), held).await?;
         let WriteReply { version, required, answered, .. } =
             done.map_err(|error| call.write_error(level, &error))?;
         Ok(Written {
@@ -231,13 +247,18 @@ impl KvApi {
         let key = call.key(request.key)?;
         let (level, overlap) = self.read_level(keyspace, request.consistency.as_ref())?;
         measured.at_level(level);
-        let planned = self.plan_read(&call, keyspace, level, &key)?;
+        let expected = keyspace.usual_value.expected() * READ_COPIES;
+        let held = self.io.hold_in_advance(expected)?;
+        let planned = self.plan_read(&call, keyspace, level, &key, held)?;
         let replicas = Arc::clone(&planned.replicas);
         let (reply, result) = oneshot::channel();
         let reads = std::iter::once((planned, ReplyTo::Call(reply)));
         self.io.start_reads(reads, call.deadline_us)?;
-        let done: ReadDone = result.await.map_err(stopped_read)?;
+        let (done, _held): ReadDone = result.await.map_err(stopped_read)?;
         let reply = done.map_err(|error| call.read_error(level, &error))?;
+        if let Some(value) = &reply.value {
+            keyspace.usual_value.measured(value.len());
+        }
         let participation = call.participation(reply.required, reply.answered, &replicas, overlap);
         let found = found(reply);
         Ok(v1::GetResponse {
@@ -415,6 +436,8 @@ pub(super) fn stopped_read(_: oneshot::error::RecvError) -> CallError {
     CallError::new(Reason::ReadFailed, STOPPED).retry_after(RETRY)
 }
 
+/// How often a value that is read is held, usually: as answered by two replicas of three.
+pub(super) const READ_COPIES: usize = 2;
 const STOPPED: &str = "the node stopped during the call";
 
 #[cfg(test)]

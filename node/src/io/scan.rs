@@ -399,19 +399,24 @@ impl Scan {
         merged: &[MergedRow],
     ) -> Result<Vec<ReadReply>, CallError> {
         let unsettled = merged.iter().filter(|it| !it.settled);
-        let keys: Vec<_> = unsettled.filter_map(|it| StorageKey::parse(it.key.clone())).collect();
+        let keys: Vec<_> = unsettled
+            .filter_map(|it| Some((StorageKey::parse(it.key.clone())?, it.newest.as_bytes().len())))
+            .collect();
         if keys.is_empty() {
             return Ok(Vec::new());
         }
         let (done, results) = oneshot::channel();
         let batch = Batch::new(keys.len(), done);
+        let mut held = self.io.hold(keys.iter().map(|it| it.1).sum())?;
         let read_at = call.shared.clock.read(call.shared.believed_wall());
-        let reads = keys.into_iter().enumerate().map(|(position, key)| {
+        let reads = keys.into_iter().enumerate().map(|(position, (key, bytes))| {
             let requirement = requirement.clone();
+            let held = held.split(bytes);
             let planned = PlannedRead {
                 request: coordinator::ReadRequest { requirement, read_at },
                 replicas: Arc::clone(set),
                 key,
+                held,
                 traceparent: None,
             };
             (planned, ReplyTo::Batch { batch: Arc::clone(&batch), position })
@@ -419,7 +424,7 @@ impl Scan {
         self.io.start_reads(reads, call.deadline_us)?;
         let results = results.await.map_err(stopped_read)?;
         let failed = |error| call.read_error(self.level, &error);
-        results.into_iter().map(|it| it.map_err(failed)).collect()
+        results.into_iter().map(|(it, _)| it.map_err(failed)).collect()
     }
 }
 

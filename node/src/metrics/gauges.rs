@@ -119,10 +119,12 @@ pub(crate) fn gauges(shared: &Shared) -> Vec<Gauge> {
 fn traffic(shared: &Shared) -> Vec<Gauge> {
     let loops = shared.loop_metrics.iter();
     let in_flight = loops.map(|it| it.operations_in_flight.load(Ordering::Relaxed)).sum();
+    let held = shared.loop_metrics.iter().map(|it| it.call_bytes.held()).sum();
     let scans = shared.config.scans_max.saturating_sub(shared.scans.available_permits());
     let connections = shared.connections.load(Ordering::Relaxed);
     vec![
         Gauge::plain("operations_in_flight", "Operations in flight.", whole(in_flight)),
+        Gauge::plain("call_bytes", "Bytes that calls under way hold.", whole(held)),
         Gauge::plain("connections", "Client connections open.", connections),
         Gauge::plain("scans_under_way", "Scans under way.", whole(scans)),
     ]

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use model::NodeId;
+use model::{Limits, NodeId};
 use node::{
     commit::hints_for,
     config::NodeConfig,
@@ -314,4 +314,108 @@ async fn a_link_that_panics() {
 #[tokio::test]
 async fn a_panic_in_a_link_stops_the_node() {
     LocalSet::new().run_until(a_link_that_panics()).await;
+}
+
+/// The least that calls may hold: four of the largest batches.
+const CALL_BYTES: usize = 4 << 20;
+
+fn with_little_room() -> NodeConfig {
+    let limits = Limits { batch_bytes_max: CALL_BYTES / 4, ..Limits::default() };
+    NodeConfig { call_bytes_max: CALL_BYTES, limits, ..NodeConfig::default() }
+}
+
+/// A fourth of it, with its key and some room for another one.
+const LARGE: usize = (1 << 20) - 32;
+
+async fn more_bytes_than_there_is_room_for() {
+    let mut it = Alone::start(with_little_room()).await;
+    let one = v1::ConsistencyLevel::One;
+    let large = |key: &str| v1::PutRequest { value: vec![7; LARGE].into(), ..put(key, "", one) };
+    let held = || it.node.shared.loop_metrics[0].call_bytes.held();
+    it.stalled.send_replace(true);
+    let (answer, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    for call in 0..4 {
+        let (mut kv, answer) = (it.kv.clone(), answer.clone());
+        let request = large(&call.to_string());
+        tokio::task::spawn_local(async move {
+            let _ = answer.send(kv.put(request).await);
+        });
+    }
+    eventually("four wait for the disk", async || held() == 4 * (LARGE + 1)).await;
+    // One that comes in many pieces, one that comes in one, and a read.
+    let small = v1::PutRequest { value: vec![7; 1_000].into(), ..put("small", "", one) };
+    let refused = [
+        it.kv.clone().put(large("4")).await.unwrap_err(),
+        it.kv.clone().put(small.clone()).await.unwrap_err(),
+        it.kv.clone().get(get("0", one)).await.unwrap_err(),
+    ];
+    for status in refused {
+        let error = CallError::from(&status);
+        assert_eq!((error.reason, error.outcome), (Reason::Overloaded, CallOutcome::NotApplied));
+        assert_eq!(error.metadata["limit"], CALL_BYTES.to_string(), "{}", error.message);
+    }
+    it.stalled.send_replace(false);
+    for _ in 0..4 {
+        answers.recv().await.unwrap().expect("it has waited for its turn");
+    }
+    eventually("all is given back", async || held() == 0).await;
+    it.kv.put(large("4")).await.expect("there is room again");
+    it.kv.put(small).await.expect("there is room again");
+}
+
+#[tokio::test]
+async fn values_in_calls_are_bounded_by_their_bytes() {
+    LocalSet::new().run_until(more_bytes_than_there_is_room_for()).await;
+}
+
+async fn values_larger_than_usual() {
+    const KEYS: usize = 12;
+    let mut it = Alone::start(with_little_room()).await;
+    let one = v1::ConsistencyLevel::One;
+    for key in 0..KEYS {
+        let value = vec![7; LARGE].into();
+        it.kv.put(v1::PutRequest { value, ..put(&key.to_string(), "", one) }).await.unwrap();
+    }
+    for _ in 0..200 {
+        it.kv.put(put("small", "v", one)).await.unwrap();
+    }
+    let mut left: Vec<_> = (0..KEYS).collect();
+    let refused = || it.node.shared.counters.answers_refused.load(Ordering::Relaxed);
+    let mut rounds = 0;
+    while !left.is_empty() {
+        let mut kv = it.kv.clone().max_decoding_message_size(usize::MAX);
+        let key = |it: &usize| get(&it.to_string(), one).key.expect("a key");
+        let keys: Vec<_> = left.iter().map(key).collect();
+        let request = v1::BatchGetRequest {
+            keyspace: "test".to_owned(),
+            keys,
+            consistency: level(one),
+            ..Default::default()
+        };
+        let answer = kv.batch_get(request).await.unwrap().into_inner();
+        let (before, mut results) = (left.len(), answer.results.into_iter());
+        left.retain(|_| match results.next().unwrap().result.unwrap() {
+            v1::batch_get_result::Result::Found(found) => {
+                assert_eq!(found.value.len(), LARGE);
+                false
+            }
+            v1::batch_get_result::Result::Error(error) => {
+                let expected = ["BATCH_TOO_LARGE", "OVERLOADED", "READ_FAILED"];
+                assert!(expected.contains(&error.reason.as_str()), "{error:?}");
+                true
+            }
+        });
+        assert!(left.len() < before, "each answer has some of them");
+        rounds += 1;
+        if rounds == 1 {
+            let threw_away = refused();
+            assert!(threw_away > 0, "all {KEYS} were read at once");
+        }
+    }
+    assert_eq!(it.node.shared.loop_metrics[0].call_bytes.held(), 0);
+}
+
+#[tokio::test]
+async fn what_is_read_is_bounded_by_its_bytes() {
+    LocalSet::new().run_until(values_larger_than_usual()).await;
 }

@@ -200,6 +200,39 @@ async fn bodies_that_stall() {
     assert!(!api.read("plain", &Key::new("stalled"), None).await.expect("a get").found);
 }
 
+/// Requests that have come in part count by their bytes, and no more of them are kept than there is room for.
+#[tokio::test]
+async fn requests_that_never_end_are_bounded() {
+    const LIMIT: u64 = 16 << 20;
+    let options = ["--call-bytes-max", "16M", "--request-timeout", "4s"];
+    let options = Options::small_ring().with(&options);
+    let cluster = Cluster::start(&datacenters(&[1]), &options).await;
+    cluster.create(&Keyspace::named("plain")).await;
+    let api = cluster.api(0);
+    let books = Books::of(&cluster, 0).await;
+    let value = "v".repeat((1 << 20) - 1_000);
+    let whole = message(&put("stalled", value.clone()).encode_to_vec());
+    let mut calls = Vec::new();
+    for _ in 0..24 {
+        let (channel, part) = (Api::new(cluster.node(0).client).channel(), whole.clone());
+        let part = part.slice(..part.len() - 1);
+        calls.push(tokio::spawn(async move { raw::call_stalled(channel, PUT, part).await }));
+    }
+    eventually("there is no room for all of them", async || {
+        let refused = api.counter("calls_overloaded").await;
+        if refused >= 8 { Ok(()) } else { Err(format!("{refused} refused")) }
+    })
+    .await;
+    let held = api.counter("call_bytes").await;
+    assert!((LIMIT / 2..=LIMIT).contains(&held), "{held}");
+    for call in calls {
+        let status = call.await.expect("no panic").unwrap_err();
+        assert_eq!(reason(&status), "DEADLINE_PASSED", "{status:?}");
+    }
+    books.assert_balanced(&cluster).await;
+    api.set("plain", &Key::new("whole"), value, None).await.expect("there is room again");
+}
+
 /// A client that hangs up in the middle of a write leaves no work behind, and the write goes on.
 #[tokio::test]
 async fn a_client_hangs_up() {

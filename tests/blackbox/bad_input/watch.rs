@@ -93,18 +93,19 @@ impl Books {
         let api = cluster.api(self.at);
         eventually("nothing is left behind", async || {
             let status = api.status().await.map_err(|it| it.to_string())?;
-            let (connections, operations) =
-                (status.counters["connections"], status.counters["operations_in_flight"]);
+            let [connections, operations, call_bytes] =
+                ["connections", "operations_in_flight", "call_bytes"].map(|it| status.counters[it]);
             let process = cluster.process(self.at);
             let (sockets, resident_kib) = (process.sockets(), process.resident_kib());
-            let books_closed = connections == self.connections && operations == 0;
+            let nothing_held = operations == 0 && call_bytes == 0;
+            let books_closed = connections == self.connections && nothing_held;
             let memory_given_back = resident_kib <= self.resident_kib + GROWTH_KIB_MAX;
             if books_closed && sockets <= self.sockets && memory_given_back {
                 return Ok(());
             }
             Err(format!(
                 "{connections} connections, {sockets} sockets, {operations} operations, \
-                 {resident_kib} KiB; before: {self:?}"
+                 {call_bytes} bytes in calls, {resident_kib} KiB; before: {self:?}"
             ))
         })
         .await;
