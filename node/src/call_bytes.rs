@@ -76,6 +76,11 @@ impl Held {
         Self { of: Arc::clone(&self.of), bytes }
     }
 
+    /// Takes over what another one holds.
+    pub fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
     fn add_below(&mut self, limit: usize, bytes: usize) -> bool {
         if bytes == 0 {
             return true;
@@ -200,7 +205,9 @@ mod tests {
         assert_eq!(bytes.held(), 100);
         drop(rest);
         assert_eq!(bytes.held(), 30);
-        drop((part, all));
+        all.join(part);
+        assert_eq!(bytes.held(), 30);
+        drop(all);
         assert_eq!(bytes.held(), 0);
     }
 }

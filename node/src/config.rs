@@ -144,7 +144,7 @@ impl Default for NodeConfig {
             peer_connections_max: 4_096,
             streams_per_connection_max: 1_024,
             operations_in_flight_max: 65_536,
-            call_bytes_max: 256 << 20,
+            call_bytes_max: 64 << 20,
             disk_reads_max: 65_536,
             scans_max: 64,
             peer_queue_bytes_max: 64 << 20,

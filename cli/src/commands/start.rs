@@ -112,8 +112,7 @@ pub(crate) struct StartArgs {
     memory: Option<usize>,
 
     /// Bytes of the values of calls under way; beyond them more calls are refused [default: half of --memory,
-    /// and 64M for
-    /// each I/O thread at least]
+    /// and 64M for each I/O thread at least]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     call_bytes_max: Option<usize>,
 
@@ -196,7 +195,9 @@ pub(crate) struct StartArgs {
 /// Starts the node, says where it listens, and waits for its end.
 pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure> {
     let mut signals = StopSignals::new()?;
-    let mut config = args.config()?;
+    args.memory.into_iter().for_each(memory::warn_of);
+    let memory = args.memory.unwrap_or_else(memory::default_bytes);
+    let mut config = args.config(memory)?;
     let files = args.share_open_files(&mut config)?;
     let (datacenter, rack) = (config.datacenter.clone(), config.rack.clone());
     if args.without_trees && args.data.read_dir().is_ok_and(|mut it| it.next().is_some()) {
@@ -206,8 +207,7 @@ pub(crate) async fn run(args: StartArgs, output: Output) -> Result<Exit, Failure
     if let Some(snapshot) = &args.restore {
         restore_from(snapshot, &args.data, output)?;
     }
-    args.memory.into_iter().for_each(memory::warn_of);
-    let mut node = SharedResources::for_one_node(args.memory_bytes(), files)?.start(config)?;
+    let mut node = SharedResources::for_one_node(memory, files)?.start(config)?;
     announce(&node, &datacenter, &rack, &args, output)?;
 
     let signal = tokio::select! {
@@ -251,9 +251,6 @@ fn restore_from(snapshot: &Path, data: &Path, output: Output) -> Result<(), Fail
     Ok(())
 }
 
-/// The least that calls of one loop may hold, unless less is asked for: some of the largest batches, and their
-/// answers.
-const CALL_BYTES: usize = 64 << 20;
 /// Damaged files named in an error.
 const FINDINGS_MAX: usize = 10;
 
@@ -370,11 +367,7 @@ impl StartArgs {
         Ok(database)
     }
 
-    fn memory_bytes(&self) -> usize {
-        self.memory.unwrap_or_else(memory::default_bytes)
-    }
-
-    fn config(&self) -> Result<NodeConfig, Failure> {
+    fn config(&self, memory: usize) -> Result<NodeConfig, Failure> {
         let peer_listen = match self.peer_listen {
             Some(it) => it,
             None => port_after(self.listen)?,
@@ -402,9 +395,8 @@ impl StartArgs {
             shutdown_grace_ms: milliseconds("--shutdown-grace", self.shutdown_grace)?,
             ..NodeConfig::default()
         };
-        let least = CALL_BYTES.saturating_mul(self.io_threads);
-        config.call_bytes_max =
-            self.call_bytes_max.unwrap_or_else(|| (self.memory_bytes() / 2).max(least));
+        let least = config.call_bytes_max.saturating_mul(self.io_threads);
+        config.call_bytes_max = self.call_bytes_max.unwrap_or((memory / 2).max(least));
         if let Some(it) = self.value_bytes_max {
             config.limits.value_bytes_max = it;
         }
@@ -477,6 +469,8 @@ fn milliseconds(option: &str, duration: Duration) -> Result<u64, Failure> {
 mod tests {
     use super::*;
 
+    const MEMORY: usize = 1 << 30;
+
     fn config(options: &[&str]) -> Result<NodeConfig, Failure> {
         #[derive(clap::Parser)]
         struct Line {
@@ -484,7 +478,7 @@ mod tests {
             start: StartArgs,
         }
         let line = [&["start", "--data", "/d", "--dc", "fra"], options].concat();
-        clap::Parser::try_parse_from(line).map(|it: Line| it.start.config()).unwrap()
+        clap::Parser::try_parse_from(line).map(|it: Line| it.start.config(MEMORY)).unwrap()
     }
 
     #[test]
@@ -500,6 +494,14 @@ mod tests {
     }
 
     #[test]
+    fn calls_hold_half_of_the_memory() {
+        let bytes = |options: &[&str]| config(options).unwrap().call_bytes_max;
+        assert_eq!(bytes(&[]), MEMORY / 2);
+        assert_eq!(bytes(&["--io-threads=16"]), 16 * (64 << 20), "that is more");
+        assert_eq!(bytes(&["--call-bytes-max=20M"]), 20 << 20);
+    }
+
+    #[test]
     fn what_is_wrong_is_told_of_the_option() {
         for (given, told) in [
             ("--fence-lag=5999ms", "--fence-lag, in milliseconds: 5999 is below 6000"),
@@ -507,6 +509,7 @@ mod tests {
             ("--clock-offset-max=1ms", "--clock-offset-max, in milliseconds: 1 is not within"),
             ("--capacity=0", "--capacity: 0 is not within"),
             ("--value-bytes-max=0", "--value-bytes-max: 0 is not within"),
+            ("--call-bytes-max=1M", "--call-bytes-max: 1048576 is below 16777216"),
             ("--rack=", "--rack: "),
         ] {
             let refused = config(&[given]).unwrap_err();

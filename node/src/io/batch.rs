@@ -107,7 +107,7 @@ impl KvApi {
             }
         }
         let (mut planned, mut positions) = (planned.into_iter(), positions.into_iter());
-        let (mut asked, mut bytes, mut answered) = (0, 0, Vec::new());
+        let (mut asked, mut bytes) = (0, 0);
         while planned.len() > 0 && bytes < limit {
             let wave = wave(planned.len(), (asked, bytes), limit, keyspace.usual_value.get());
             asked += wave;
@@ -124,8 +124,7 @@ impl KvApi {
                     Ok(reply) => {
                         if let Some(value) = &reply.value {
                             bytes += value.len();
-                            // Until the answer has been made.
-                            answered.push(read_held);
+                            held.join(read_held);
                             keyspace.usual_value.measured(value.len());
                         }
                         let found = v1::batch_get_result::Result::Found(found(reply));

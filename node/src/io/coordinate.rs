@@ -10,7 +10,7 @@ use model::{
 
 use super::io_loop::{Alarm, IoLoop, LoopState};
 use crate::{
-    call_bytes::{CallBytes, Held},
+    call_bytes::Held,
     counters::Counters,
     operation::{Operation, ReadOperation, ShortList, Token, WriteOperation},
     reply::{ReadReplyTo, WriteReplyTo},
@@ -91,22 +91,18 @@ impl IoLoop {
 
     /// Holds so many bytes of values for a call, or says that there is no room.
     pub(super) fn hold(&self, bytes: usize) -> Result<Held, Full> {
-        self.call_bytes().hold(bytes).ok_or_else(|| self.no_room())
+        self.call_bytes.hold(bytes).ok_or_else(|| self.no_room())
     }
 
     /// As [`IoLoop::hold`], for what is about to be read.
     pub(super) fn hold_in_advance(&self, bytes: usize) -> Result<Held, Full> {
-        self.hold(self.call_bytes().in_advance(bytes))
+        self.hold(self.call_bytes.in_advance(bytes))
     }
 
     /// Says that there is no room for more bytes of values, and counts it.
     pub(super) fn no_room(&self) -> Full {
         Counters::count(&self.shared.counters.calls_overloaded);
-        Full { what: "bytes of values in calls under way", limit: self.call_bytes().limit() }
-    }
-
-    fn call_bytes(&self) -> &Arc<CallBytes> {
-        &self.shared.loop_metrics[self.index].call_bytes
+        Full { what: "bytes of values in calls under way", limit: self.call_bytes.limit() }
     }
 
     /// Takes places for operations that cannot start yet, or says that there are none. Dropped right

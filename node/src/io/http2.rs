@@ -101,8 +101,8 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The body of a request, which has to arrive within a time, and for which there has to be room. Most have
-/// come with their head and in one piece: only one that is waited for needs a timer, and one of many pieces
-/// counts while they are put together. One for which there is no room is taken to its end all the same: clients
+/// come with their head and in one piece: only one that is waited for needs a timer, and counts while its
+/// pieces are put together. One for which there is no room is taken to its end all the same: clients
 /// go on sending, and a connection with a thousand streams that were given up too early is closed by the
 /// library.
 pub(super) struct BoundedBody {
@@ -110,7 +110,7 @@ pub(super) struct BoundedBody {
     patience: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     io: Arc<IoLoop>,
-    first_bytes: Option<usize>,
+    first_bytes: usize,
     held: Option<Held>,
     refused: Option<Full>,
 }
@@ -118,25 +118,28 @@ pub(super) struct BoundedBody {
 impl BoundedBody {
     /// A body that may take so long from when it is first waited for.
     pub(super) fn new(incoming: Incoming, patience: Duration, io: Arc<IoLoop>) -> Self {
-        Self { incoming, patience, timer: None, io, first_bytes: None, held: None, refused: None }
+        Self { incoming, patience, timer: None, io, first_bytes: 0, held: None, refused: None }
     }
 
-    /// Finds room for a piece that has come.
-    fn hold(&mut self, piece: &Bytes) -> Result<(), Full> {
-        let bytes = piece.len();
+    /// Finds room for a piece that has come; for the first one only once another is waited for.
+    fn hold(&mut self, bytes: usize) -> Result<(), Full> {
+        if self.first_bytes == 0 {
+            self.first_bytes = bytes;
+            return Ok(());
+        }
         if bytes == 0 {
             // Many clients say by an empty piece that there is no more.
             return Ok(());
         }
-        let Some(first_bytes) = self.first_bytes else {
-            self.first_bytes = Some(bytes);
-            return Ok(());
-        };
-        let Some(held) = &mut self.held else {
-            self.held = Some(self.io.hold(first_bytes + bytes)?);
-            return Ok(());
-        };
+        let held = self.held()?;
         if held.add(bytes) { Ok(()) } else { Err(self.io.no_room()) }
+    }
+
+    fn held(&mut self) -> Result<&mut Held, Full> {
+        match &mut self.held {
+            Some(held) => Ok(held),
+            none => Ok(none.insert(self.io.hold(self.first_bytes)?)),
+        }
     }
 }
 
@@ -150,10 +153,8 @@ impl HttpBody for BoundedBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         while let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) {
             let piece = frame.as_ref().and_then(|it| it.as_ref().ok()?.data_ref());
-            match (piece, self.refused) {
-                (Some(piece), None) => {
-                    self.refused = self.hold(piece).err();
-                }
+            match (piece.map(Bytes::len), self.refused) {
+                (Some(bytes), None) => self.refused = self.hold(bytes).err(),
                 (None, Some(full)) => {
                     return Poll::Ready(Some(Err(CallError::from(full).into())));
                 }
@@ -163,6 +164,9 @@ impl HttpBody for BoundedBody {
                 let failed = |error: hyper::Error| Status::from_error(Box::new(error));
                 return Poll::Ready(frame.map(|it| it.map_err(failed)));
             }
+        }
+        if self.refused.is_none() {
+            self.refused = self.held().err();
         }
         let patience = self.patience;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(patience)));

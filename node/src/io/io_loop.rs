@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{own_reads::OwnRead, serve::send_answers};
 use crate::{
+    call_bytes::CallBytes,
     commit::{CommitItem, DirtyMark},
     latency::UsualLatency,
     liveness::Peers,
@@ -32,6 +33,8 @@ pub struct IoLoop {
     pub shared: Arc<Shared>,
     /// Its number.
     pub index: usize,
+    /// What its clients' calls hold.
+    pub(super) call_bytes: Arc<CallBytes>,
     state: Mutex<LoopState>,
     timer: Notify,
     /// Rung when the first of the loop's own reads is to be done.
@@ -93,6 +96,7 @@ impl IoLoop {
         let mut random = StdRng::seed_from_u64(shared.world.seed ^ (number << 56));
         let generation = rand::RngExt::random(&mut random);
         let in_flight = Arc::clone(&shared.loop_metrics[index].operations_in_flight);
+        let call_bytes = Arc::clone(&shared.loop_metrics[index].call_bytes);
         let own = u8::try_from(index).expect("few loops");
         let state = LoopState {
             operations: OperationTable::new(own, generation, in_flight),
@@ -116,7 +120,8 @@ impl IoLoop {
         let started = shared.started();
         Arc::new_cyclic(|this| {
             let this = Weak::clone(this);
-            Self { shared, index, state: Mutex::new(state), timer, own_reads_due, started, this }
+            let state = Mutex::new(state);
+            Self { shared, index, call_bytes, state, timer, own_reads_due, started, this }
         })
     }
 
