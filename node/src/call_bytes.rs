@@ -1,5 +1,5 @@
 //! What the calls of one loop's clients hold in memory, by bytes: values as they arrive and until
-//! the call is answered, and records read for them. Operations are bounded by their number as well, which says
+//! the call is answered, records read for them, and answers until their clients have taken them. Operations are bounded by their number as well, which says
 //! nothing of values of a megabyte each.
 
 use std::sync::{
@@ -27,6 +27,17 @@ impl CallBytes {
     pub fn hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
         let mut held = Held { of: Arc::clone(self), bytes: 0 };
         held.add_below(self.limit, bytes).then_some(held)
+    }
+
+    /// Holds so many bytes that are in memory already, past every bound: what comes next has to find room.
+    pub fn hold_anyway(self: &Arc<Self>, bytes: usize) -> Held {
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        Held { of: Arc::clone(self), bytes }
+    }
+
+    /// True if half of what may be held is: nothing should be read before it is wanted.
+    pub fn is_short(&self) -> bool {
+        self.held() > self.limit / 2
     }
 
     /// Bytes held.
@@ -154,6 +165,17 @@ mod tests {
         assert!(bytes.hold(1).is_none() && bytes.hold(0).is_some());
         drop((first, second));
         assert_eq!(bytes.held(), 0);
+    }
+
+    #[test]
+    fn what_is_in_memory_already_counts_and_keeps_others_out() {
+        let bytes = CallBytes::new(100);
+        let first = bytes.hold_anyway(50);
+        assert!(!bytes.is_short());
+        let second = bytes.hold_anyway(80);
+        assert!(bytes.is_short() && bytes.held() == 130 && bytes.hold(1).is_none());
+        drop((first, second));
+        assert!(!bytes.is_short() && bytes.held() == 0);
     }
 
     #[test]

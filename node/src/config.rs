@@ -69,8 +69,11 @@ pub struct NodeConfig {
     /// Reads of calls that wait for the disk at once, in the node; more are refused, and their
     /// coordinators turn to other replicas. Some of the largest batches; each key holds about 1 KiB.
     pub disk_reads_max: usize,
-    /// Scans under way in the node: each holds a few pages of up to `scan_bytes_max`.
+    /// Pages of scans that are read at once in the node: each takes a few times `scan_bytes_max` meanwhile.
     pub scans_max: usize,
+    /// How long a client may take nothing of an answer while calls are refused for the bytes that it holds, in
+    /// milliseconds. While there is room it may take its time.
+    pub answer_patience_ms: u64,
     /// Bytes queued for one peer, which the last message may pass; with so many the peer counts as
     /// unreachable for what follows. Answers of a few bytes find room up to twice as many.
     pub peer_queue_bytes_max: usize,
@@ -147,6 +150,7 @@ impl Default for NodeConfig {
             call_bytes_max: 64 << 20,
             disk_reads_max: 65_536,
             scans_max: 64,
+            answer_patience_ms: 10_000,
             peer_queue_bytes_max: 64 << 20,
             hint_bytes_per_target_max: CommitSettings::default().hint_bytes_per_target_max,
             hint_age_ms_max: 3 * 3_600_000,

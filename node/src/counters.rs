@@ -106,6 +106,8 @@ counters! {
     reads_from_disk_refused,
     /// Records read for a call that were thrown away, because calls under way held as many bytes as they may.
     answers_refused,
+    /// Clients told to go away that did not take their answers while calls were refused for the room.
+    connections_stalled,
     /// Records that failed their checksum, here or on arrival.
     checksum_failures,
     /// Requests of peers refused.

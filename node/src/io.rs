@@ -7,6 +7,7 @@ mod admin_hints;
 mod admin_scrub;
 mod admin_snapshot;
 mod admin_view;
+mod answer_body;
 mod answers;
 mod any_room;
 mod batch;

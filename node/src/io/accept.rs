@@ -17,6 +17,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 
 use super::{
     admin::AdminApi,
+    answer_body::ClientConnection,
     dispatch::{Dispatch, Refusals},
     guard::GuardedStream,
     http2::{Http2Limits, serve_http2},
@@ -125,8 +126,13 @@ pub(super) async fn serve_clients(
         .prepare();
     let dispatch = Dispatch { kv, io, others, backstop, refusals };
     let streams_max = shared.config.streams_per_connection_max;
-    let bounds = Http2Limits { streams_max };
-    let service = service_fn(move |request| dispatch.answer(request));
+    // Calls under way have ended by then.
+    let bounds = Http2Limits { streams_max, goaway_grace: backstop };
+    let service = |goaway| {
+        let connection = ClientConnection::new(Arc::clone(&dispatch.io), goaway);
+        let dispatch = dispatch.clone();
+        service_fn(move |request| dispatch.answer(request, &connection))
+    };
     serve_http2(incoming, bounds, service, stop).await;
 }
 

@@ -102,6 +102,7 @@ impl IoLoop {
     /// Says that there is no room for more bytes of values, and counts it.
     pub(super) fn no_room(&self) -> Full {
         Counters::count(&self.shared.counters.calls_overloaded);
+        self.close_stalled();
         Full { what: "bytes of values in calls under way", limit: self.call_bytes.limit() }
     }
 
@@ -262,6 +263,7 @@ impl IoLoop {
         let bytes = read.answered_bytes + record.as_bytes().len();
         if !held.grow_to(bytes) {
             Counters::count(&self.shared.counters.answers_refused);
+            self.close_stalled();
             return ReadEvent::Refused { from: *from, refusal: Refusal::Overloaded };
         }
         read.answered_bytes = bytes;

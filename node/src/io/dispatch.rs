@@ -13,7 +13,14 @@ use tokio::time::timeout;
 use tonic::{Status, body::Body, service::Routes};
 use tower::Service as _;
 
-use super::{call::timeout_of, http2::BoundedBody, io_loop::IoLoop, kv::KvApi, world::Boxed};
+use super::{
+    answer_body::{AnswerBody, ClientConnection},
+    call::timeout_of,
+    http2::BoundedBody,
+    io_loop::IoLoop,
+    kv::KvApi,
+    world::Boxed,
+};
 use crate::{counters::Counters, shared::Shared};
 
 /// All services of the clients' port.
@@ -35,12 +42,14 @@ pub(super) struct Dispatch {
 type Answer = Result<Response<Body>, Infallible>;
 
 impl Dispatch {
-    /// Answers one request.
+    /// Answers one request of a connection.
     pub(super) fn answer(
         &self,
         request: Request<Incoming>,
-    ) -> impl Future<Output = Answer> + Send + use<> {
+        connection: &Arc<ClientConnection>,
+    ) -> impl Future<Output = Result<Response<AnswerBody>, Infallible>> + Send + use<> {
         let (backstop, refusals) = (self.backstop, Arc::clone(&self.refusals));
+        let connection = Arc::clone(connection);
         let wanted = timeout_of(request.headers());
         let answer: Boxed<'static, Answer> = match is_of(request.uri().path(), SERVICE_NAME) {
             true => {
@@ -55,7 +64,10 @@ impl Dispatch {
                 Box::pin(within(limit, self.others.clone().call(request)))
             }
         };
-        async move { Ok(refusals.explain(answer.await?)) }
+        async move {
+            let answer = refusals.explain(answer.await?);
+            Ok(answer.map(|it| AnswerBody::new(it, connection)))
+        }
     }
 }
 

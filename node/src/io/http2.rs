@@ -26,28 +26,30 @@ use tokio::{
     time::{Sleep, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{Status, body::Body};
+use tonic::Status;
 
-use super::{coordinate::Full, guard::GuardedStream, io_loop::IoLoop};
+use super::{answer_body::AnswerBody, coordinate::Full, guard::GuardedStream, io_loop::IoLoop};
 use crate::call_bytes::Held;
 
-/// Serves connections for as long as somebody accepts them. Then tells them to go away, if `stop` was why,
+/// Serves connections for as long as somebody accepts them, each by a service made for it, which may tell the
+/// connection to go away. Then tells them to go away, if `stop` was why,
 /// and lets the open calls end: who connects again at once must not find a port that is about to close.
 pub(super) async fn serve_http2<S>(
     mut incoming: mpsc::Receiver<GuardedStream>,
     limits: Http2Limits,
-    service: S,
+    service: impl Fn(CancellationToken) -> S,
     stop: CancellationToken,
 ) where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
-    S: Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<AnswerBody>, Error = Infallible>,
+    S: Send + 'static,
     S::Future: Send + 'static,
 {
     let (builder, connections) = (limits.builder(), TaskTracker::new());
     let goaway = CancellationToken::new();
     while let Some(stream) = incoming.recv().await {
-        let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
-        let goaway = goaway.clone();
+        let (stopped, goaway) = (goaway.clone(), goaway.child_token());
+        let service = service(goaway.clone());
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
         connections.spawn(async move {
             let mut connection = pin!(connection);
             let ended = tokio::select! {
@@ -55,7 +57,11 @@ pub(super) async fn serve_http2<S>(
                 ended = connection.as_mut() => ended,
                 () = goaway.cancelled() => {
                     connection.as_mut().graceful_shutdown();
-                    connection.await
+                    tokio::select! {
+                        biased;
+                        ended = connection => ended,
+                        () = give_up(&stopped, limits.goaway_grace) => return,
+                    }
                 }
             };
             if let Err(error) = ended {
@@ -70,11 +76,21 @@ pub(super) async fn serve_http2<S>(
     }
 }
 
+/// Ends after `grace`, unless it is the node that stops: then what ends its calls ends connections, too.
+async fn give_up(stopped: &CancellationToken, grace: Duration) {
+    sleep(grace).await;
+    if stopped.is_cancelled() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// What a connection may have under way.
 #[derive(Clone, Copy)]
 pub(super) struct Http2Limits {
     /// Requests at once.
     pub(super) streams_max: u32,
+    /// For how long they go on when its client has been told to go away.
+    pub(super) goaway_grace: Duration,
 }
 
 impl Http2Limits {

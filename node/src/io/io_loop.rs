@@ -16,7 +16,7 @@ use tokio::{
     time::{Duration, Instant, sleep_until},
 };
 
-use super::{own_reads::OwnRead, serve::send_answers};
+use super::{answer_body::UntakenMessages, own_reads::OwnRead, serve::send_answers};
 use crate::{
     call_bytes::CallBytes,
     commit::{CommitItem, DirtyMark},
@@ -35,6 +35,8 @@ pub struct IoLoop {
     pub index: usize,
     /// What its clients' calls hold.
     pub(super) call_bytes: Arc<CallBytes>,
+    /// What its clients have yet to take.
+    pub(super) untaken: UntakenMessages,
     state: Mutex<LoopState>,
     timer: Notify,
     /// Rung when the first of the loop's own reads is to be done.
@@ -116,12 +118,17 @@ impl IoLoop {
             read_effects: Vec::new(),
             order: Vec::new(),
         };
-        let (timer, own_reads_due) = (Notify::new(), Notify::new());
         let started = shared.started();
-        Arc::new_cyclic(|this| {
-            let this = Weak::clone(this);
-            let state = Mutex::new(state);
-            Self { shared, index, call_bytes, state, timer, own_reads_due, started, this }
+        Arc::new_cyclic(|this| Self {
+            shared,
+            index,
+            call_bytes,
+            untaken: UntakenMessages::default(),
+            state: Mutex::new(state),
+            timer: Notify::new(),
+            own_reads_due: Notify::new(),
+            started,
+            this: Weak::clone(this),
         })
     }
 

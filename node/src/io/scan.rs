@@ -13,11 +13,8 @@ use proto::{
     internal::{RangeAnswer, RangeQuery},
     v1,
 };
-use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, oneshot},
-    time::timeout,
-};
-use tonic::{Status, metadata::MetadataMap};
+use tokio::{sync::oneshot, time::timeout};
+use tonic::metadata::MetadataMap;
 
 use super::{
     call::{Call, RETRY, level_error, level_of, overlap_error},
@@ -25,7 +22,6 @@ use super::{
     io_loop::{Alarm, IoLoop},
     kv::stopped_read,
     recount::send_range_query,
-    request::MeasuredRequest,
     scan_range::{
         bounds, fingerprint, last_token_before, malformed, read_token, token_at, write_token,
     },
@@ -33,7 +29,6 @@ use super::{
 };
 use crate::{
     counters::Counters,
-    metrics::RequestKind,
     operation::{Operation, RangeOperation},
     reply::{Batch, ReplyTo},
     shared::Shared,
@@ -105,32 +100,23 @@ impl Scan {
         })
     }
 
-    pub(super) async fn run(
-        mut self,
-        sender: mpsc::Sender<Result<v1::ScanResponse, Status>>,
-        _permit: Arc<OwnedSemaphorePermit>,
-    ) {
-        let io = Arc::clone(&self.io);
-        loop {
-            let mut measured = MeasuredRequest::start(&io, RequestKind::Scan);
-            measured.at_level(self.level);
-            let page = self.page().await;
-            measured.end(&page);
-            let (answer, last) = match page {
-                Ok(page) => {
-                    let last = page.next_page_token.is_empty();
-                    (Ok(page), last)
-                }
-                Err(error) => (Err(Status::from(error)), true),
-            };
-            if sender.send(answer).await.is_err() || last {
-                return;
-            }
-        }
+    pub(super) fn level(&self) -> ConsistencyLevel {
+        self.level
+    }
+
+    /// What a page will take at most, if values are what they usually are.
+    pub(super) fn page_bytes(&self) -> usize {
+        let usual = self.keyspace.usual_value.expected().saturating_mul(self.page_rows);
+        usual.min(self.io.shared.config.limits.scan_bytes_max)
+    }
+
+    /// How long a page may take.
+    pub(super) fn timeout_us(&self) -> u64 {
+        self.timeout_us
     }
 
     /// Reads one page: within one partition, and so from one set of replicas.
-    async fn page(&mut self) -> Result<v1::ScanResponse, CallError> {
+    pub(super) async fn page(&mut self) -> Result<v1::ScanResponse, CallError> {
         let io = Arc::clone(&self.io);
         let empty = MetadataMap::new();
         let mut call = Call::coordinate(&io, &empty, 0).await?;

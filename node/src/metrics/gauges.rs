@@ -124,9 +124,13 @@ fn traffic(shared: &Shared) -> Vec<Gauge> {
     let connections = shared.connections.load(Ordering::Relaxed);
     vec![
         Gauge::plain("operations_in_flight", "Operations in flight.", whole(in_flight)),
-        Gauge::plain("call_bytes", "Bytes that calls under way hold.", whole(held)),
+        Gauge::plain(
+            "call_bytes",
+            "Bytes that calls hold, and answers that clients have yet to take.",
+            whole(held),
+        ),
         Gauge::plain("connections", "Client connections open.", connections),
-        Gauge::plain("scans_under_way", "Scans under way.", whole(scans)),
+        Gauge::plain("scans_reading", "Scans that read a page.", whole(scans)),
     ]
 }
 

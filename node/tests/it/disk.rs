@@ -37,8 +37,8 @@ pub(super) struct Alone {
     disk: MemoryStorage,
     /// While true, no group of writes ends.
     stalled: watch::Sender<bool>,
-    node: Node,
-    kv: KvServiceClient<Channel>,
+    pub(super) node: Node,
+    pub(super) kv: KvServiceClient<Channel>,
     pub(super) admin: AdminServiceClient<Channel>,
 }
 
@@ -106,7 +106,7 @@ async fn run(
     node
 }
 
-async fn eventually(what: &str, mut until: impl AsyncFnMut() -> bool) {
+pub(super) async fn eventually(what: &str, mut until: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !until().await {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
@@ -317,9 +317,9 @@ async fn a_panic_in_a_link_stops_the_node() {
 }
 
 /// The least that calls may hold: four of the largest batches.
-const CALL_BYTES: usize = 4 << 20;
+pub(super) const CALL_BYTES: usize = 4 << 20;
 
-fn with_little_room() -> NodeConfig {
+pub(super) fn with_little_room() -> NodeConfig {
     let limits = Limits { batch_bytes_max: CALL_BYTES / 4, ..Limits::default() };
     NodeConfig { call_bytes_max: CALL_BYTES, limits, ..NodeConfig::default() }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up its cluster has failed")]
 
+mod answers;
 mod clocks;
 mod damage;
 mod disk;
