@@ -1,6 +1,6 @@
-//! What the calls of one loop's clients hold in memory, by bytes: values as they arrive and until
-//! the call is answered, records read for them, and answers until their clients have taken them. Operations are bounded by their number as well, which says
-//! nothing of values of a megabyte each.
+//! What the calls of one loop's clients hold in memory, by bytes: values as they arrive and until the call is
+//! answered, records read for them, and answers until their clients have taken them. Operations are bounded
+//! by their number as well, which says nothing of values of a megabyte each.
 
 use std::sync::{
     Arc,

@@ -126,7 +126,7 @@ pub(super) async fn serve_clients(
         .prepare();
     let dispatch = Dispatch { kv, io, others, backstop, refusals };
     let streams_max = shared.config.streams_per_connection_max;
-    // Calls under way have ended by then.
+    // Puts, gets and batches under way have ended by then; scans go on on other connections.
     let bounds = Http2Limits { streams_max, goaway_grace: backstop };
     let service = |goaway| {
         let connection = ClientConnection::new(Arc::clone(&dispatch.io), goaway);

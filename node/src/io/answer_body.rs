@@ -31,19 +31,20 @@ impl ClientConnection {
 }
 
 /// The body of an answer, handed to the library piece by piece: it asks for the next one when the client has
-/// room for it, and what it was given it keeps outside of every bound.
+/// taken most of those before.
 pub(super) struct AnswerBody {
     inner: Body,
     connection: Arc<ClientConnection>,
     /// Of the message that is being handed over.
     rest: Bytes,
-    untaken: Option<Untaken>,
+    /// Its number among what is untaken.
+    id: u64,
 }
 
 impl AnswerBody {
     /// The answer of a call on this connection.
     pub(super) fn new(inner: Body, connection: Arc<ClientConnection>) -> Self {
-        Self { inner, connection, rest: Bytes::new(), untaken: None }
+        Self { inner, connection, rest: Bytes::new(), id: 0 }
     }
 
     fn next_piece(&mut self) -> Frame<Bytes> {
@@ -62,12 +63,10 @@ impl HttpBody for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         if !this.rest.is_empty() {
-            if let Some(untaken) = &this.untaken {
-                untaken.progressed();
-            }
+            let io = &this.connection.io;
+            io.untaken.progressed(this.id, io.now_us());
             return Poll::Ready(Some(Ok(this.next_piece())));
         }
-        this.untaken = None;
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
         let Some(Ok(frame)) = frame else { return Poll::Ready(frame) };
         let message = match frame.into_data() {
@@ -75,8 +74,9 @@ impl HttpBody for AnswerBody {
             Ok(small) => return Poll::Ready(Some(Ok(Frame::data(small)))),
             Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
         };
-        this.untaken = Some(Untaken::new(&this.connection, message.len()));
-        this.rest = message;
+        let untaken = Untaken::new(&this.connection, message);
+        this.id = untaken.id;
+        this.rest = Bytes::from_owner(untaken);
         Poll::Ready(Some(Ok(this.next_piece())))
     }
 
@@ -92,23 +92,27 @@ impl HttpBody for AnswerBody {
     }
 }
 
-/// A message that its client has yet to take, until this is dropped.
+/// A message that its client has yet to take. It is dropped with the last piece of it, which the library keeps
+/// until it is written to the connection: each of them keeps all of it in memory.
 struct Untaken {
+    message: Bytes,
     connection: Arc<ClientConnection>,
     id: u64,
     _held: Held,
 }
 
 impl Untaken {
-    fn new(connection: &Arc<ClientConnection>, bytes: usize) -> Self {
+    fn new(connection: &Arc<ClientConnection>, message: Bytes) -> Self {
         let io = &connection.io;
         let id = io.untaken.add(io.now_us(), connection.goaway.clone());
-        Self { connection: Arc::clone(connection), id, _held: io.call_bytes.hold_anyway(bytes) }
+        let _held = io.call_bytes.hold_anyway(message.len());
+        Self { message, connection: Arc::clone(connection), id, _held }
     }
+}
 
-    fn progressed(&self) {
-        let io = &self.connection.io;
-        io.untaken.progressed(self.id, io.now_us());
+impl AsRef<[u8]> for Untaken {
+    fn as_ref(&self) -> &[u8] {
+        &self.message
     }
 }
 
@@ -187,8 +191,8 @@ impl IoLoop {
     }
 }
 
-/// What the library gets at a time.
-const PIECE_BYTES: usize = 16 << 10;
+/// What the library gets at a time, and keeps of one answer at most.
+pub(super) const PIECE_BYTES: usize = 16 << 10;
 /// A stream takes as much by itself, and streams are bounded by their number.
 const UNCOUNTED_BYTES: usize = 1 << 10;
 const JUDGED_EVERY_US: u64 = 100_000;

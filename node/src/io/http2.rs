@@ -28,7 +28,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::Status;
 
-use super::{answer_body::AnswerBody, coordinate::Full, guard::GuardedStream, io_loop::IoLoop};
+use super::{
+    answer_body::{AnswerBody, PIECE_BYTES},
+    coordinate::Full,
+    guard::GuardedStream,
+    io_loop::IoLoop,
+};
 use crate::call_bytes::Held;
 
 /// Serves connections for as long as somebody accepts them, each by a service made for it, which may tell the
@@ -104,6 +109,8 @@ impl Http2Limits {
             .max_local_error_reset_streams(RESETS_MAX)
             .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
             .max_header_list_size(HEADER_BYTES_MAX)
+            // However wide a client's windows are.
+            .max_send_buf_size(PIECE_BYTES)
             .keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
         builder

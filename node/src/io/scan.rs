@@ -116,11 +116,11 @@ impl Scan {
     }
 
     /// Reads one page: within one partition, and so from one set of replicas.
-    pub(super) async fn page(&mut self) -> Result<v1::ScanResponse, CallError> {
+    pub(super) async fn page(&mut self, deadline_us: u64) -> Result<v1::ScanResponse, CallError> {
         let io = Arc::clone(&self.io);
         let empty = MetadataMap::new();
         let mut call = Call::coordinate(&io, &empty, 0).await?;
-        call.deadline_us = io.now_us() + self.timeout_us;
+        call.deadline_us = deadline_us;
         let (partition, start, end) = self.partition_part(&call);
         let set = Arc::clone(self.keyspace.replica_set(partition));
         let requirement = Requirement::for_read(self.level, &set, call.view.local_dc())

@@ -71,7 +71,7 @@ async fn one_place_and_two_scans() {
     let other = it.kv.clone().max_decoding_message_size(usize::MAX).scan(scan()).await;
     assert_eq!(rows_of(other.expect("nobody reads now").into_inner()).await, ROWS);
     assert_eq!(rows_of(slow).await, ROWS, "it goes on where it was");
-    assert_eq!(held(), 0);
+    eventually("all is taken", async || held() == 0).await;
     drop(unread(&it, 1).await);
     eventually("what nobody takes is given back with its scan", async || held() == 0).await;
     it.kv.get(get("0", v1::ConsistencyLevel::One)).await.unwrap();
@@ -98,6 +98,13 @@ async fn all_room_taken_by_who_takes_nothing() {
     let refused = it.kv.put(request.clone()).await.unwrap_err();
     let error = CallError::from(&refused);
     assert_eq!((error.reason, error.outcome), (Reason::Overloaded, CallOutcome::NotApplied));
+    let pages = shared.counters.scan_pages.load(Ordering::Relaxed);
+    let most = u64::try_from(slow.len() + 1).unwrap();
+    assert!(
+        pages <= most,
+        "{pages} pages of {} scans: none is read in advance of half",
+        slow.len()
+    );
     eventually("puts find room again", async || it.kv.put(request.clone()).await.is_ok()).await;
     assert_eq!(stalled(), 1, "all of them are on one connection");
     eventually("it is closed", async || {

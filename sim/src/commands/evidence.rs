@@ -9,7 +9,7 @@ use sim::guarantees::evidence::hunt;
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// What so many seeds do not show is left to scenarios.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 100)]
     seeds_max: u64,
     /// Mutants at a time; as many as there are cores unless given.
     #[arg(long)]
